@@ -1,0 +1,11 @@
+"""sentei: make trained convolutional networks smaller by removing channels, and prove that the cut is correct."""
+
+from sentei.errors import SenteiError
+from sentei.graph import ChannelGraph, Cost, Group, Slice, trace
+from sentei.plan import Budget, Plan, uniform
+from sentei.surgery import check, cut, load, permute, retrace, save, slim
+
+__all__ = [
+    "Budget", "ChannelGraph", "Cost", "Group", "Plan", "SenteiError", "Slice", "check", "cut", "load", "permute",
+    "retrace", "save", "slim", "trace", "uniform",
+]  # fmt: skip

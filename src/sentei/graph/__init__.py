@@ -1,0 +1,8 @@
+"""What belongs together: label layers, the tracer, rules by family of operations, groups and cost."""
+
+from sentei.graph.cost import Cost, Costs
+from sentei.graph.graph import ChannelGraph, Structure
+from sentei.graph.groups import Group, Slice
+from sentei.graph.trial import trace
+
+__all__ = ["ChannelGraph", "Cost", "Costs", "Group", "Slice", "Structure", "trace"]

@@ -1,0 +1,214 @@
+"""The one object: which slices of which parameters live or die together, and what any plan costs."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import nn
+
+from sentei.errors import PlanError
+from sentei.graph.cost import Cost, CostModel, Costs
+from sentei.graph.groups import Group, Grouping
+from sentei.graph.inputs import Inputs
+from sentei.graph.resize import Attribute, Cuts, attributes, named_tensors
+from sentei.graph.tracer import Trace
+
+
+class HasKeep(Protocol):
+    """Anything that says which units of which groups stay: a `Plan`."""
+
+    @property
+    def keep(self) -> Mapping[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a plan is bound to: parameter shapes, groups and inputs of the model it was made for. JSON-able."""
+
+    params: Mapping[str, tuple[int, ...]]
+    groups: Mapping[str, tuple[int, bool]]
+    inputs: Any
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint,
+            "inputs": self.inputs,
+            "params": {k: list(v) for k, v in self.params.items()},
+            "groups": {k: [w, frozen] for k, (w, frozen) in self.groups.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Structure:
+        return cls(
+            {k: tuple(v) for k, v in data["params"].items()},
+            {k: (int(w), bool(frozen)) for k, (w, frozen) in data["groups"].items()},
+            data["inputs"],
+            data["fingerprint"],
+        )
+
+    def difference(self, other: Structure) -> str | None:
+        """The first difference to another structure, in words; None if they are the same."""
+        for what, mine, theirs in (("parameter", self.params, other.params), ("group", self.groups, other.groups)):
+            for name in mine:
+                if name not in theirs:
+                    return f"{what} {name} {_show(mine[name])} exists only in the first"
+                if mine[name] != theirs[name]:
+                    return f"{what} {name} is {_show(mine[name])} in the first and {_show(theirs[name])} in the second"
+            for name in theirs:
+                if name not in mine:
+                    return f"{what} {name} {_show(theirs[name])} exists only in the second"
+        return None if self.fingerprint == other.fingerprint else "the same shapes, but channels are wired differently"
+
+
+def _show(value: tuple[Any, ...]) -> str:
+    if len(value) == 2 and isinstance(value[1], bool):
+        return f"of width {value[0]}{' (frozen)' if value[1] else ''}"
+    return "of shape " + "x".join(map(str, value)) if value else "(a scalar)"
+
+
+class ChannelGraph:
+    """Made by `trace`. Knows the groups of a model, their places in its parameters, and the cost of any plan.
+
+    >>> graph = trace(model, torch.zeros(1, 3, 32, 32))
+    >>> graph.groups[0]
+    Group('conv1', width=16, 12 members)
+    >>> graph.cost().macs, graph.cost(plan).macs
+    """
+
+    def __init__(self, trace: Trace, grouping: Grouping, params: Mapping[str, tuple[int, ...]], inputs: Inputs,
+                 choices: Mapping[int, int]) -> None:  # fmt: skip
+        self.groups: tuple[Group, ...] = grouping.groups
+        self.inputs = inputs
+        self.trace_record = trace
+        self.grouping = grouping
+        self.choices = dict(choices)
+        self.params = dict(params)
+        self._index = {g.name: i for i, g in enumerate(self.groups)}
+        self._starts = np.cumsum([0, *trace.sizes])
+        self.costs_of = CostModel(trace, grouping, params)
+        self.structure = self._structure()
+
+    def __repr__(self) -> str:
+        free = sum(not g.frozen for g in self.groups)
+        cost = self.cost()
+        return f"ChannelGraph({len(self.groups)} groups, {free} prunable; {cost.macs:,} MACs, {cost.params:,} parameters)"
+
+    # -- groups and plans
+
+    def group(self, name: str) -> Group:
+        """The group of that name; PlanError with the nearest names if there is none."""
+        return self.groups[self.index(name)]
+
+    def index(self, name: str) -> int:
+        if name not in self._index:
+            near = difflib.get_close_matches(name, self._index, 3, 0.4)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise PlanError(f"there is no group named {name!r} among the {len(self.groups)} groups{hint}")
+        return self._index[name]
+
+    def bind(self, keep: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+        """Check kept units against the groups; returns them as sorted int64 arrays. PlanError if they do not fit."""
+        out = {}
+        for name, units in keep.items():
+            group = self.group(name)
+            idx = np.unique(np.asarray(units, dtype=np.int64))
+            if idx.size != np.asarray(units).size:
+                raise PlanError(f"group {name}: some units are named twice in {np.asarray(units).tolist()[:20]}")
+            if idx.size == 0:
+                raise PlanError(f"group {name}: no unit is kept; keep at least one of its {group.width}")
+            if idx[0] < 0 or idx[-1] >= group.width:
+                raise PlanError(f"group {name} has units 0..{group.width - 1}, the plan keeps {idx[0]}..{idx[-1]}")
+            if group.frozen and idx.size < group.width:
+                raise PlanError(f"group {name} cannot be cut: {group.why}")
+            out[name] = idx
+        return out
+
+    def widths(self, plan: HasKeep | None = None) -> np.ndarray:
+        """Units kept in each group, int64 [n_groups]."""
+        out = np.array([g.width for g in self.groups], np.int64)
+        for name, idx in (plan.keep if plan else {}).items():
+            out[self.index(name)] = len(idx)
+        return out
+
+    # -- cost
+
+    def cost(self, plan: HasKeep | None = None) -> Cost:
+        """MACs, parameters and activation bytes of the network that `plan` leaves (of the whole network by default)."""
+        return Cost(*(int(round(float(v))) for v in self.costs_of(self.widths(plan))))
+
+    def costs(self, widths: np.ndarray) -> Costs:
+        """Costs of many width vectors at once: int [..., n_groups] in the order of `groups` -> arrays [...]."""
+        return self.costs_of(widths)
+
+    def prunable(self) -> tuple[float, float]:
+        """Shares of (MACs, parameters) that some unfrozen group touches."""
+        frozen = np.array([g.frozen for g in self.groups], bool)
+        none = self.costs_of(np.where(frozen, self.widths(), 0))
+        full = self.costs_of(self.widths())
+        return tuple(1 - float(n) / max(float(f), 1.0) for n, f in zip(none[:2], full[:2], strict=True))  # type: ignore[return-value]
+
+    # -- what a plan does to parameters
+
+    def kept_labels(self, plan: HasKeep) -> np.ndarray:
+        """True for every label whose unit stays."""
+        kept = np.ones(self.trace_record.total, bool)
+        for name, idx in plan.keep.items():
+            g = self.index(name)
+            unit = np.zeros(self.groups[g].width, bool)
+            unit[idx] = True
+            labels = self.grouping.labels[g]
+            kept[labels] = unit[self.grouping.unit_of[labels]]
+        return kept
+
+    def cuts(self, plan: HasKeep) -> Cuts:
+        """Per parameter and buffer: the (dimension, kept indices) that the plan selects."""
+        kept = self.kept_labels(plan)
+        out: dict[str, list[tuple[int, np.ndarray]]] = {}
+        for (name, dim), s in self.trace_record.slots.items():
+            part = kept[self._starts[s] : self._starts[s + 1]]
+            if not part.all():
+                out.setdefault(name, []).append((dim, np.flatnonzero(part)))
+        return out
+
+    def attributes(self, model: nn.Module, plan: HasKeep) -> list[Attribute]:
+        """Module attributes that the plan changes, with their new values."""
+        kept = self.kept_labels(plan)
+        names = {id(t): n for n, t in named_tensors(model).items()}
+        sites = {}
+        for site in self.trace_record.sites:
+            labels = site.labels.numpy()
+            stay = (labels < 0) | kept[np.maximum(labels, 0)]
+            if not stay.all():
+                sites[site.module, site.attr] = int(stay.sum())
+        return attributes(model, names, self.cuts(plan), sites)
+
+    def mixing(self, plan: HasKeep) -> tuple[str, ...]:
+        """Modules whose statistics run over units that the plan removes (layer norm, softmax over channels, ...)."""
+        kept = self.kept_labels(plan)
+        hit = [where for labels, where, _ in self.trace_record.mixing if not kept[labels.numpy()].all()]
+        return tuple(dict.fromkeys(hit))
+
+    def check_fits(self, model: nn.Module) -> None:
+        """PlanError if the model is not the one (or not built like the one) this graph was traced from."""
+        found = {n: tuple(t.shape) for n, t in named_tensors(model).items()}
+        for name, shape in self.params.items():
+            if found.get(name) != shape:
+                have = "absent" if name not in found else f"{found[name]}"
+                raise PlanError(f"this graph is of another model: parameter {name} is {shape} in the graph and {have} here")
+
+    def _structure(self) -> Structure:
+        digest = hashlib.sha256(json.dumps(sorted(self.params.items())).encode())
+        for g in self.groups:
+            digest.update(f"{g.name} {g.width} {g.frozen}".encode())
+            for m in g.members:
+                digest.update(f"{m.param} {m.dim}".encode() + m.indices.tobytes())
+        groups = {g.name: (g.width, g.frozen) for g in self.groups}
+        return Structure(self.params, groups, self.inputs.spec(), digest.hexdigest())

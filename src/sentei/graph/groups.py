@@ -1,0 +1,175 @@
+"""From ties to units to groups: what must be removed together, and what is removable in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from sentei.graph.tracer import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Unit u of a group occupies `indices[u]` of dimension `dim` of the parameter or buffer named `param`.
+
+    `indices` is int64 [width, multiplicity]; multiplicity > 1 after a flatten, for instance.
+    """
+
+    param: str
+    dim: int
+    indices: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Slice({self.param!r}, dim={self.dim}, {self.indices.shape[0]} units x {self.indices.shape[1]})"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that occupy the same places: what a paper calls a layer's channels.
+
+    `name` is the module that first produces them. A frozen group is never cut, and `why` says what forbids it.
+    """
+
+    name: str
+    width: int
+    frozen: bool
+    why: str | None
+    members: tuple[Slice, ...]
+
+    def __repr__(self) -> str:
+        state = f", frozen: {self.why}" if self.frozen else ""
+        return f"Group({self.name!r}, width={self.width}, {len(self.members)} members{state})"
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """Groups, and for each label its group (-1: none) and its unit within the group."""
+
+    groups: tuple[Group, ...]
+    group_of: np.ndarray
+    unit_of: np.ndarray
+    labels: tuple[np.ndarray, ...]
+
+
+def slot_arrays(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
+    """For each label: its slot (place in `trace.slots`) and its index within the slot."""
+    sizes = np.asarray(trace.sizes, np.int64)
+    slot = np.repeat(np.arange(len(sizes)), sizes)
+    starts = np.cumsum(sizes) - sizes
+    return slot, np.arange(trace.total) - starts[slot]
+
+
+def components(trace: Trace) -> np.ndarray:
+    """Connected components of the ties: label -> component."""
+    n = trace.total
+    if not trace.ties:
+        return np.arange(n)
+    a = torch.cat([t.a for t in trace.ties]).numpy()
+    b = torch.cat([t.b for t in trace.ties]).numpy()
+    links = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(n, n))
+    return connected_components(links, directed=False)[1].astype(np.int64)
+
+
+def form_groups(trace: Trace, frozen: Sequence[tuple[np.ndarray, str]], vectors: Sequence[np.ndarray]) -> Grouping:
+    """Groups of a trace. `frozen` adds reasons; `vectors` are label vectors over which every group must be uniform."""
+    comp = components(trace)
+    n_comp = int(comp.max(initial=-1)) + 1
+    slot, index = slot_arrays(trace)
+    reasons, reason = _reasons(trace, frozen, comp, n_comp)
+    first = _first_produced(trace, comp, n_comp)
+    signature = _signatures(comp, n_comp, slot, vectors, reason >= 0)
+    visible = (first < trace.total * 2 + 1) | ((reason < 0) & (np.bincount(comp, minlength=n_comp) > 1))
+
+    shown = np.flatnonzero(visible)
+    shown = shown[np.argsort(first[shown], kind="stable")]
+    _, where, inverse = np.unique(signature[shown], return_index=True, return_inverse=True)
+    rank = np.empty(len(where), np.int64)
+    rank[np.argsort(where)] = np.arange(len(where))
+    group_of_comp, unit_of_comp = np.full(n_comp, -1), np.full(n_comp, -1)
+    group_of_comp[shown] = rank[inverse]
+    widths = np.bincount(group_of_comp[shown], minlength=len(where))
+    order = np.argsort(group_of_comp[shown], kind="stable")
+    unit_of_comp[shown[order]] = np.arange(len(shown)) - np.repeat(np.cumsum(widths) - widths, widths)
+
+    group_of, unit_of = group_of_comp[comp], unit_of_comp[comp]
+    members, labels = _members(trace, group_of, unit_of, slot, index, widths)
+    groups, names = [], dict[str, int]()
+    produced = _producer_slots(trace, comp, shown, slot)
+    keys = list(trace.slots)
+    heads = shown[np.sort(where)]
+    for g, head in enumerate(heads):
+        name = _module_name(keys[produced[head]][0] if head in produced else members[g][0].param)
+        count = names.get(name, 0)
+        names[name] = count + 1
+        why = reasons[reason[head]] if reason[head] >= 0 else None
+        title = f"{name}:{count}" if count else name
+        groups.append(Group(title, int(widths[g]), why is not None, why, tuple(members[g])))
+    return Grouping(tuple(groups), group_of, unit_of, tuple(labels))
+
+
+def _reasons(
+    trace: Trace, frozen: Sequence[tuple[np.ndarray, str]], comp: np.ndarray, n_comp: int
+) -> tuple[list[str], np.ndarray]:
+    """Per component: the index of the first reason that freezes it, or -1."""
+    every = [*frozen, *((t.numpy(), why) for t, why in trace.frozen)]
+    reason = np.full(n_comp, -1)
+    for i, (labels, _) in enumerate(every):
+        units = comp[labels]
+        reason[units[reason[units] < 0]] = i
+    return [why for _, why in every], reason
+
+
+def _first_produced(trace: Trace, comp: np.ndarray, n_comp: int) -> np.ndarray:
+    """Per component: where it first comes out of a contraction; components that never do come last."""
+    first = trace.total * 2 + 1 + np.arange(n_comp)
+    if trace.produced:
+        labels = torch.cat(trace.produced).numpy()
+        position = np.flatnonzero(labels >= 0)[::-1]
+        first[comp[labels[position]]] = position
+    return first
+
+
+def _producer_slots(trace: Trace, comp: np.ndarray, shown: np.ndarray, slot: np.ndarray) -> dict[int, int]:
+    """Component -> slot of the label that first produced it."""
+    if not trace.produced:
+        return {}
+    labels = torch.cat(trace.produced).numpy()
+    labels = labels[labels >= 0][::-1]
+    return dict(zip(comp[labels].tolist(), slot[labels].tolist(), strict=True))
+
+
+def _signatures(
+    comp: np.ndarray, n_comp: int, slot: np.ndarray, vectors: Sequence[np.ndarray], frozen: np.ndarray
+) -> np.ndarray:
+    """A hash of the multiset of slots that each component occupies (sum of random words)."""
+    words = np.random.default_rng(0).integers(1, 2**63, int(slot.max(initial=-1)) + 2 + len(vectors), dtype=np.uint64)
+    out = np.zeros(n_comp, np.uint64)
+    np.add.at(out, comp, words[slot])
+    for i, labels in enumerate(vectors):
+        np.add.at(out, comp[labels], words[-2 - i])
+    return out ^ np.where(frozen, words[-1], np.uint64(0))
+
+
+def _members(
+    trace: Trace, group_of: np.ndarray, unit_of: np.ndarray, slot: np.ndarray, index: np.ndarray, widths: np.ndarray
+) -> tuple[list[list[Slice]], list[np.ndarray]]:
+    keys = list(trace.slots)
+    members: list[list[Slice]] = [[] for _ in widths]
+    ids = np.flatnonzero(group_of >= 0)
+    order = ids[np.lexsort((index[ids], unit_of[ids], slot[ids], group_of[ids]))]
+    labels = np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1) if len(order) else []
+    for part in labels:
+        for piece in np.split(part, np.flatnonzero(np.diff(slot[part])) + 1):
+            g, (param, dim) = int(group_of[piece[0]]), keys[slot[piece[0]]]
+            members[g].append(Slice(param, dim, index[piece].reshape(widths[g], -1)))
+    return members, labels
+
+
+def _module_name(param: str) -> str:
+    head = param.split(".parametrizations.")[0]
+    return head.rpartition(".")[0] if head == param and "." in param else head

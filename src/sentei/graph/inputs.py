@@ -1,0 +1,89 @@
+"""Example inputs: what a forward pass is called with, as meta tensors and as a JSON description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sentei.errors import TraceError
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Positional and keyword arguments of a model. Tensors are kept as meta tensors: shapes without values."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, example: Any) -> Inputs:
+        """Tensor | tuple (positional) | dict (keywords) -> Inputs."""
+        args, kwargs = arguments(example)
+        return cls(tuple(_meta(a) for a in args), {k: _meta(v) for k, v in kwargs.items()})
+
+    def __str__(self) -> str:
+        shapes = [_short(a) for a in self.args] + [f"{k}={_short(v)}" for k, v in self.kwargs.items()]
+        return f"({', '.join(shapes)})"
+
+    def spec(self) -> Any:
+        return [_describe(list(self.args)), _describe(dict(self.kwargs))]
+
+    @classmethod
+    def from_spec(cls, spec: Any) -> Inputs:
+        return cls(tuple(_build(spec[0])), _build(spec[1]))
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How example inputs are passed to the model: a tensor or tuple by position, a dict by keyword."""
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    raise TraceError(
+        f"example_inputs is a {type(example).__name__}; give a tensor, a tuple (positional) or a dict (keywords)"
+    )
+
+
+def _short(x: Any) -> str:
+    return "x".join(map(str, x.shape)) or "scalar" if isinstance(x, Tensor) else type(x).__name__
+
+
+def _meta(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    if isinstance(x, Mapping):
+        return {k: _meta(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)(_meta(v) for v in x) if not hasattr(x, "_fields") else type(x)(*map(_meta, x))
+    return x
+
+
+def _describe(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return {"tensor": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
+    if isinstance(x, Mapping):
+        return {"dict": {str(k): _describe(v) for k, v in x.items()}}
+    if isinstance(x, (list, tuple)):
+        return {"tuple" if isinstance(x, tuple) else "list": [_describe(v) for v in x]}
+    if x is None or isinstance(x, (str, int, float, bool)):
+        return {"value": x}
+    return {"opaque": repr(type(x))}
+
+
+def _build(spec: Any) -> Any:
+    if "tensor" in spec:
+        return torch.empty(spec["tensor"], dtype=getattr(torch, spec["dtype"]), device="meta")
+    if "dict" in spec:
+        return {k: _build(v) for k, v in spec["dict"].items()}
+    if "tuple" in spec or "list" in spec:
+        items = [_build(v) for v in spec.get("tuple", spec.get("list"))]
+        return tuple(items) if "tuple" in spec else items
+    if "value" in spec:
+        return spec["value"]
+    raise TraceError(f"the example inputs hold a {spec.get('opaque', 'value')} that a file cannot describe")

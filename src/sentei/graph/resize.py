@@ -1,0 +1,127 @@
+"""Give a model other parameter tensors and the matching attributes: for one pass (slim, trials) or for good (cut)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Attribute = tuple[nn.Module, str, Any]
+Cuts = Mapping[str, Sequence[tuple[int, np.ndarray]]]
+"""Per parameter or buffer: the (dimension, kept indices) to select."""
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their first name; a tied tensor appears once."""
+    out: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for key, t in (*module._parameters.items(), *module._buffers.items()):
+            if t is not None and id(t) not in seen:
+                seen.add(id(t))
+                out[f"{prefix}.{key}" if prefix else key] = t
+    return out
+
+
+def select(t: Tensor, cuts: Sequence[tuple[int, np.ndarray]]) -> Tensor:
+    """Keep some indices of some dimensions. A run of neighbours stays a view; differentiable."""
+    for dim, idx in cuts:
+        if len(idx) and idx[-1] - idx[0] + 1 == len(idx):
+            t = t.narrow(dim, int(idx[0]), len(idx))
+        else:
+            t = t.index_select(dim, torch.from_numpy(idx).to(t.device))
+    return t
+
+
+def cut_shape(shape: Sequence[int], cuts: Sequence[tuple[int, np.ndarray]]) -> list[int]:
+    sizes = list(shape)
+    for dim, idx in cuts:
+        sizes[dim] = len(idx)
+    return sizes
+
+
+def attributes(
+    model: nn.Module, names: Mapping[int, str], cuts: Cuts, sites: Mapping[tuple[str, str], int]
+) -> list[Attribute]:
+    """The module attributes that change with the cuts: in_channels, num_features, normalized_shape, groups, ...
+
+    `names` maps id(tensor) to its name in `cuts`; `sites` gives values that depend on labels (groups of grouped convs).
+    """
+    out: list[Attribute] = []
+
+    def shape(module: nn.Module, key: str) -> list[int] | None:
+        t = module._parameters.get(key)
+        t = module._buffers.get(key) if t is None else t
+        name = None if t is None else names.get(id(t))
+        return None if t is None or name is None or name not in cuts else cut_shape(t.shape, cuts[name])
+
+    modules = dict(model.named_modules())
+    for (name, attr), value in sites.items():
+        old = getattr(modules[name], attr)
+        out.append((modules[name], attr, (value,) if isinstance(old, tuple) else value))
+    site_groups = {id(m): v for m, attr, v in out if attr == "groups"}
+    for module in modules.values():
+        size = shape(module, "weight")
+        if isinstance(module, _ConvNd):
+            if size:
+                groups = site_groups.get(id(module), module.groups)
+                first, second = size[0], size[1] * groups
+                swap = isinstance(module, _ConvTransposeNd)
+                out += [(module, "in_channels", first if swap else second)]
+                out += [(module, "out_channels", second if swap else first)]
+        elif isinstance(module, nn.Linear):
+            if size:
+                out += [(module, "out_features", size[0]), (module, "in_features", size[1])]
+        elif isinstance(module, _NormBase):
+            size = size or shape(module, "running_mean")
+            if size:
+                out.append((module, "num_features", size[0]))
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            if size:
+                out.append((module, "normalized_shape", tuple(size)))
+        elif isinstance(module, nn.GroupNorm):
+            if size:
+                out.append((module, "num_channels", size[0]))
+        elif isinstance(module, nn.PReLU):
+            if size:
+                out.append((module, "num_parameters", size[0]))
+        elif isinstance(module, nn.Embedding) and size:
+            out += [(module, "num_embeddings", size[0]), (module, "embedding_dim", size[1])]
+    return out
+
+
+@contextmanager
+def swapped(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Sequence[Attribute] = ()) -> Iterator[None]:
+    """For the duration: tensors replaced by id, attributes set. Everything is put back, also after an error."""
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in model.modules():
+            for store in (module._parameters, module._buffers):
+                for key, t in store.items():
+                    if t is not None and id(t) in tensors:
+                        undo.append((store, key, t))
+                        store[key] = tensors[id(t)]
+        for module, attr, value in attrs:
+            undo.append((module.__dict__, attr, module.__dict__[attr]))
+            module.__dict__[attr] = value
+        yield
+    finally:
+        for store, key, old in reversed(undo):
+            store[key] = old
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module's training flag back afterwards."""
+    flags = [(m, m.training) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag

@@ -1,0 +1,222 @@
+"""Operations that sum over units: convolutions and matrix products. Here units are consumed, and new ones appear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sentei.graph import labels as lab
+from sentei.graph.labels import Layers
+from sentei.graph.rules.pointwise import combine
+from sentei.graph.tracer import MIXERS, Call, Contraction, LabelMode, Vector, rule, unknown
+
+INPUT = "reads a tensor whose size is fixed (the network input, for instance)"
+MANY = "two of its axes meet in one contraction"
+
+
+def split_layers(mode: LabelMode, layers: Layers, dim: int) -> tuple[Tensor | None, list[Tensor]]:
+    """Labels along `dim` as a vector (or None), and the layers that do not vary along it."""
+    along = [x for x in layers if dim in lab.varying(x)]
+    rest = [x for x in layers if dim not in lab.varying(x)]
+    if len(along) > 1:
+        for layer in along:
+            mode.freeze(layer, MANY)
+        return None, rest
+    return (mode.collapse(along[0], dim) if along else None), rest
+
+
+def contract(mode: LabelMode, a: Tensor | None, b: Tensor | None) -> None:
+    """Tie two label vectors over which a sum runs; labels that meet no label cannot be removed."""
+    if a is None or b is None:
+        for x in (a, b):
+            if x is not None:
+                mode.freeze(x, INPUT)
+        return
+    mode.tie(a, b)
+    one = (a >= 0) != (b >= 0)
+    if bool(one.any()):
+        mode.freeze(torch.maximum(*torch.broadcast_tensors(a, b))[one], INPUT)
+
+
+def add_bias(mode: LabelMode, out: Tensor | None, bias: Tensor | None) -> None:
+    if bias is None:
+        return
+    layer, _ = split_layers(mode, mode.layers(bias), bias.ndim - 1)
+    if layer is not None:
+        contract(mode, out, layer)
+
+
+def vector(x: Tensor | None, size: int) -> Vector:
+    return size if x is None else x
+
+
+@rule("aten.convolution", "aten._convolution", "aten.mkldnn_convolution")
+def convolution(mode: LabelMode, call: Call) -> None:
+    x, w, out = call["input"] if call.has("input") else call.args[0], call["weight"], call.out
+    groups, transposed = call["groups"], bool(call.has("transposed") and call["transposed"])
+    x_in, rest = split_layers(mode, mode.layers(x), 1)
+    for layer in rest:
+        mode.freeze(layer, "varies over space in a convolution")
+    o, i = (1, 0) if transposed else (0, 1)
+    w_layers = [layer for layer in mode.layers(w) if {0, 1}.intersection(lab.varying(layer))]
+    w_out, rest = split_layers(mode, tuple(w_layers), o)
+    w_in, _ = split_layers(mode, tuple(rest), i)
+    if groups == 1:
+        contract(mode, x_in, w_in)
+        channels = w_out
+    else:
+        channels = _grouped(mode, x_in, w_in, w_out, groups, transposed, x.shape[1])
+    add_bias(mode, channels, call["bias"])
+    if channels is not None:
+        mode.trace.produced.append(channels)
+        mode.put(out, [lab.place(channels, 1, out.shape)])
+    positions = (x if transposed else out).shape
+    constant = positions[0] * math.prod(positions[2:]) * math.prod(w.shape[2:])
+    _count(mode, call, constant, (vector(w_out, w.shape[o]), vector(w_in, w.shape[i])),
+           out.shape[0] * math.prod(out.shape[2:]), (vector(channels, out.shape[1]),))  # fmt: skip
+
+
+def _grouped(
+    mode: LabelMode, x: Tensor | None, w_in: Tensor | None, w_out: Tensor | None, groups: int, transposed: bool, c_in: int
+) -> Tensor | None:
+    """A grouped convolution shrinks by whole groups (depthwise, for instance) or evenly within all groups.
+
+    The finer of the two is chosen. Whole: the inputs and outputs of a channel group are one unit. Within: position j of
+    every group is one unit.
+    """
+    whole = mode.whole_groups.get(mode.op, x is not None and groups >= c_in // groups)
+    mode.trace.whole_groups[mode.op] = whole
+    xm = None if x is None else x.reshape(groups, -1)
+    om = None if w_out is None or transposed else w_out.reshape(groups, -1)
+    im = w_in.reshape(groups, -1) if transposed and w_in is not None else w_in
+    if whole:
+        if xm is None:
+            _freeze_all(mode, (w_in, w_out), INPUT)
+            return w_out
+        head = _rows(mode, xm)
+        if transposed:
+            contract(mode, head, None if im is None else _rows(mode, im))
+            if w_out is not None:
+                mode.freeze(w_out, "outputs inside a group of a transposed grouped convolution")
+                return head.expand(groups, w_out.numel()).reshape(-1)
+            return head.reshape(-1)
+        if im is not None:
+            mode.freeze(im, "inputs inside a group of a grouped convolution")
+        contract(mode, head, None if om is None else _rows(mode, om))
+        mode.site("groups", head.reshape(-1))
+        return w_out
+    if xm is not None and im is not None:
+        contract(mode, xm, im if transposed else im.expand_as(xm))
+    else:
+        _freeze_all(mode, (x, w_in), INPUT)
+    if transposed:
+        if im is not None:
+            mode.tie(im, im[:1].expand_as(im))
+        return None if w_out is None else w_out.repeat(groups)
+    if om is not None:
+        mode.tie(om, om[:1].expand_as(om))
+    return w_out
+
+
+def _rows(mode: LabelMode, matrix: Tensor) -> Tensor:
+    """Tie each row of [groups, n] into one unit; rows that hold a constant stay. Shape [groups, 1]."""
+    best = matrix.amax(1, keepdim=True)
+    mode.tie(matrix, best.expand_as(matrix))
+    if bool((matrix < 0).any()):
+        mode.freeze(best[(matrix < 0).any(1)], INPUT)
+    return best
+
+
+def _freeze_all(mode: LabelMode, vectors: Sequence[Tensor | None], why: str) -> None:
+    for v in vectors:
+        if v is not None:
+            mode.freeze(v, why)
+
+
+def _count(
+    mode: LabelMode, call: Call, constant: int, factors: tuple[Vector, ...], out_constant: int, out: tuple[Vector, ...]
+) -> None:
+    if mode.count_cost:
+        size = call.outputs()[0].element_size()
+        mode.trace.contractions.append(Contraction(mode.where, constant, factors, out_constant, out, size))
+
+
+def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
+    """out[..., m, n] = sum over k of a[..., m, k] b[..., k, n] (mm, bmm, and their relatives with a bias)."""
+    nd, out = a.ndim, call.out
+    ka, kb = nd - 1, nd - 2
+    a_k, a_rest = _contracted(mode, mode.layers(a), ka)
+    b_k, b_rest = _contracted(mode, mode.layers(b), kb)
+    contract(mode, a_k, b_k)
+    moved = [(out.shape, tuple(x.narrow(ka, 0, 1).expand(out.shape) for x in a_rest))]
+    moved += [(out.shape, tuple(x.narrow(kb, 0, 1).expand(out.shape) for x in b_rest))]
+    layers = list(combine(mode, out.shape, moved, outer=True))
+    for layer in layers:
+        if nd - 1 in lab.varying(layer) or nd - 2 in lab.varying(layer):
+            mode.trace.produced.append(lab.narrow(layer, lab.varying(layer)).reshape(-1))
+    if bias is not None and mode.layers(bias):
+        layers = list(combine(mode, out.shape, [(out.shape, tuple(layers)), (bias.shape, mode.layers(bias))]))
+    mode.put(out, layers)
+    sizes = [_size(a, mode, d, b if d < nd - 2 else None) for d in range(nd)] + [_size(b, mode, nd - 1)]
+    outs = [_size(out, mode, d) for d in range(nd)]
+    _count(mode, call, 1, tuple(sizes), 1, tuple(outs))
+
+
+def _contracted(mode: LabelMode, layers: Layers, dim: int) -> tuple[Tensor | None, list[Tensor]]:
+    """As `split_layers`, but batch dimensions are shared: labels stay [batch..., k] where they vary over both."""
+    along = [x for x in layers if dim in lab.varying(x)]
+    rest = [x for x in layers if dim not in lab.varying(x)]
+    if len(along) != 1:
+        for layer in along:
+            mode.freeze(layer, MANY)
+        return None, rest
+    small = lab.narrow(along[0], lab.varying(along[0]))
+    free = small.ndim - 1 if dim == small.ndim - 2 else small.ndim - 2
+    if small.shape[free] > 1:
+        best = small.amax(free, keepdim=True)
+        mode.tie(small, best.expand_as(small))
+        small = best
+    return small.squeeze(free), rest
+
+
+def _size(t: Tensor, mode: LabelMode, dim: int, other: Tensor | None = None) -> Vector:
+    for tensor in (t, other):
+        if tensor is not None:
+            for layer in mode.layers(tensor):
+                if dim in lab.varying(layer):
+                    return lab.first_along(layer, dim)
+    return t.shape[dim]
+
+
+@rule("aten.mm", "aten.bmm", "aten.matmul")
+def mm(mode: LabelMode, call: Call) -> None:
+    if call.args[0].ndim == call.args[1].ndim:
+        matmul(mode, call, call.args[0], call.args[1])
+    else:
+        unknown(mode, call)
+
+
+@rule("aten.addmm", "aten.baddbmm", "aten.addbmm")
+def addmm(mode: LabelMode, call: Call) -> None:
+    matmul(mode, call, call.args[1], call.args[2], call.args[0])
+
+
+def _silenced(position: int) -> Any:
+    """Reference run: the operand at `position` reads as zero where its unit was removed."""
+
+    def run(mode: LabelMode, call: Call) -> Any:
+        x = call.args[position]
+        dims = [1] if "conv" in call.name else [x.ndim - 1]
+        args = list(call.args)
+        args[position] = mode.silence(x, dims)
+        return call.func(*args, **call.kwargs)
+
+    return run
+
+
+MIXERS.update({"aten.convolution": _silenced(0), "aten._convolution": _silenced(0), "aten.mkldnn_convolution": _silenced(0)})
+MIXERS.update({"aten.mm": _silenced(0), "aten.bmm": _silenced(0), "aten.addmm": _silenced(1), "aten.baddbmm": _silenced(1)})

@@ -1,0 +1,200 @@
+"""Data movement: the operation itself is executed on the label layers, so there is no rule to get wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sentei.graph import labels as lab
+from sentei.graph.rules.pointwise import combine
+from sentei.graph.tracer import Call, LabelMode, rule, unknown
+
+VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze select slice diagonal detach alias
+view_as_real lift_fresh lift narrow as_strided unfold"""
+COPIES = """flip roll repeat index_select tile rot90 constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle
+native_channel_shuffle repeat_interleave take_along_dim gather"""
+RESHAPES = "view reshape _unsafe_view _reshape_alias flatten unflatten"
+
+
+def aten(names: str) -> list[str]:
+    return [f"aten.{n}" for n in names.split()]
+
+
+@rule(*aten("clone contiguous"))
+def same(mode: LabelMode, call: Call) -> None:
+    mode.put(call.out, mode.layers(call.args[0]))
+
+
+@rule(*aten(VIEWS), *aten(COPIES))
+def execute(mode: LabelMode, call: Call) -> None:
+    """Run the operation on each layer. Padding and the like fill with -1: no unit."""
+    source, layers = call.args[0], []
+    if any(mode.layers(t) or (t.is_meta and t is not source) for t in list(call.tensors())[1:]):
+        unknown(mode, call)
+        return
+    for layer in mode.layers(source):
+        if call.name == "aten.constant_pad_nd":
+            moved = call.func(layer, call.args[1], lab.NONE)
+        else:
+            moved = call.func(layer, *call.args[1:], **call.kwargs)
+        layers.append(moved if call.func.is_view else lab.tidy(moved))
+    mode.put(call.out, layers)
+
+
+@rule("aten.slice")
+def slice_(mode: LabelMode, call: Call) -> None:
+    """Parts of equal size shrink evenly: halves (`x[:, :n // 2]`) and strides (`x[:, ::2]`)."""
+    source = call.args[0]
+    dim = call["dim"] % source.ndim
+    n, kept, step = source.shape[dim], call.out.shape[dim], call["step"]
+    layers = []
+    for layer in mode.layers(source):
+        if dim in lab.varying(layer) and kept < n:
+            start = (call["start"] or 0) % n
+            if step == 1 and n % kept == 0 and start % kept == 0:
+                layer = _evenly(mode, layer, dim, (n // kept, kept))
+            elif step > 1 and n % step == 0:
+                layer = _evenly(mode, layer, dim, (n // step, step), flip=True)
+        layers.append(call.func(layer, *call.args[1:], **call.kwargs))
+    mode.put(call.out, layers)
+
+
+def _evenly(mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], flip: bool = False) -> Tensor:
+    """Relabel one dimension as parts that shrink together. `flip`: the parts are interleaved."""
+    if len(lab.varying(layer)) > 1:
+        return layer
+    matrix = lab.first_along(layer, dim).reshape(parts)
+    if min(parts) > 1:
+        matrix = mode.split(matrix.T).T if flip else mode.split(matrix)
+    return lab.place(matrix.reshape(-1), dim, layer.shape)
+
+
+@rule(*aten(RESHAPES))
+def reshape(mode: LabelMode, call: Call) -> None:
+    layers = []
+    for layer in mode.layers(call.args[0]):
+        moved, splits = lab.reshape(layer, call.out.shape)
+        for dims in splits:
+            small = lab.narrow(moved, lab.varying(moved))
+            if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims):
+                core = small.reshape([small.shape[d] for d in dims])
+                moved = lab.tidy(mode.split(core).reshape(small.shape), moved.shape)
+        layers.append(moved)
+    mode.put(call.out, layers)
+
+
+@rule(*aten("split split_with_sizes chunk unbind unsafe_split unsafe_chunk tensor_split hsplit vsplit"))
+def split(mode: LabelMode, call: Call) -> None:
+    """Equal parts shrink evenly; each part takes its piece of the labels."""
+    source, outs = call.args[0], call.outputs()
+    dim = (call["dim"] if call.has("dim") else 0) % source.ndim
+    parts: list[list[Tensor]] = [[] for _ in outs]
+    unbind = call.name == "aten.unbind"
+    equal = not unbind and len({o.shape[dim] for o in outs}) == 1
+    for layer in mode.layers(source):
+        if equal and dim in lab.varying(layer) and len(outs) > 1:
+            layer = _evenly(mode, layer, dim, (len(outs), source.shape[dim] // len(outs)))
+        for i, piece in enumerate(call.func(layer, *call.args[1:], **call.kwargs)):
+            parts[i].append(piece)
+    for out, layers in zip(outs, parts, strict=True):
+        mode.put(out, layers)
+
+
+@rule("aten.glu")
+def glu(mode: LabelMode, call: Call) -> None:
+    """The first half of `dim` times the sigmoid of the second: the halves are one."""
+    x, dim = call.args[0], call["dim"] % call.args[0].ndim
+    layers = []
+    for layer in mode.layers(x):
+        if dim in lab.varying(layer):
+            layer = _evenly(mode, layer, dim, (2, x.shape[dim] // 2))
+            first, second = layer.chunk(2, dim)
+            mode.tie(first, second)
+            layers.append(lab.tidy(first))
+        else:
+            layers.append(layer.narrow(dim, 0, x.shape[dim] // 2))
+    mode.put(call.out, layers)
+
+
+@rule("aten.cat", "aten.stack")
+def cat(mode: LabelMode, call: Call) -> None:
+    """Layers along the joined dimension are joined, all others must agree between the parts."""
+    parts, out = list(call.args[0]), call.out
+    dim = (call["dim"] or 0) % out.ndim
+    per_part = [list(mode.layers(t)) for t in parts]
+    if call.name == "aten.stack":
+        per_part = [[layer.unsqueeze(dim) for layer in layers] for layers in per_part]
+    sizes = [1 if call.name == "aten.stack" else t.shape[dim] for t in parts]
+    along = [[x for x in layers if dim in lab.varying(x)] for layers in per_part]
+    across = [tuple(x for x in layers if dim not in lab.varying(x)) for layers in per_part]
+    if any(len(x) > 1 for x in along):
+        unknown(mode, call)
+        return
+    layers: list[Tensor] = []
+    if any(along):
+        axes = {dim}.union(*(lab.varying(x[0]) for x in along if x))
+        crossing = [x for group in across for x in group if axes.intersection(lab.varying(x))]
+        for layer in crossing:
+            mode.freeze(layer, "two of its axes meet in one concatenation")
+        across = [tuple(x for x in g if not axes.intersection(lab.varying(x))) for g in across]
+        shape = [n if d in axes else 1 for d, n in enumerate(out.shape)]
+        pieces = []
+        for layer, size in zip(along, sizes, strict=True):
+            shape[dim] = size
+            pieces.append(lab.narrow(layer[0], tuple(axes)) if layer else torch.full(shape, lab.NONE))
+        layers.append(lab.tidy(torch.cat(pieces, dim), out.shape))
+    if any(across):
+        shape = [1 if d == dim else n for d, n in enumerate(out.shape)]
+        flat = [(shape, tuple(x.narrow(dim, 0, 1) for x in g)) for g in across]
+        layers += [x.expand(out.shape) for x in combine(mode, shape, flat)]
+    mode.put(out, layers)
+
+
+@rule("aten.index")
+def index(mode: LabelMode, call: Call) -> None:
+    """Index with constant tables; an index that depends on activations freezes what it picks from."""
+    source, table = call.args[0], list(call.args[1])
+    indexed = [d for d, i in enumerate(table) if i is not None]
+    layers = []
+    for layer in mode.layers(source):
+        if not set(indexed).intersection(lab.varying(layer)):
+            layers.append(_carry(layer, call, table, indexed))
+        elif any(i is not None and i.is_meta for i in table):
+            mode.freeze(layer, "is indexed by values that depend on the input")
+        else:
+            layers.append(lab.tidy(call.func(layer, table)))
+    mode.put(call.out, layers)
+
+
+def _carry(layer: Tensor, call: Call, table: list[Any], indexed: list[int]) -> Tensor:
+    """The layer after indexing only dimensions along which it is constant, without knowing the index."""
+    fake = [None if i is None else torch.zeros(i.shape, dtype=torch.long) if i.dtype != torch.bool else i for i in table]
+    if any(i is not None and i.dtype == torch.bool for i in table):
+        rest = [layer.shape[d] for d in range(layer.ndim) if d not in indexed]
+        return lab.tidy(lab.narrow(layer, [d for d in range(layer.ndim) if d not in indexed]).reshape(rest)).expand(
+            call.out.shape
+        )
+    return lab.tidy(call.func(layer, fake))
+
+
+@rule("aten.embedding")
+def embedding(mode: LabelMode, call: Call) -> None:
+    table, out = call.args[0], call.out
+    layers = []
+    for layer in mode.layers(table):
+        if lab.varying(layer) == (1,):
+            layers.append(lab.place(lab.first_along(layer, 1), out.ndim - 1, out.shape))
+        else:
+            mode.freeze(layer, "rows of an embedding")
+    mode.put(out, layers)
+
+
+@rule("aten.im2col")
+def im2col(mode: LabelMode, call: Call) -> None:
+    """Patches become channels. Runs on labels + 1 in float64, so that the zero padding reads as -1."""
+    mode.put(
+        call.out,
+        [lab.tidy(call.func((x + 1).double(), *call.args[1:], **call.kwargs).long() - 1) for x in mode.layers(call.args[0])],
+    )

@@ -1,0 +1,502 @@
+"""Run a model once on label layers and record what must live or die together.
+
+`LabelMode` watches every aten operation of the model's own forward. The operation runs on meta tensors (no compute), a
+rule moves the label layers from its inputs to its outputs and records *ties*: pairs of labels that are one unit. The
+same mode runs on real tensors to compute the reference of a cut (see `sentei.surgery.check`): then the channels of a
+plan's removed units are masked wherever a layer reads or mixes channels.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import module as nn_module
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sentei.graph import labels as lab
+from sentei.graph.labels import Layers
+
+Vector = Tensor | int
+"""A dimension of a tensor: the labels along it, or its plain size where no unit lives there."""
+
+
+@dataclass
+class Tie:
+    """Labels a[i] and b[i] belong to one unit, says operation number `op` in module `where`."""
+
+    op: int
+    where: str
+    a: Tensor
+    b: Tensor
+
+
+@dataclass
+class Split:
+    """A labelled dimension of n elements seen as several parts; they can shrink only evenly, along one axis."""
+
+    op: int
+    signature: tuple[str, str, int]
+    labels: Tensor
+
+
+@dataclass
+class Contraction:
+    """A conv or matrix product: MACs are `constant` times the product of the sizes of `factors`."""
+
+    where: str
+    constant: int
+    factors: tuple[Vector, ...]
+    out_constant: int
+    out_factors: tuple[Vector, ...]
+    itemsize: int
+
+
+@dataclass
+class Site:
+    """A module attribute that must hold the number of units kept among `labels`."""
+
+    module: str
+    attr: str
+    labels: Tensor
+
+
+@dataclass
+class Failure:
+    """Where and why a forward pass stopped."""
+
+    message: str
+    where: str
+    layers: Layers
+    error: BaseException
+
+
+@dataclass
+class Trace:
+    """Everything one forward pass told: the raw material of a `ChannelGraph`."""
+
+    slots: dict[tuple[str, int], int] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
+    total: int = 0
+    ties: list[Tie] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
+    frozen: list[tuple[Tensor, str]] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    produced: list[Tensor] = field(default_factory=list)
+    mixing: list[tuple[Tensor, str, str]] = field(default_factory=list)
+    whole_groups: dict[int, bool] = field(default_factory=dict)
+    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+
+Rule = Callable[["LabelMode", "Call"], None]
+RULES: dict[str, Rule] = {}
+MIXERS: dict[str, Callable[["LabelMode", "Call"], Any]] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for aten operations by name, overloads included: `@rule("aten.relu")`."""
+
+    def register(fn: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, fn))
+        return fn
+
+    return register
+
+
+class Call:
+    """One operation: its arguments by schema name and, once it has run, its output."""
+
+    __slots__ = ("args", "func", "kwargs", "name", "out")
+
+    def __init__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self.func, self.args, self.kwargs = func, tuple(args), dict(kwargs)
+        self.name = str(func.overloadpacket)
+        self.out: Any = None
+
+    def __getitem__(self, name: str) -> Any:
+        for i, a in enumerate(self.func._schema.arguments):
+            if a.name == name:
+                return self.args[i] if i < len(self.args) else self.kwargs.get(name, a.default_value)
+        raise KeyError(name)
+
+    def has(self, name: str) -> bool:
+        return any(a.name == name for a in self.func._schema.arguments)
+
+    def replace(self, **new: Any) -> Any:
+        """Run the operation with some arguments replaced."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        names = [a.name for a in self.func._schema.arguments]
+        for k, v in new.items():
+            i = names.index(k)
+            if i < len(args):
+                args[i] = v
+            else:
+                kwargs[k] = v
+        return self.func(*args, **kwargs)
+
+    def tensors(self) -> Iterator[Tensor]:
+        for a in (*self.args, *self.kwargs.values()):
+            if isinstance(a, Tensor):
+                yield a
+            elif isinstance(a, (list, tuple)):
+                yield from (b for b in a if isinstance(b, Tensor))
+
+    def outputs(self) -> list[Tensor]:
+        return [o for o in (self.out if isinstance(self.out, (list, tuple)) else [self.out]) if isinstance(o, Tensor)]
+
+
+class LabelMode(TorchDispatchMode):
+    """Carries label layers through a forward pass and fills a `Trace`.
+
+    `sources` maps id(tensor) of parameters and buffers to their names. `choices` are the axes along which splits shrink
+    (see `Split`), by operation number. `kept` (bool per label, real tensors only) turns the pass into the reference run.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[int, str],
+        choices: Mapping[int, int] | None = None,
+        whole_groups: Mapping[int, bool] | None = None,
+        slots: set[tuple[str, int]] | None = None,
+        kept: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        super().__init__()
+        self.trace = trace or Trace()
+        self.sources, self.choices, self.slots = sources, choices or {}, slots
+        self.whole_groups, self.kept = whole_groups or {}, kept
+        self.op = 0
+        self.stack: list[tuple[str, nn.Module, int]] = []
+        self.params: dict[int, Layers] = {}
+        self.aliases: dict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
+        self.failed: Failure | None = None
+        self.count_cost = True
+
+    # -- where we are
+
+    @property
+    def where(self) -> str:
+        return self.stack[-1][0] if self.stack else ""
+
+    @property
+    def module(self) -> nn.Module | None:
+        return self.stack[-1][1] if self.stack else None
+
+    # -- labels of tensors
+
+    def layers(self, t: Tensor) -> Layers:
+        """The label layers of a tensor; those of parameters and float buffers are made on first sight."""
+        found: Layers | None = getattr(t, "_sentei_layers", None)
+        if found is not None:
+            return found
+        if id(t) not in self.sources:
+            return ()
+        if id(t) not in self.params:
+            self.params[id(t)] = self._source_layers(self.sources[id(t)], t)
+        return self.params[id(t)]
+
+    def _source_layers(self, name: str, t: Tensor) -> Layers:
+        out = []
+        for d, n in enumerate(t.shape):
+            if n > 1 and (self.slots is None or (name, d) in self.slots):
+                start = self.trace.total
+                self.trace.slots[name, d] = len(self.trace.sizes)
+                self.trace.sizes.append(n)
+                self.trace.total += n
+                out.append(lab.place(torch.arange(start, start + n), d, t.shape))
+        return tuple(out)
+
+    def put(self, t: Tensor, layers: Sequence[Tensor]) -> None:
+        """Attach layers to an output. A layer that is constant singles out one unit, which must then stay."""
+        real = []
+        for layer in layers:
+            if lab.varying(layer):
+                real.append(layer)
+            elif layer.numel():
+                self.freeze(layer.reshape(-1)[:1], "a single channel of it is picked out")
+        t._sentei_layers = tuple(real)  # type: ignore[attr-defined]
+
+    # -- records
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Elementwise with broadcasting: where both are labels, they are one unit."""
+        dims = set(lab.varying(a)) | set(lab.varying(b)) if a.ndim == b.ndim else set(range(max(a.ndim, b.ndim)))
+        if a.ndim == b.ndim:
+            a, b = lab.narrow(a, tuple(dims)), lab.narrow(b, tuple(dims))
+        a, b = torch.broadcast_tensors(a, b)
+        mask = (a >= 0) & (b >= 0) & (a != b)
+        if bool(mask.any()):
+            self.trace.ties.append(Tie(self.op, self.where, a[mask], b[mask]))
+
+    def freeze(self, layer: Tensor, why: str) -> None:
+        small = lab.narrow(layer, lab.varying(layer))
+        self.trace.frozen.append((small[small >= 0], f"{why} (in {self.where})" if self.where else why))
+
+    def mixes(self, layer: Tensor) -> None:
+        """This operation mixes the units of `layer`: cutting changes its statistics."""
+        small = lab.narrow(layer, lab.varying(layer))
+        self.trace.mixing.append((small[small >= 0], self.where, ""))
+
+    def collapse(self, layer: Tensor, dim: int) -> Tensor:
+        """Labels along `dim`; what varies along other dimensions too is tied together. Shape [size]."""
+        rows = lab.narrow(layer, lab.varying(layer)).movedim(dim, 0).reshape(layer.shape[dim], -1)
+        if rows.shape[1] > 1:
+            best = rows.amax(1, keepdim=True)
+            self.tie(rows, best.expand_as(rows))
+            return best[:, 0]
+        return rows[:, 0]
+
+    def split(self, matrix: Tensor) -> Tensor:
+        """Labels of one dimension seen as parts [a, b, ...]: tie all but the axis that may shrink; relabel."""
+        module = self.stack[-1] if self.stack else None
+        ordinal = self.op - module[2] if module else self.op
+        signature = (type(module[1]).__name__ if module else "", str(matrix.ndim), ordinal)
+        self.trace.splits.append(Split(self.op, signature, matrix))
+        order = [matrix.ndim - 1, *range(matrix.ndim - 1)]
+        stage = self.choices.get(self.op, 0)
+        if stage >= len(order):
+            return matrix
+        axis = order[stage]
+        index = [slice(None) if d == axis else slice(0, 1) for d in range(matrix.ndim)]
+        first = matrix[tuple(index)].expand(matrix.shape)
+        self.tie(matrix, first)
+        return first
+
+    def site(self, attr: str, vector: Tensor) -> None:
+        if self.module is not None and hasattr(self.module, attr):
+            self.trace.sites.append(Site(self.where, attr, vector))
+
+    # -- the reference run
+
+    def mask_of(self, layer: Tensor) -> Tensor:
+        """True where the layer's unit is kept, compact shape."""
+        assert self.kept is not None
+        small = lab.narrow(layer, lab.varying(layer))
+        return (small < 0) | self.kept[small.clamp_min(0)]
+
+    def silence(self, t: Tensor, dims: Sequence[int]) -> Tensor:
+        """The tensor with removed units zero, for layers that vary along `dims`: nothing reads them."""
+        for layer in self.layers(t):
+            if set(dims).intersection(lab.varying(layer)):
+                mask = self.mask_of(layer)
+                if not bool(mask.all()):
+                    t = t.masked_fill(~mask.to(t.device), 0)
+        return t
+
+    def kept_along(self, t: Tensor, dims: Sequence[int]) -> dict[int, Tensor]:
+        """For each dimension in `dims` that loses units: the indices that stay."""
+        out = {}
+        if self.kept is not None:
+            for layer in self.layers(t):
+                for d in set(dims).intersection(lab.varying(layer)):
+                    mask = self.mask_of(layer).movedim(d, 0).reshape(layer.shape[d], -1)[:, 0]
+                    if not bool(mask.all()):
+                        out[d] = mask.nonzero()[:, 0].to(t.device)
+        return out
+
+    # -- dispatch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.op += 1
+        call = Call(func, args, kwargs or {})
+        labelled = [t for t in call.tensors() if self.layers(t)]
+        try:
+            call.out = self._run(call)
+        except Exception as error:
+            if self.failed is None or self.failed.error is not error:
+                acts = [t for t in labelled if id(t) not in self.sources] or labelled
+                self.failed = Failure(
+                    _first_line(error), self.where, tuple(x for t in acts for x in self.layers(t)), error
+                )
+            raise
+        if func._schema.is_mutable or func.is_view:
+            self._remember_alias(call)
+        if labelled:
+            self._apply(call)
+        elif func._schema.is_mutable:
+            for out in call.outputs():
+                if getattr(out, "_sentei_layers", None):
+                    self.write(out, ())
+        return call.out
+
+    def _apply(self, call: Call) -> None:
+        fn = RULES.get(call.name)
+        if fn is None and torch.Tag.pointwise in call.func.tags:
+            fn = RULES["pointwise"]
+        try:
+            (fn or unknown)(self, call)
+        except Exception as error:  # a rule that meets a case it was not written for must not stop the model
+            for t in (*call.tensors(), *call.outputs()):
+                self.give_up(t, f"the rule for {call.name} failed: {type(error).__name__}: {_first_line(error)}")
+
+    def _run(self, call: Call) -> Any:
+        if self.kept is not None and call.name in MIXERS:
+            return MIXERS[call.name](self, call)
+        tensors = list(call.tensors())
+        if any(t.is_meta for t in tensors):
+            if not all(t.is_meta for t in tensors):
+                return _run_mixed(call)
+        elif not tensors and str(call.kwargs.get("device")) == "meta":
+            dtype = call.kwargs.get("dtype")
+            integer = dtype is not None and not dtype.is_floating_point
+            if (integer or call.name == "aten.arange") and call.name != "aten.empty":
+                return call.func(*call.args, **{**call.kwargs, "device": "cpu"})
+        return call.func(*call.args, **call.kwargs)
+
+    # -- writes into views
+
+    def _remember_alias(self, call: Call) -> None:
+        for t in (*call.tensors(), *call.outputs()):
+            refs = self.aliases[t.untyped_storage()._cdata]
+            if not any(r() is t for r in refs):
+                refs.append(weakref.ref(t))
+
+    def write(self, t: Tensor, layers: Layers) -> None:
+        """Set the layers of a tensor that was written in place, and of every live view of the same storage."""
+        old = self.layers(t)
+        if len(old) == len(layers) and all(torch.equal(a, b) for a, b in zip(old, layers, strict=True)):
+            return
+        refs = [r() for r in self.aliases.get(t.untyped_storage()._cdata, [])]
+        views = [v for v in refs if v is not None and v is not t]
+        if not views or not any(self.layers(v) for v in (t, *views)) and not layers:
+            self.put(t, layers)
+            return
+        every = [layers, *(self.layers(v) for v in views)]
+        if any(len(x) > 1 for x in every) or t.untyped_storage().nbytes() > 2**28:
+            for v in (t, *views):
+                self.give_up(v, "written in place through a view")
+            return
+        size = t.untyped_storage().nbytes() // t.element_size()
+        flat = torch.full((size,), lab.NONE)
+        for v in views:
+            for layer in self.layers(v):
+                flat.as_strided(v.shape, v.stride(), v.storage_offset()).copy_(layer)
+        cell = flat.as_strided(t.shape, t.stride(), t.storage_offset())
+        cell.copy_(layers[0]) if layers else cell.fill_(lab.NONE)
+        for v in (t, *views):
+            layer = lab.tidy(flat.as_strided(v.shape, v.stride(), v.storage_offset()).clone())
+            v._sentei_layers = (layer,) if lab.varying(layer) else ()  # type: ignore[attr-defined]
+
+    def give_up(self, t: Tensor, why: str) -> None:
+        for layer in self.layers(t):
+            self.freeze(layer, why)
+        if id(t) not in self.sources:
+            t._sentei_layers = ()  # type: ignore[attr-defined]
+
+
+def unknown(mode: LabelMode, call: Call) -> None:
+    """No rule: freeze what reaches the operation, never guess."""
+    for t in call.tensors():
+        for layer in mode.layers(t):
+            mode.freeze(layer, f"operation {call.name} has no rule")
+    for o in call.outputs():
+        o._sentei_layers = ()  # type: ignore[attr-defined]
+
+
+def _run_mixed(call: Call) -> Any:
+    """Meta activations meet real tensors (index tables, constants): compute shapes on meta."""
+
+    def meta(x: Any) -> Any:
+        if isinstance(x, Tensor) and not x.is_meta:
+            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+        return type(x)(meta(y) for y in x) if isinstance(x, (list, tuple)) else x
+
+    args, kwargs = [meta(a) for a in call.args], {k: meta(v) for k, v in call.kwargs.items()}
+    out = call.func(*args, **kwargs)
+    return call.args[0] if call.func._schema.is_mutable and isinstance(call.args[0], Tensor) else out
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _ScaledAttention(TorchFunctionMode):
+    """scaled_dot_product_attention without an explicit scale divides by sqrt(head size): that size must stay."""
+
+    def __init__(self, mode: LabelMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention and (kwargs or {}).get("scale") is None:
+            for layer in self.mode.layers(args[0] if args else kwargs["query"]):
+                if layer.ndim - 1 in lab.varying(layer):
+                    self.mode.freeze(layer, "attention scale depends on the head size")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
+    """Follow which module runs, and switch off kernels that would hide operations from the mode."""
+    names = {id(m): n for n, m in model.named_modules()}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        mode.stack.append((names.get(id(module), mode.where), module, mode.op))
+
+    def leave(module: nn.Module, args: Any, _: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and (mode.failed is None or mode.failed.error is not error):
+            layers = tuple(x for t in output_tensors(args) for x in mode.layers(t))
+            mode.failed = Failure(_first_line(error), mode.where, layers, error)
+        mode.stack.pop()
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(nn_module.register_module_forward_pre_hook(enter).remove)
+        stack.callback(nn_module.register_module_forward_hook(leave, always_call=True).remove)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_ScaledAttention(mode))
+        stack.enter_context(mode)
+        yield
+
+
+def output_tensors(out: Any) -> list[Tensor]:
+    """All tensors in a model's output: tensors, sequences, mappings, dataclasses, objects with attributes."""
+    if isinstance(out, Tensor):
+        return [out]
+    if isinstance(out, Mapping):
+        return [t for v in out.values() for t in output_tensors(v)]
+    if isinstance(out, (list, tuple, set)):
+        return [t for v in out for t in output_tensors(v)]
+    if out is None or isinstance(out, (str, bytes, int, float, bool)):
+        return []
+    return [t for v in getattr(out, "__dict__", {}).values() for t in output_tensors(v)]
+
+
+def run(mode: LabelMode, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """One watched forward pass. Returns the output tensors, whose units are frozen. Raises what the model raises."""
+    try:
+        with tracking(mode, model):
+            out = model(*args, **kwargs)
+    except Exception as error:
+        if mode.failed is None or mode.failed.error is not error:
+            mode.failed = Failure(_first_line(error), "", (), error)
+        raise
+    tensors = output_tensors(out)
+    for t in tensors:
+        for layer in mode.layers(t):
+            mode.freeze(layer, "reaches the network output")
+    mode.trace.output_shapes.extend(tuple(t.shape) for t in tensors)
+    return tensors
+
+
+def as_numpy(layers: Sequence[Tensor]) -> np.ndarray:
+    """All labels of some layers, without -1."""
+    parts = [lab.narrow(x, lab.varying(x)).reshape(-1) for x in layers]
+    flat = torch.cat(parts).numpy() if parts else np.zeros(0, np.int64)
+    return flat[flat >= 0]
+

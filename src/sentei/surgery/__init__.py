@@ -1,0 +1,8 @@
+"""Cut, slim, permute, prove, save and load."""
+
+from sentei.surgery.check import CheckReport, check, reference, retrace
+from sentei.surgery.cut import cut, permute
+from sentei.surgery.files import load, load_plan, save
+from sentei.surgery.slim import slim
+
+__all__ = ["CheckReport", "check", "cut", "load", "load_plan", "permute", "reference", "retrace", "save", "slim"]

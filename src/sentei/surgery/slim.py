@@ -1,0 +1,36 @@
+"""Run the full model at reduced width without cutting it: every traced model is a weight-shared supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from sentei.graph import ChannelGraph
+from sentei.graph.graph import HasKeep
+from sentei.graph.resize import named_tensors, select, swapped
+
+
+@contextmanager
+def slim(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Iterator[nn.Module]:
+    """Within the context the model computes what `cut(model, graph, plan)` would, on slices of its own parameters.
+
+    >>> with sentei.slim(model, graph, plan) as subnet:
+    ...     loss = criterion(subnet(x), y)
+    ...     loss.backward()          # gradients arrive in the full parameters
+
+    Slices of runs of neighbouring units are views; others are gathered. Buffers (BatchNorm statistics) are copies: what
+    the subnet does to them is gone afterwards and never touches the full model's. Not for use from several threads.
+    """
+    graph.bind(plan.keep)
+    cuts = graph.cuts(plan)
+    tensors = {}
+    for name, t in named_tensors(model).items():
+        if isinstance(t, nn.Parameter):
+            if name in cuts:
+                tensors[id(t)] = select(t, cuts[name])
+        else:
+            tensors[id(t)] = select(t, cuts.get(name, ())).clone()
+    with swapped(model, tensors, graph.attributes(model, plan)):
+        yield model
