@@ -99,7 +99,9 @@ class ChannelGraph:
     def __repr__(self) -> str:
         free = sum(not g.frozen for g in self.groups)
         cost = self.cost()
-        return f"ChannelGraph({len(self.groups)} groups, {free} prunable; {cost.macs:,} MACs, {cost.params:,} parameters)"
+        return (
+            f"ChannelGraph({len(self.groups)} groups, {free} prunable; {cost.macs:,} MACs, {cost.params:,} parameters)"
+        )
 
     # -- groups and plans
 
@@ -193,7 +195,7 @@ class ChannelGraph:
     def mixing(self, plan: HasKeep) -> tuple[str, ...]:
         """Modules whose statistics run over units that the plan removes (layer norm, softmax over channels, ...)."""
         kept = self.kept_labels(plan)
-        hit = [where for labels, where, _ in self.trace_record.mixing if not kept[labels.numpy()].all()]
+        hit = [where for labels, where in self.trace_record.mixing if not kept[labels.numpy()].all()]
         return tuple(dict.fromkeys(hit))
 
     def check_fits(self, model: nn.Module) -> None:
@@ -202,7 +204,9 @@ class ChannelGraph:
         for name, shape in self.params.items():
             if found.get(name) != shape:
                 have = "absent" if name not in found else f"{found[name]}"
-                raise PlanError(f"this graph is of another model: parameter {name} is {shape} in the graph and {have} here")
+                raise PlanError(
+                    f"this graph is of another model: parameter {name} is {shape} in the graph and {have} here"
+                )
 
     def _structure(self) -> Structure:
         digest = hashlib.sha256(json.dumps(sorted(self.params.items())).encode())

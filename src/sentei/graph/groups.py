@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from sentei.graph.tracer import Trace
+from sentei.graph.tracer import Trace, settle_ties, unmatched
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +67,7 @@ def slot_arrays(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
 def components(trace: Trace) -> np.ndarray:
     """Connected components of the ties: label -> component."""
     n = trace.total
-    if not trace.ties:
-        return np.arange(n)
-    a = torch.cat([t.a for t in trace.ties]).numpy()
-    b = torch.cat([t.b for t in trace.ties]).numpy()
+    a, b, _ = settle_ties(trace)
     links = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(n, n))
     return connected_components(links, directed=False)[1].astype(np.int64)
 
@@ -116,7 +113,7 @@ def _reasons(
     trace: Trace, frozen: Sequence[tuple[np.ndarray, str]], comp: np.ndarray, n_comp: int
 ) -> tuple[list[str], np.ndarray]:
     """Per component: the index of the first reason that freezes it, or -1."""
-    every = [*frozen, *((t.numpy(), why) for t, why in trace.frozen)]
+    every = [*frozen, *((t.numpy(), why) for t, why in trace.frozen), *unmatched(trace)]
     reason = np.full(n_comp, -1)
     for i, (labels, _) in enumerate(every):
         units = comp[labels]

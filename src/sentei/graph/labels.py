@@ -20,12 +20,19 @@ NONE = -1
 
 def varying(layer: Tensor) -> tuple[int, ...]:
     """Dimensions along which the layer changes."""
-    return tuple(d for d, (n, s) in enumerate(zip(layer.shape, layer.stride(), strict=True)) if n > 1 and s)
+    strides = layer.stride()
+    return tuple([d for d, n in enumerate(layer.shape) if n > 1 and strides[d]])
 
 
 def narrow(layer: Tensor, keep: Sequence[int]) -> Tensor:
     """The layer with every dimension not in `keep` cut to its first index (size 1)."""
-    return layer[tuple(slice(None) if d in keep else slice(0, 1) for d in range(layer.ndim))]
+    return layer[tuple([slice(None) if d in keep else slice(0, 1) for d in range(layer.ndim)])]
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal layers, without visiting the dimensions along which they are constant."""
+    vary = varying(a)
+    return a is b or (a.shape == b.shape and vary == varying(b) and torch.equal(narrow(a, vary), narrow(b, vary)))
 
 
 def tidy(layer: Tensor, shape: Sequence[int] | None = None) -> Tensor:

@@ -56,7 +56,7 @@ def attributes(
     out: list[Attribute] = []
 
     def shape(module: nn.Module, key: str) -> list[int] | None:
-        t = module._parameters.get(key)
+        t: Tensor | None = module._parameters.get(key)
         t = module._buffers.get(key) if t is None else t
         name = None if t is None else names.get(id(t))
         return None if t is None or name is None or name not in cuts else cut_shape(t.shape, cuts[name])
@@ -102,7 +102,8 @@ def swapped(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Sequence[Att
     undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for module in model.modules():
-            for store in (module._parameters, module._buffers):
+            stores: list[dict[str, Any]] = [module._parameters, module._buffers]
+            for store in stores:
                 for key, t in store.items():
                     if t is not None and id(t) in tensors:
                         undo.append((store, key, t))

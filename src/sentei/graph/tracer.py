@@ -33,12 +33,16 @@ Vector = Tensor | int
 
 @dataclass
 class Tie:
-    """Labels a[i] and b[i] belong to one unit, says operation number `op` in module `where`."""
+    """Where a[i] and b[i] are labels they belong to one unit, says operation number `op` in module `where`.
+
+    Where only one of them is a label, that unit must stay if `why` is given.
+    """
 
     op: int
     where: str
     a: Tensor
     b: Tensor
+    why: str | None
 
 
 @dataclass
@@ -94,14 +98,18 @@ class Trace:
     contractions: list[Contraction] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     produced: list[Tensor] = field(default_factory=list)
-    mixing: list[tuple[Tensor, str, str]] = field(default_factory=list)
+    mixing: list[tuple[Tensor, str]] = field(default_factory=list)
     whole_groups: dict[int, bool] = field(default_factory=dict)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
+    train_pass: bool = False
 
 
 Rule = Callable[["LabelMode", "Call"], None]
 RULES: dict[str, Rule] = {}
-MIXERS: dict[str, Callable[["LabelMode", "Call"], Any]] = {}
+MIXERS: dict[str, Callable[[LabelMode, Call], Any]] = {}
+"""Operations that read or mix units, as the reference run computes them."""
+SHAPES: dict[str, Callable[[Call], Any]] = {}
+"""Outputs on meta tensors for operations whose own meta kernels are slow."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -159,8 +167,9 @@ class Call:
 class LabelMode(TorchDispatchMode):
     """Carries label layers through a forward pass and fills a `Trace`.
 
-    `sources` maps id(tensor) of parameters and buffers to their names. `choices` are the axes along which splits shrink
-    (see `Split`), by operation number. `kept` (bool per label, real tensors only) turns the pass into the reference run.
+    `sources` maps id(tensor) of parameters and buffers to their names. `choices` are the axes along which splits
+    shrink (see `Split`), by operation number. `slots` are the (parameter, dimension) pairs that may hold units. `kept`
+    (bool per label, real tensors only) turns the pass into the reference run.
     """
 
     def __init__(
@@ -229,15 +238,14 @@ class LabelMode(TorchDispatchMode):
 
     # -- records
 
-    def tie(self, a: Tensor, b: Tensor) -> None:
-        """Elementwise with broadcasting: where both are labels, they are one unit."""
-        dims = set(lab.varying(a)) | set(lab.varying(b)) if a.ndim == b.ndim else set(range(max(a.ndim, b.ndim)))
-        if a.ndim == b.ndim:
-            a, b = lab.narrow(a, tuple(dims)), lab.narrow(b, tuple(dims))
-        a, b = torch.broadcast_tensors(a, b)
-        mask = (a >= 0) & (b >= 0) & (a != b)
-        if bool(mask.any()):
-            self.trace.ties.append(Tie(self.op, self.where, a[mask], b[mask]))
+    def tie(self, a: Tensor, b: Tensor, why: str | None = None) -> None:
+        """Elementwise with broadcasting: where both are labels, they are one unit. See `Tie`."""
+        if a.ndim == b.ndim > 1:
+            dims = (*lab.varying(a), *lab.varying(b))
+            a, b = lab.narrow(a, dims), lab.narrow(b, dims)
+        if a.shape != b.shape:
+            a, b = torch.broadcast_tensors(a, b)
+        self.trace.ties.append(Tie(self.op, self.where, a.reshape(-1), b.reshape(-1), why))
 
     def freeze(self, layer: Tensor, why: str) -> None:
         small = lab.narrow(layer, lab.varying(layer))
@@ -246,7 +254,7 @@ class LabelMode(TorchDispatchMode):
     def mixes(self, layer: Tensor) -> None:
         """This operation mixes the units of `layer`: cutting changes its statistics."""
         small = lab.narrow(layer, lab.varying(layer))
-        self.trace.mixing.append((small[small >= 0], self.where, ""))
+        self.trace.mixing.append((small[small >= 0], self.where))
 
     def collapse(self, layer: Tensor, dim: int) -> Tensor:
         """Labels along `dim`; what varies along other dimensions too is tied together. Shape [size]."""
@@ -347,6 +355,8 @@ class LabelMode(TorchDispatchMode):
         if any(t.is_meta for t in tensors):
             if not all(t.is_meta for t in tensors):
                 return _run_mixed(call)
+            if call.name in SHAPES:
+                return SHAPES[call.name](call)
         elif not tensors and str(call.kwargs.get("device")) == "meta":
             dtype = call.kwargs.get("dtype")
             integer = dtype is not None and not dtype.is_floating_point
@@ -365,7 +375,7 @@ class LabelMode(TorchDispatchMode):
     def write(self, t: Tensor, layers: Layers) -> None:
         """Set the layers of a tensor that was written in place, and of every live view of the same storage."""
         old = self.layers(t)
-        if len(old) == len(layers) and all(torch.equal(a, b) for a, b in zip(old, layers, strict=True)):
+        if old is layers or len(old) == len(layers) and all(map(lab.same, old, layers)):
             return
         refs = [r() for r in self.aliases.get(t.untyped_storage()._cdata, [])]
         views = [v for v in refs if v is not None and v is not t]
@@ -494,9 +504,30 @@ def run(mode: LabelMode, model: nn.Module, args: tuple[Any, ...], kwargs: Mappin
     return tensors
 
 
+def settle_ties(trace: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs of tied labels, and for each the number of its `Tie`."""
+    if not trace.ties:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    a, b = (torch.cat([getattr(t, side) for t in trace.ties]).numpy() for side in "ab")
+    event = np.repeat(np.arange(len(trace.ties)), [len(t.a) for t in trace.ties])
+    real = (a >= 0) & (b >= 0) & (a != b)
+    return a[real], b[real], event[real]
+
+
+def unmatched(trace: Trace) -> list[tuple[np.ndarray, str]]:
+    """Labels that met a constant where they had to meet a label, with the reason that freezes them."""
+    out = []
+    for t in trace.ties:
+        if t.why is not None:
+            a, b = t.a.numpy(), t.b.numpy()
+            alone = (a < 0) != (b < 0)
+            if alone.any():
+                out.append((np.maximum(a, b)[alone], f"{t.why} (in {t.where})" if t.where else t.why))
+    return out
+
+
 def as_numpy(layers: Sequence[Tensor]) -> np.ndarray:
     """All labels of some layers, without -1."""
     parts = [lab.narrow(x, lab.varying(x)).reshape(-1) for x in layers]
     flat = torch.cat(parts).numpy() if parts else np.zeros(0, np.int64)
     return flat[flat >= 0]
-

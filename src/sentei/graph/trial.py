@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 import sentei.graph.rules  # noqa: F401  (registers the rules)
@@ -20,7 +21,7 @@ from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.groups import form_groups
 from sentei.graph.inputs import Inputs
 from sentei.graph.resize import cut_shape, modes_kept, named_tensors, swapped
-from sentei.graph.tracer import Failure, LabelMode, Trace, as_numpy, run
+from sentei.graph.tracer import Failure, LabelMode, Trace, as_numpy, run, settle_ties
 
 MAX_ROUNDS = 60
 
@@ -53,6 +54,8 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     Groups that do not survive a trial cut are frozen, and `Group.why` says what happened. Raises TraceError with the
     model's own error if its forward fails on the inputs.
     """
+    if hasattr(model, "_orig_mod"):
+        raise TraceError("the model is compiled: trace and cut the original module, then compile the cut one")
     inputs = example_inputs if isinstance(example_inputs, Inputs) else Inputs.of(example_inputs)
     choices: dict[int, int] = {}
     frozen: list[tuple[np.ndarray, str]] = []
@@ -69,8 +72,8 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         else:
             why = f"cannot shrink: {fault.message}" + (f" (in {fault.where})" if fault.where else "")
             frozen += [(graph.grouping.labels[g], why) for g in blamed]
-    left = np.flatnonzero([not g.frozen for g in graph.groups])
-    frozen += [(graph.grouping.labels[g], f"cannot shrink: {fault.message}") for g in left]
+    stuck = f"no cut of it was followed by the model in {MAX_ROUNDS} trials"
+    frozen += [(graph.grouping.labels[i], stuck) for i, g in enumerate(graph.groups) if not g.frozen]
     return _graph(model, inputs, record, frozen, choices)
 
 
@@ -96,7 +99,7 @@ def mismatch(model: nn.Module, graph: ChannelGraph, plan: HasKeep, swap: bool = 
     attrs = graph.attributes(model, plan) if swap else []
     try:
         with modes_kept(model):
-            _passes(mode, model, graph.inputs, cuts, attrs, trained=_has_train_pass(graph.trace_record))
+            _passes(mode, model, graph.inputs, cuts, attrs, trained=graph.trace_record.train_pass)
     except Exception:
         assert mode.failed is not None
         return _failure(mode, graph, plan, mode.failed)
@@ -113,22 +116,19 @@ def _graph(
 
 
 def _first_trace(model: nn.Module, inputs: Inputs, choices: dict[int, int]) -> Trace:
-    mode = LabelMode({}, choices)
+    mode = LabelMode({}, choices, slots=_labelled_dims(model))
     try:
         with modes_kept(model):
             _passes(mode, model, inputs, {}, [], trained=None)
     except Exception as error:
         where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
         raise TraceError(
-            f"the model's own forward failed on the example inputs {inputs}{where}: "
-            f"{type(error).__name__}: {error}"
+            f"the model's own forward failed on the example inputs {inputs}{where}: {type(error).__name__}: {error}"
         ) from error
     return mode.trace
 
 
-def _passes(
-    mode: LabelMode, model: nn.Module, inputs: Inputs, cuts: Any, attrs: Any, trained: bool | None
-) -> None:
+def _passes(mode: LabelMode, model: nn.Module, inputs: Inputs, cuts: Any, attrs: Any, trained: bool | None) -> None:
     """Run in eval mode and, where parts of the model run only in training (auxiliary heads), in train mode too."""
     tensors, sources = _meta_tensors(model, cuts)
     mode.sources = sources
@@ -142,7 +142,7 @@ def _passes(
             for m in model.modules():
                 if isinstance(m, (_NormBase, _DropoutNd)):
                     m.eval()
-            mode.trace.mixing.append((torch.zeros(0, dtype=torch.long), "", "train"))
+            mode.trace.train_pass = True
             if trained:
                 run(mode, model, inputs.args, inputs.kwargs)
             else:
@@ -151,8 +151,19 @@ def _passes(
                 mode.failed = None
 
 
-def _has_train_pass(record: Trace) -> bool:
-    return any(kind == "train" for _, _, kind in record.mixing)
+def _labelled_dims(model: nn.Module) -> set[tuple[str, int]]:
+    """Dimensions that may hold units: all but the kernel dimensions of convolutions."""
+    kernels = {
+        id(t)
+        for m in model.modules()
+        if isinstance(m, _ConvNd)
+        for part in m.modules()
+        for t in part._parameters.values()
+        if t is not None
+    }
+    return {
+        (n, d) for n, t in named_tensors(model).items() for d in range(min(t.ndim, 2) if id(t) in kernels else t.ndim)
+    }
 
 
 def _meta_tensors(model: nn.Module, cuts: Any) -> tuple[dict[int, Tensor], dict[int, str]]:
@@ -186,13 +197,6 @@ def _failure(mode: LabelMode, graph: ChannelGraph, plan: HasKeep, failed: Failur
     return Mismatch(failed.message, labels[labels >= 0], failed.where)
 
 
-def _flat_ties(trace: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if not trace.ties:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    a, b = (torch.cat([getattr(t, side) for t in trace.ties]).numpy() for side in "ab")
-    return a, b, np.repeat(np.arange(len(trace.ties)), [len(t.a) for t in trace.ties])
-
-
 def _compare(new: Trace, graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:
     """Every tie of the cut model must be a tie of the graph between kept labels, one by one and in order."""
     old, kept = graph.trace_record, graph.kept_labels(plan)
@@ -201,9 +205,9 @@ def _compare(new: Trace, graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:
         bad = next(key for key, s in new.slots.items() if new.sizes[s] != int(_slot_kept(graph, kept, key).sum()))
         start = int(np.cumsum([0, *old.sizes])[old.slots[bad]])
         return Mismatch(f"{bad[0]} has the wrong size in dimension {bad[1]}", np.array([start]), bad[0])
-    a, b, event = _flat_ties(new)
+    a, b, event = settle_ties(new)
     a, b = to_old[a], to_old[b]
-    oa, ob, old_event = _flat_ties(old)
+    oa, ob, old_event = settle_ties(old)
     stay = kept[oa] & kept[ob]
     oa, ob, old_event = oa[stay], ob[stay], old_event[stay]
     vanished = [key for key in old.slots if key not in new.slots]
@@ -218,7 +222,9 @@ def _compare(new: Trace, graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:
     if len(wrong):
         return _first_wrong(int(wrong[0]), new, old, (a, b, event), (oa, ob, old_event))
     if new.output_shapes != old.output_shapes:
-        return Mismatch(f"the outputs are {new.output_shapes} instead of {old.output_shapes}", np.zeros(0, np.int64), "")
+        return Mismatch(
+            f"the outputs are {new.output_shapes} instead of {old.output_shapes}", np.zeros(0, np.int64), ""
+        )
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from sentei.graph import ChannelGraph
 from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import arguments
 from sentei.graph.resize import modes_kept, named_tensors
-from sentei.graph.tracer import LabelMode, output_tensors, run
+from sentei.graph.tracer import LabelMode, output_tensors, run, settle_ties
 from sentei.graph.trial import mismatch
 
 
@@ -53,10 +54,9 @@ def reference(model: nn.Module, graph: ChannelGraph, plan: HasKeep, example_inpu
     with modes_kept(model):
         model.eval()
         outputs = run(mode, model, args, kwargs)
-    if {k: mode.trace.sizes[s] for k, s in mode.trace.slots.items()} != {
-        k: record.sizes[record.slots[k]] for k in mode.trace.slots
-    }:
-        raise SurgeryError("the model or its example inputs are not those of the graph")
+    ties, expected = settle_ties(mode.trace)[:2], settle_ties(record)[:2]
+    if any(not np.array_equal(a, b[: len(a)]) for a, b in zip(ties, expected, strict=True)):
+        raise SurgeryError("on real inputs the model took another path than when it was traced: use the same inputs")
     return outputs
 
 

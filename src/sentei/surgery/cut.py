@@ -48,7 +48,8 @@ def permute(model: nn.Module, graph: ChannelGraph, order: Mapping[str, ArrayLike
         group, new = graph.group(name), np.asarray(units, np.int64)
         if group.frozen or not np.array_equal(np.sort(new), np.arange(group.width)):
             raise PlanError(
-                f"cannot permute group {name}: " + (group.why or f"the order is not a permutation of 0..{group.width - 1}")
+                f"cannot permute group {name}: "
+                + (group.why or f"the order is not a permutation of 0..{group.width - 1}")
             )
         for m in group.members:
             key = (m.param, m.dim)
@@ -82,7 +83,9 @@ def _rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: list[Attrib
     try:
         new = copy.deepcopy(model, memo)
     except Exception as error:
-        raise SurgeryError(f"the model cannot be deep-copied, which a cut needs: {type(error).__name__}: {error}") from error
+        raise SurgeryError(
+            f"the model cannot be deep-copied, which a cut needs: {type(error).__name__}: {error}"
+        ) from error
     for module, attr, value in attrs:
         setattr(memo[id(module)], attr, value)
     return new

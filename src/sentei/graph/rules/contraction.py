@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sentei.graph import labels as lab
@@ -36,10 +35,7 @@ def contract(mode: LabelMode, a: Tensor | None, b: Tensor | None) -> None:
             if x is not None:
                 mode.freeze(x, INPUT)
         return
-    mode.tie(a, b)
-    one = (a >= 0) != (b >= 0)
-    if bool(one.any()):
-        mode.freeze(torch.maximum(*torch.broadcast_tensors(a, b))[one], INPUT)
+    mode.tie(a, b, INPUT)
 
 
 def add_bias(mode: LabelMode, out: Tensor | None, bias: Tensor | None) -> None:
@@ -59,8 +55,7 @@ def convolution(mode: LabelMode, call: Call) -> None:
     x, w, out = call["input"] if call.has("input") else call.args[0], call["weight"], call.out
     groups, transposed = call["groups"], bool(call.has("transposed") and call["transposed"])
     x_in, rest = split_layers(mode, mode.layers(x), 1)
-    for layer in rest:
-        mode.freeze(layer, "varies over space in a convolution")
+    across = [layer for layer in rest if _slides_over(mode, layer, x, out)]
     o, i = (1, 0) if transposed else (0, 1)
     w_layers = [layer for layer in mode.layers(w) if {0, 1}.intersection(lab.varying(layer))]
     w_out, rest = split_layers(mode, tuple(w_layers), o)
@@ -71,17 +66,35 @@ def convolution(mode: LabelMode, call: Call) -> None:
     else:
         channels = _grouped(mode, x_in, w_in, w_out, groups, transposed, x.shape[1])
     add_bias(mode, channels, call["bias"])
+    layers = [layer.expand(out.shape) for layer in across]
     if channels is not None:
         mode.trace.produced.append(channels)
-        mode.put(out, [lab.place(channels, 1, out.shape)])
+        layers.append(lab.place(channels, 1, out.shape))
+    mode.put(out, layers)
     positions = (x if transposed else out).shape
     constant = positions[0] * math.prod(positions[2:]) * math.prod(w.shape[2:])
     _count(mode, call, constant, (vector(w_out, w.shape[o]), vector(w_in, w.shape[i])),
            out.shape[0] * math.prod(out.shape[2:]), (vector(channels, out.shape[1]),))  # fmt: skip
 
 
+def _slides_over(mode: LabelMode, layer: Tensor, x: Tensor, out: Tensor) -> bool:
+    """A kernel that slides over units (channel attention by a 1-d convolution) mixes neighbours; sizes must match."""
+    vary = lab.varying(layer)
+    if len(vary) == 1 and vary[0] > 1 and out.shape[vary[0]] == x.shape[vary[0]] and x.shape[1] == 1:
+        mode.mixes(layer)
+        return out.shape[1] == 1
+    mode.freeze(layer, "varies over space in a convolution")
+    return False
+
+
 def _grouped(
-    mode: LabelMode, x: Tensor | None, w_in: Tensor | None, w_out: Tensor | None, groups: int, transposed: bool, c_in: int
+    mode: LabelMode,
+    x: Tensor | None,
+    w_in: Tensor | None,
+    w_out: Tensor | None,
+    groups: int,
+    transposed: bool,
+    c_in: int,
 ) -> Tensor | None:
     """A grouped convolution shrinks by whole groups (depthwise, for instance) or evenly within all groups.
 
@@ -209,14 +222,24 @@ def _silenced(position: int) -> Any:
     """Reference run: the operand at `position` reads as zero where its unit was removed."""
 
     def run(mode: LabelMode, call: Call) -> Any:
-        x = call.args[position]
-        dims = [1] if "conv" in call.name else [x.ndim - 1]
         args = list(call.args)
-        args[position] = mode.silence(x, dims)
+        args[position] = mode.silence(args[position], [args[position].ndim - 1])
         return call.func(*args, **call.kwargs)
 
     return run
 
 
-MIXERS.update({"aten.convolution": _silenced(0), "aten._convolution": _silenced(0), "aten.mkldnn_convolution": _silenced(0)})
-MIXERS.update({"aten.mm": _silenced(0), "aten.bmm": _silenced(0), "aten.addmm": _silenced(1), "aten.baddbmm": _silenced(1)})
+def _convolution_kept(mode: LabelMode, call: Call) -> Any:
+    """Reference run: removed input channels read as zero; a kernel that slides over units sees the kept ones only."""
+    x = call.args[0]
+    for d, idx in mode.kept_along(x, range(2, x.ndim)).items():
+        out = call.func(x.index_select(d, idx), *call.args[1:], **call.kwargs)
+        shape = [x.shape[d] if e == d else n for e, n in enumerate(out.shape)]
+        return out.new_zeros(shape).index_copy_(d, idx, out)
+    return call.func(mode.silence(x, [1]), *call.args[1:], **call.kwargs)
+
+
+MIXERS.update(dict.fromkeys(("aten.convolution", "aten._convolution", "aten.mkldnn_convolution"), _convolution_kept))
+MIXERS.update(
+    {"aten.mm": _silenced(0), "aten.bmm": _silenced(0), "aten.addmm": _silenced(1), "aten.baddbmm": _silenced(1)}
+)

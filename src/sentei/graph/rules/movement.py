@@ -98,8 +98,8 @@ def split(mode: LabelMode, call: Call) -> None:
             layer = _evenly(mode, layer, dim, (len(outs), source.shape[dim] // len(outs)))
         for i, piece in enumerate(call.func(layer, *call.args[1:], **call.kwargs)):
             parts[i].append(piece)
-    for out, layers in zip(outs, parts, strict=True):
-        mode.put(out, layers)
+    for out, pieces in zip(outs, parts, strict=True):
+        mode.put(out, pieces)
 
 
 @rule("aten.glu")
@@ -132,7 +132,7 @@ def cat(mode: LabelMode, call: Call) -> None:
     if any(len(x) > 1 for x in along):
         unknown(mode, call)
         return
-    layers: list[Tensor] = []
+    joined: list[Tensor] = []
     if any(along):
         axes = {dim}.union(*(lab.varying(x[0]) for x in along if x))
         crossing = [x for group in across for x in group if axes.intersection(lab.varying(x))]
@@ -141,15 +141,15 @@ def cat(mode: LabelMode, call: Call) -> None:
         across = [tuple(x for x in g if not axes.intersection(lab.varying(x))) for g in across]
         shape = [n if d in axes else 1 for d, n in enumerate(out.shape)]
         pieces = []
-        for layer, size in zip(along, sizes, strict=True):
+        for own, size in zip(along, sizes, strict=True):
             shape[dim] = size
-            pieces.append(lab.narrow(layer[0], tuple(axes)) if layer else torch.full(shape, lab.NONE))
-        layers.append(lab.tidy(torch.cat(pieces, dim), out.shape))
+            pieces.append(lab.narrow(own[0], tuple(axes)) if own else torch.full(shape, lab.NONE))
+        joined.append(lab.tidy(torch.cat(pieces, dim), out.shape))
     if any(across):
         shape = [1 if d == dim else n for d, n in enumerate(out.shape)]
         flat = [(shape, tuple(x.narrow(dim, 0, 1) for x in g)) for g in across]
-        layers += [x.expand(out.shape) for x in combine(mode, shape, flat)]
-    mode.put(out, layers)
+        joined += [x.expand(out.shape) for x in combine(mode, shape, flat)]
+    mode.put(out, joined)
 
 
 @rule("aten.index")
@@ -170,13 +170,13 @@ def index(mode: LabelMode, call: Call) -> None:
 
 def _carry(layer: Tensor, call: Call, table: list[Any], indexed: list[int]) -> Tensor:
     """The layer after indexing only dimensions along which it is constant, without knowing the index."""
-    fake = [None if i is None else torch.zeros(i.shape, dtype=torch.long) if i.dtype != torch.bool else i for i in table]
     if any(i is not None and i.dtype == torch.bool for i in table):
         rest = [layer.shape[d] for d in range(layer.ndim) if d not in indexed]
         return lab.tidy(lab.narrow(layer, [d for d in range(layer.ndim) if d not in indexed]).reshape(rest)).expand(
             call.out.shape
         )
-    return lab.tidy(call.func(layer, fake))
+    first = [None if i is None else torch.zeros(i.shape, dtype=torch.long) for i in table]
+    return lab.tidy(call.func(layer, first))
 
 
 @rule("aten.embedding")
@@ -196,5 +196,8 @@ def im2col(mode: LabelMode, call: Call) -> None:
     """Patches become channels. Runs on labels + 1 in float64, so that the zero padding reads as -1."""
     mode.put(
         call.out,
-        [lab.tidy(call.func((x + 1).double(), *call.args[1:], **call.kwargs).long() - 1) for x in mode.layers(call.args[0])],
+        [
+            lab.tidy(call.func((x + 1).double(), *call.args[1:], **call.kwargs).long() - 1)
+            for x in mode.layers(call.args[0])
+        ],
     )

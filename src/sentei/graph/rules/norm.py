@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sentei.graph import labels as lab
+from sentei.graph.labels import Layers
 from sentei.graph.rules.pointwise import combine
-from sentei.graph.tracer import MIXERS, Call, LabelMode, rule
+from sentei.graph.tracer import MIXERS, SHAPES, Call, LabelMode, rule
 
 BATCH = """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
 _batch_norm_with_update_functional _batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm"""
@@ -18,7 +19,7 @@ _batch_norm_with_update_functional _batch_norm_no_update cudnn_batch_norm miopen
 
 def channel_params(mode: LabelMode, x: Tensor, params: Sequence[Any], dim: int = 1) -> list[Tensor]:
     """Layers of x after sharing units with per-channel vectors that lie on dimension `dim`."""
-    operands = [(x.shape, mode.layers(x))]
+    operands: list[tuple[Sequence[int], Layers]] = [(x.shape, mode.layers(x))]
     for p in params:
         if isinstance(p, Tensor) and p.ndim == 1:
             shape = [p.shape[0] if d == dim else 1 for d in range(x.ndim)]
@@ -89,6 +90,17 @@ def group_norm(mode: LabelMode, call: Call) -> None:
     mode.put(first, out_layers)
     for out in rest:
         out._sentei_layers = ()  # type: ignore[attr-defined]
+
+
+def _batch_norm_shape(call: Call) -> Any:
+    x, last = call.args[0], len(call.args[0].shape)
+    for p in call.args[1:5]:
+        if isinstance(p, Tensor) and p.numel() != (x.shape[1] if last > 1 else x.shape[0]):
+            raise RuntimeError(f"batch norm of {p.numel()} features meets {x.shape[1]} channels")
+    return torch.empty_like(x), torch.empty(0, device=x.device), torch.empty(0, device=x.device)
+
+
+SHAPES["aten.native_batch_norm"] = _batch_norm_shape
 
 
 def _layer_norm_kept(mode: LabelMode, call: Call) -> Any:

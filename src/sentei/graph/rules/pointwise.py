@@ -12,13 +12,77 @@ from sentei.graph.labels import Layers
 from sentei.graph.tracer import Call, LabelMode, rule
 
 # Elementwise, but without torch.Tag.pointwise in some or all supported versions of torch.
-UNTAGGED = """hardswish hardswish_ hardtanh hardtanh_ elu_ celu celu_ selu selu_ mish_ log_sigmoid_forward native_dropout
-rrelu_with_noise rrelu_with_noise_ prelu _prelu_kernel softplus softshrink hardshrink threshold_ bernoulli bernoulli_
-zeros_like ones_like full_like empty_like rand_like randn_like _conj fake_quantize_per_tensor_affine tril triu masked_fill_
-add_ sub_ mul_ div_ where nan_to_num clamp_ _to_copy normal_ uniform_ quantize_per_tensor lerp_ dropout relu6 relu6_ silu_
-gelu_ leaky_relu_ elu celu threshold hardsigmoid hardsigmoid_ sigmoid_ tanh_ exp_ sqrt_ pow_ clamp_min_ clamp_max_ addcmul_
-addcdiv_ _fused_dropout rsub""".split()
+UNTAGGED = [
+    "hardswish",
+    "hardswish_",
+    "hardtanh",
+    "hardtanh_",
+    "elu_",
+    "celu",
+    "celu_",
+    "selu",
+    "selu_",
+    "mish_",
+    "log_sigmoid_forward",
+    "native_dropout",
+    "rrelu_with_noise",
+    "rrelu_with_noise_",
+    "prelu",
+    "_prelu_kernel",
+    "softplus",
+    "softshrink",
+    "hardshrink",
+    "threshold_",
+    "bernoulli",
+    "bernoulli_",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "_conj",
+    "fake_quantize_per_tensor_affine",
+    "tril",
+    "triu",
+    "masked_fill_",
+    "add_",
+    "sub_",
+    "mul_",
+    "div_",
+    "where",
+    "nan_to_num",
+    "clamp_",
+    "_to_copy",
+    "normal_",
+    "uniform_",
+    "quantize_per_tensor",
+    "lerp_",
+    "dropout",
+    "relu6",
+    "relu6_",
+    "silu_",
+    "gelu_",
+    "leaky_relu_",
+    "elu",
+    "celu",
+    "threshold",
+    "hardsigmoid",
+    "hardsigmoid_",
+    "sigmoid_",
+    "tanh_",
+    "exp_",
+    "sqrt_",
+    "pow_",
+    "clamp_min_",
+    "clamp_max_",
+    "addcmul_",
+    "addcdiv_",
+    "_fused_dropout",
+    "rsub",
+]
 
+PADDED = "is added to constants of a fixed size (zero padding)"
 FIXED_SIZE = "meets a tensor whose size does not follow the channels"
 
 
@@ -30,9 +94,9 @@ def combine(
     An operand that has no labels where another has some keeps its size, so those units must stay; not so in an
     `outer` product, where each operand brings dimensions of its own.
     """
+    if len(operands) == 1 and tuple(operands[0][0]) == tuple(shape):
+        return operands[0][1]
     labelled = [(k, layer.expand(shape)) for k, (_, layers) in enumerate(operands) for layer in layers]
-    if len(labelled) == 1 and len(operands) == 1:
-        return (labelled[0][1],)
     dims = [lab.varying(layer) for _, layer in labelled]
     out = []
     for cluster in lab.overlap_clusters(dims):
@@ -59,10 +123,7 @@ def _merge(mode: LabelMode, axes: Sequence[int], members: Sequence[tuple[int, Te
     merged = lab.narrow(members[0][1], axes)
     for _, layer in members[1:]:
         other = lab.narrow(layer, axes)
-        mode.tie(merged, other)
-        one = (merged >= 0) != (other >= 0)
-        if bool(one.any()):
-            mode.freeze(torch.maximum(merged, other)[one], "is added to constants of a fixed size (zero padding)")
+        mode.tie(merged, other, PADDED)
         merged = torch.where(merged >= 0, merged, other)
     return merged
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from sentei.graph import labels as lab
+from sentei.graph.rules.pointwise import pointwise
 from sentei.graph.tracer import MIXERS, Call, LabelMode, rule
 
 SUMS = "sum nansum"
-MIXING = """mean amax amin max min prod var std var_mean std_mean logsumexp linalg_vector_norm norm any all count_nonzero
-aminmax"""
+EXACT = ("aten.sum", "aten.nansum")
+MIXING = """mean amax amin max min prod var std var_mean std_mean logsumexp linalg_vector_norm norm any all
+count_nonzero aminmax"""
 POSITIONS = "argmax argmin median mode kthvalue topk sort argsort cumsum cumprod logcumsumexp cummax cummin"
 SOFTMAX = "_softmax _log_softmax _safe_softmax softmax log_softmax"
 
@@ -28,16 +30,14 @@ def reduced_dims(call: Call) -> list[int]:
 @rule(*(f"aten.{n}" for n in (SUMS + " " + MIXING).split()))
 def reduce(mode: LabelMode, call: Call) -> None:
     x, outs = call.args[0], call.outputs()
-    if call.name in ("aten.max", "aten.min") and isinstance(call.args[1] if len(call.args) > 1 else None, Tensor):
-        from sentei.graph.rules.pointwise import pointwise
-
+    if len(call.args) > 1 and isinstance(call.args[1], Tensor):  # torch.max(a, b)
         pointwise(mode, call)
         return
     dims = reduced_dims(call)
     keepdim = bool(call["keepdim"]) if call.has("keepdim") else False
     layers = []
     for layer in mode.layers(x):
-        kept = _reduce_layer(mode, layer, dims, exact=call.name == "aten.sum")
+        kept = _reduce_layer(mode, layer, dims, exact=call.name in EXACT)
         if kept is None:
             continue
         if not keepdim:
@@ -98,6 +98,8 @@ def _reduce_kept(mode: LabelMode, call: Call) -> Any:
     if not isinstance(call.args[0], Tensor) or len(call.args) > 1 and isinstance(call.args[1], Tensor):
         return call.func(*call.args, **call.kwargs)
     x = call.args[0]
+    if call.name in EXACT:
+        return call.func(mode.silence(x, reduced_dims(call)), *call.args[1:], **call.kwargs)
     for d, idx in mode.kept_along(x, reduced_dims(call)).items():
         x = x.index_select(d, idx)
     return call.func(x, *call.args[1:], **call.kwargs)

@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: they build .venv themselves.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test slow lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	@$(BIN)/sentei demo
+
+test: lint
+	@$(BIN)/pytest -q
+
+slow: $(VENV)/.installed-dev
+	@$(BIN)/pytest -q -m slow
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy --no-error-summary
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamps are written last, so an install that fails is tried again. pip talks only to a terminal.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "sentei needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12" >&2; exit 1; }
+	@rm -f $(VENV)/.installed $(VENV)/.installed-dev
+	@echo "Setting up $(VENV) (once; PyTorch is a large download) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@if [ -t 1 ]; then quiet=; else quiet=--quiet; fi; \
+	  $(BIN)/python -m pip install --disable-pip-version-check $$quiet --editable '$(1)'
+endef
+
+$(VENV)/.installed: pyproject.toml
+	$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	$(call install,.[dev])
+	@touch $(VENV)/.installed $@

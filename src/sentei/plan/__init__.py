@@ -1,0 +1,19 @@
+"""From a budget to a plan: which units of each group stay."""
+
+from sentei.plan.allocate import allocate, plan_from_widths, uniform
+from sentei.plan.budget import Budget
+from sentei.plan.constraints import Constraints
+from sentei.plan.criteria import CRITERIA, Criterion, criterion
+from sentei.plan.plan import Plan
+
+__all__ = [
+    "CRITERIA",
+    "Budget",
+    "Constraints",
+    "Criterion",
+    "Plan",
+    "allocate",
+    "criterion",
+    "plan_from_widths",
+    "uniform",
+]

@@ -1,0 +1,245 @@
+"""From a budget to a plan: how many units each group keeps, and which.
+
+Every allocation is one walk down the same ladder of removals. What differs is the order: `uniform` takes each
+group to the same keep ratio, `allocate(scope="global")` removes the lowest scores of the whole network first.
+The walk stops at the first point that meets the budget, so ties cannot remove more than was asked for. If
+that leaves more than 1 % of the budget unused, single removals are taken back and exchanged. The candidates
+for that never depend on the budget, hence a smaller budget never yields a larger model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Literal
+
+import numpy as np
+
+from sentei.errors import BudgetError, PlanError
+from sentei.graph import ChannelGraph, Group
+from sentei.plan.budget import Budget
+from sentei.plan.constraints import Constraints, Ladder
+from sentei.plan.plan import Plan
+
+Scores = Mapping[str, np.ndarray]
+Load = Callable[[np.ndarray], np.ndarray]
+"""Largest share used of any limit at widths [..., n_groups]; the budget holds where it is at most 1."""
+
+FILL = 0.99
+UNITS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activation bytes"}
+
+
+def uniform(
+    graph: ChannelGraph,
+    budget: Budget,
+    *,
+    scores: Scores | None = None,
+    constraints: Constraints | None = None,
+) -> Plan:
+    """Keep the same share of every group, as large as the budget allows.
+
+    >>> plan = sentei.uniform(graph, sentei.Budget(macs=0.5))  # doctest: +SKIP
+
+    The units with the highest `scores` ({group name: float [width]}) stay, or the first ones where none are
+    given. The cost is never above the budget, and within 1 % under it unless the steps are too coarse, which
+    `plan.note` then says. Raises BudgetError, naming the smallest reachable cost, if it cannot be met.
+    """
+    constraints = constraints or Constraints()
+    ladder = constraints.ladder(graph)
+    order = np.argsort(_removed_share(ladder), kind="stable")
+    widths, note = _descend(graph, budget, constraints, ladder, order)
+    return plan_from_widths(graph, widths, scores, note=note)
+
+
+def allocate(
+    graph: ChannelGraph,
+    budget: Budget,
+    scores: Scores,
+    *,
+    scope: Literal["global", "local"] = "global",
+    constraints: Constraints | None = None,
+) -> Plan:
+    """Keep the units with the highest scores within the budget.
+
+    >>> plan = allocate(graph, Budget(macs=0.5), CRITERIA["l1"](model, graph))  # doctest: +SKIP
+
+    `scores` is {group name: float [width]} for every group that may shrink, comparable between groups for
+    scope "global", where one threshold decides over the whole network; "local" gives all groups the same keep
+    ratio. A removal takes `constraints.round_to` units at once and ranks by their mean score; among equal
+    ones the group that has lost least goes first, and within a group the last unit. Budget, note and errors
+    are those of `uniform`.
+    """
+    if scope not in ("global", "local"):
+        raise PlanError(f"scope={scope!r}: expected 'global' or 'local'")
+    constraints = constraints or Constraints()
+    ladder = constraints.ladder(graph)
+    shrinking = [g for g, floor in zip(graph.groups, ladder.floor, strict=True) if floor < g.width]
+    _check_scores(graph, scores, shrinking)
+    if scope == "local":
+        return uniform(graph, budget, scores=scores, constraints=constraints)
+    order = np.lexsort((_removed_share(ladder), _rung_scores(graph, ladder, scores)))
+    widths, note = _descend(graph, budget, constraints, ladder, order)
+    return plan_from_widths(graph, widths, scores, note=note)
+
+
+def plan_from_widths(
+    graph: ChannelGraph, widths: np.ndarray, scores: Scores | None = None, *, note: str = ""
+) -> Plan:
+    """The plan that keeps `widths[i]` units of `graph.groups[i]`, those with the highest scores.
+
+    >>> plan = plan_from_widths(graph, np.array([3, 24, 16, 10]))  # doctest: +SKIP
+
+    `widths` is int [n_groups]; groups without scores keep their first units. Raises PlanError for a width
+    that is 0 or too large, and for a frozen group that is not whole.
+    """
+    scores = scores or {}
+    _check_scores(graph, scores, [])
+    keep = {}
+    for group, width in zip(graph.groups, np.asarray(widths).tolist(), strict=True):
+        if not 1 <= width <= group.width or (group.frozen and width != group.width):
+            kind = "frozen group" if group.frozen else "group"
+            raise PlanError(f"{kind} {group.name!r} has {group.width} units and cannot keep {width}")
+        if not group.frozen:
+            best = _best_first(scores[group.name]) if group.name in scores else np.arange(group.width)
+            keep[group.name] = best[:width]
+    return Plan(keep, graph.structure, note=note)
+
+
+def _best_first(scores: np.ndarray) -> np.ndarray:
+    return np.argsort(-np.asarray(scores, np.float64), kind="stable")
+
+
+def _check_scores(graph: ChannelGraph, scores: Scores, required: list[Group]) -> None:
+    for group in required:
+        if group.name not in scores:
+            raise PlanError(
+                f"no scores for group {group.name!r}; score it, or keep it whole with keep=({group.name!r},)"
+            )
+    for name, given in scores.items():
+        values, width = np.asarray(given), graph.group(name).width
+        if values.shape != (width,):
+            raise PlanError(f"group {name!r} needs scores of shape ({width},), got {values.shape}")
+        if not np.isfinite(values).all():
+            bad = (~np.isfinite(values)).sum()
+            raise PlanError(f"group {name!r} has {bad} scores that are NaN or infinite")
+
+
+def _removed_share(ladder: Ladder) -> np.ndarray:
+    """Share of the group that is gone halfway through each rung; sorted by it, rungs round to the nearest."""
+    return 1 - (ladder.before + ladder.after) / (2 * ladder.full[ladder.group])
+
+
+def _rung_scores(graph: ChannelGraph, ladder: Ladder, scores: Scores) -> np.ndarray:
+    """Mean score of the units that each rung removes, [n_rungs]."""
+    means = []
+    for i in np.unique(ladder.group):
+        rungs = ladder.group == i
+        ascending = np.sort(np.asarray(scores[graph.groups[i].name], np.float64))
+        removable = ascending[: ladder.full[i] - ladder.floor[i]]
+        sums = np.add.reduceat(removable, ladder.full[i] - ladder.before[rungs])
+        means.append(sums / (ladder.before - ladder.after)[rungs])
+    return np.concatenate(means) if means else np.zeros(0)
+
+
+def _descend(
+    graph: ChannelGraph, budget: Budget, constraints: Constraints, ladder: Ladder, order: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """Widths after the fewest removals, in this order, that meet the budget, and what to tell about them."""
+    load = _load(graph, budget)
+    if load(ladder.full) <= 1:
+        whole = all(value == 1 for value in budget.limits.values())
+        return ladder.full, "" if whole else "the full model is within the budget, so nothing was removed"
+    if load(ladder.floor) > 1:
+        raise BudgetError(_unreachable(graph, budget, constraints, ladder))
+    low, high = 0, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if load(ladder.without(order[:middle])) <= 1 else (middle, high)
+    widths = _refine(load, ladder, order[:high])
+    used = float(load(widths))
+    if used >= FILL:
+        return widths, ""
+    return widths, f"{used:.1%} of the budget is used: the groups shrink in steps too coarse to use more"
+
+
+def _load(graph: ChannelGraph, budget: Budget) -> Load:
+    limits = budget.resolve(graph)
+
+    def load(widths: np.ndarray) -> np.ndarray:
+        costs = graph.costs(widths)
+        # A limit that rounds down to zero still has to tell zero from more.
+        return np.max([getattr(costs, name) / max(limit, 0.5) for name, limit in limits.items()], axis=0)
+
+    return load
+
+
+def _refine(load: Load, ladder: Ladder, removals: np.ndarray) -> np.ndarray:
+    """Take other removals back for what the last one left open of the budget."""
+    widths, ceiling = ladder.without(removals), load(ladder.without(removals[:-1]))
+    closed = np.zeros(len(widths), bool)
+    closed[ladder.group[removals[-1]]] = True
+    for rung in removals[-2::-1]:
+        if load(widths) >= FILL:
+            return widths
+        if closed[group := ladder.group[rung]]:
+            continue
+        trial = widths.copy()
+        trial[group] = ladder.before[rung]
+        used = load(trial)
+        if used <= 1:
+            widths = trial
+        elif used < ceiling:
+            return _exchange(load, ladder, widths)
+        else:
+            closed[group] = True
+    return _exchange(load, ladder, widths)
+
+
+def _exchange(load: Load, ladder: Ladder, widths: np.ndarray) -> np.ndarray:
+    """The fullest of all widths that differ by one group a step up and at most one other a step down."""
+    if load(widths) >= FILL:
+        return widths
+    best, most = widths, load(widths)
+    down = ladder.down(widths)
+    for lowered in [None, *np.flatnonzero(down < widths)]:
+        start = widths.copy()
+        if lowered is not None:
+            start[lowered] = down[lowered]
+        trials = np.where(np.eye(len(widths), dtype=bool), ladder.up(widths), start)
+        used = load(trials)
+        used[used > 1] = 0
+        if used.max(initial=0) > most:
+            best, most = trials[used.argmax()], used.max()
+    return best
+
+
+def _unreachable(graph: ChannelGraph, budget: Budget, constraints: Constraints, ladder: Ladder) -> str:
+    limits, least, full = budget.resolve(graph), graph.costs(ladder.floor), graph.cost()
+    text = ["this budget cannot be met:"]
+    for name, limit in limits.items():
+        smallest, whole, given = int(getattr(least, name)), getattr(full, name), budget.limits[name]
+        if smallest > limit:
+            text.append(
+                f"{limit:,} {UNITS[name]} are asked for, the smallest reachable are {smallest:,} "
+                f"({smallest / max(whole, 1):.1%} of {whole:,})."
+            )
+            if 1 < given <= 100:
+                text.append(f"{name}={given:g} is an absolute number; for {given:g} % write {given / 100:g}.")
+    return " ".join([*text, _what_limits(graph, _load(graph, budget), constraints)])
+
+
+def _what_limits(graph: ChannelGraph, load: Load, constraints: Constraints) -> str:
+    def reachable(**relaxed: object) -> bool:
+        return bool(load(replace(constraints, **relaxed).ladder(graph).floor) <= 1)  # type: ignore[arg-type]
+
+    free = {f.name: 1 if f.name == "round_to" else f.default for f in fields(Constraints)}
+    frozen = sum(g.frozen for g in graph.groups)
+    if not reachable(**free):
+        return (
+            f"Even with one unit left in each other group, the {frozen} frozen groups of {len(graph.groups)} "
+            "hold too much. `why` of each group names the reason; raise the budget or change the model."
+        )
+    for name, value in free.items():
+        if reachable(**{name: value}):
+            return f"What limits it is {name}={getattr(constraints, name)!r}; loosen it or raise the budget."
+    return f"What limits it are the constraints together: {constraints!r}; loosen them or raise the budget."

@@ -1,0 +1,21 @@
+"""What every test shares: one torch thread, fixed seeds, the same hypothesis examples on every run."""
+
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+# Small tensors gain nothing from threads, and runs on shared machines get steadier times.
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("sentei", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("sentei")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  the global state is what third-party code draws from
+    torch.manual_seed(0)
