@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as nn_module
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentei.graph import labels as lab
@@ -431,21 +430,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class _ScaledAttention(TorchFunctionMode):
-    """scaled_dot_product_attention without an explicit scale divides by sqrt(head size): that size must stay."""
-
-    def __init__(self, mode: LabelMode) -> None:
-        super().__init__()
-        self.mode = mode
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.scaled_dot_product_attention and (kwargs or {}).get("scale") is None:
-            for layer in self.mode.layers(args[0] if args else kwargs["query"]):
-                if layer.ndim - 1 in lab.varying(layer):
-                    self.mode.freeze(layer, "attention scale depends on the head size")
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
     """Follow which module runs, and switch off kernels that would hide operations from the mode."""
@@ -469,7 +453,6 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
         stack.callback(nn_module.register_module_forward_hook(leave, always_call=True).remove)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_ScaledAttention(mode))
         stack.enter_context(mode)
         yield
 

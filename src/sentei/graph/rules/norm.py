@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sentei.graph import labels as lab
 from sentei.graph.labels import Layers
-from sentei.graph.rules.pointwise import combine
+from sentei.graph.rules.pointwise import PADDED, combine
 from sentei.graph.tracer import MIXERS, SHAPES, Call, LabelMode, rule
 
 BATCH = """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
@@ -19,6 +19,14 @@ _batch_norm_with_update_functional _batch_norm_no_update cudnn_batch_norm miopen
 
 def channel_params(mode: LabelMode, x: Tensor, params: Sequence[Any], dim: int = 1) -> list[Tensor]:
     """Layers of x after sharing units with per-channel vectors that lie on dimension `dim`."""
+    layers = mode.layers(x)
+    if len(layers) == 1 and lab.varying(layers[0]) == (dim,):  # the common case, without broadcasting
+        channels = lab.first_along(layers[0], dim)
+        vectors = [mode.layers(p) for p in params if isinstance(p, Tensor)]
+        if all(len(v) == 1 and v[0].shape == channels.shape for v in vectors) and int(channels.min()) >= 0:
+            for v in vectors:
+                mode.tie(channels, v[0], PADDED)
+            return list(layers)
     operands: list[tuple[Sequence[int], Layers]] = [(x.shape, mode.layers(x))]
     for p in params:
         if isinstance(p, Tensor) and p.ndim == 1:
@@ -100,7 +108,15 @@ def _batch_norm_shape(call: Call) -> Any:
     return torch.empty_like(x), torch.empty(0, device=x.device), torch.empty(0, device=x.device)
 
 
-SHAPES["aten.native_batch_norm"] = _batch_norm_shape
+def _layer_norm_shape(call: Call) -> Any:
+    x, shape = call.args[0], tuple(call["normalized_shape"])
+    if tuple(x.shape[x.ndim - len(shape) :]) != shape:
+        raise RuntimeError(f"layer norm over {shape} meets an activation of shape {tuple(x.shape)}")
+    stats = torch.empty([*x.shape[: x.ndim - len(shape)], *(1 for _ in shape)], device=x.device)
+    return torch.empty_like(x), stats, stats
+
+
+SHAPES.update({"aten.native_batch_norm": _batch_norm_shape, "aten.native_layer_norm": _layer_norm_shape})
 
 
 def _layer_norm_kept(mode: LabelMode, call: Call) -> Any:

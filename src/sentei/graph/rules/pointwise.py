@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from sentei.graph import labels as lab
 from sentei.graph.labels import Layers
-from sentei.graph.tracer import Call, LabelMode, rule
+from sentei.graph.tracer import SHAPES, Call, LabelMode, rule
 
 # Elementwise, but without torch.Tag.pointwise in some or all supported versions of torch.
 UNTAGGED = [
@@ -86,6 +87,12 @@ PADDED = "is added to constants of a fixed size (zero padding)"
 FIXED_SIZE = "meets a tensor whose size does not follow the channels"
 
 
+# Activations whose meta kernels are Python code of many operations; the result is like the input.
+SLOW = ["hardtanh", "hardswish", "hardsigmoid", "relu6", "elu", "celu", "selu", "mish", "leaky_relu", "softplus"]
+SHAPES.update({f"aten.{name}": lambda call: torch.empty_like(call.args[0]) for name in SLOW})
+SHAPES.update({f"aten.{name}_": lambda call: call.args[0] for name in SLOW})
+
+
 def combine(
     mode: LabelMode, shape: Sequence[int], operands: Sequence[tuple[Sequence[int], Layers]], outer: bool = False
 ) -> Layers:
@@ -143,6 +150,17 @@ def pointwise(mode: LabelMode, call: Call) -> None:
             mode.write(out, layers)
         else:
             mode.put(out, layers)
+
+
+@rule("aten.mul")
+def mul(mode: LabelMode, call: Call) -> None:
+    """scaled_dot_product_attention without an explicit scale multiplies by head size ** -1/4: that size must stay."""
+    x = call.args[0]
+    if call.func is torch.ops.aten.mul.Scalar and math.isclose(call.args[1], x.shape[-1] ** -0.25):
+        for layer in mode.layers(x):
+            if x.ndim - 1 in lab.varying(layer):
+                mode.freeze(layer, "attention scale depends on the head size")
+    pointwise(mode, call)
 
 
 @rule("aten.prelu", "aten._prelu_kernel")

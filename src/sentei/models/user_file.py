@@ -1,0 +1,46 @@
+"""Functions in a user's own file, named as ``path/to/file.py:function``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sentei.errors import ModelError, SenteiError
+
+
+def load_function(ref: str, error: type[SenteiError] = ModelError) -> Callable[..., Any]:
+    """Import the file and return the function, or raise ``error`` saying what is wrong with the reference.
+
+    >>> load_function("my_net.py:make")()  # doctest: +SKIP
+    """
+    file, _, name = ref.rpartition(":")
+    path = Path(file).expanduser()
+    if not file.endswith(".py") or not name.isidentifier():
+        raise error(f"{ref!r} is not of the form path/to/file.py:function.")
+    if not path.is_file():
+        raise error(f"{ref!r}: there is no file {path} (looked from {Path.cwd()}).")
+    # One module per file, importable by name, so that data workers and torch.compile find its classes.
+    module_name = f"sentei_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        raise error(f"{path} failed to import: {type(problem).__name__}: {problem}") from problem
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    function = getattr(module, name, None)
+    if not callable(function):
+        public = [
+            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module_name
+        ]
+        raise error(f"{path} has no function {name!r}. It defines: {', '.join(public) or 'none'}.")
+    return function

@@ -1,0 +1,99 @@
+"""Files that are whole or absent: atomic writes, checksummed checkpoints, weights without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import nn
+
+from sentei.errors import CheckpointError
+
+HEADER = b"sentei-checkpoint-1 "
+
+
+def write_atomic(path: str | Path, payload: bytes) -> None:
+    """Write the whole file or leave what was there: a temporary file beside it, fsync, then rename.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"Could not write {path} ({len(payload) / 1e6:.1f} MB): {error.strerror or error}. "
+            "The previous file, if any, is untouched. Free some space or choose another folder, then resume."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Save a dict of tensors and plain values, with a checksum.
+
+    >>> save_checkpoint("run/train.ckpt", {"epoch": 3, "model": net.state_dict()})  # doctest: +SKIP
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    write_atomic(path, HEADER + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; nothing in the file is ever executed.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or altered.
+    """
+    path = Path(path)
+    try:
+        head, _, payload = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        raise CheckpointError(f"Could not read {path}: {error.strerror or error}.") from error
+    if not head.startswith(HEADER) or head[len(HEADER) :].decode("ascii", "replace") != _digest(payload):
+        raise CheckpointError(
+            f"{path} is truncated, altered or no sentei checkpoint: its checksum does not match. "
+            "Delete it to start again."
+        )
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for one meaning
+        raise CheckpointError(f"{path} cannot be read as tensors and plain values: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a dict.")
+    return state
+
+
+def _digest(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()
+
+
+def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, str] | None = None) -> None:
+    """Save a model's parameters and buffers as safetensors, atomically; shared tensors once a name."""
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    write_atomic(path, safetensors_bytes(tensors, metadata))

@@ -1,0 +1,218 @@
+"""Data sets by reference: one call gives normalised train, validation and test splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sentei.errors import DataError
+from sentei.train import sources
+from sentei.train.sources import IMAGENET, Source, Statistics
+from sentei.train.splits import Split, TensorSplit
+
+NAMES = ("digits", "cifar10", "cifar100", "fashion-mnist")
+Normalize = str | tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in three splits; ``val`` is carved from train, ``test`` is for the final number."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    """Channels, height, width of what the model receives."""
+    device: torch.device
+    description: dict[str, Any] = field(default_factory=dict)
+    """Everything resolved, as plain values for a config file."""
+
+
+def load_data(
+    ref: str,
+    *,
+    root: str | Path | None = None,
+    val: int | float | None = None,
+    seed: int = 0,
+    image_size: int | None = None,
+    device: str | torch.device = "cpu",
+    normalize: Normalize | None = None,
+    workers: int | None = None,
+) -> Data:
+    """Load a data set and split it: validation is stratified, seeded, and never overlaps train.
+
+    >>> data = load_data("digits")
+    >>> len(data.train), len(data.val), len(data.test), data.input_shape
+    (1257, 180, 360, (1, 8, 8))
+
+    Args:
+        ref: ``digits``, ``cifar10``, ``cifar100``, ``fashion-mnist``, ``imagefolder:PATH`` (with train/ and
+            val/ or test/ inside), or ``path/to/file.py:function`` (see `sentei.train.sources.from_function`).
+        root: where the files are; else the environment's SENTEI_DATA, else ./data. Missing data is downloaded
+            by torchvision where there is a network.
+        val: images, or fraction of the training images, for validation; None is the data set's own default
+            (5,000 for CIFAR and Fashion-MNIST, 180 for digits, a tenth otherwise); 0 is no validation split.
+        image_size: height and width in pixels; None keeps small images as they are and means 224 for folders.
+        device: where the images live and the batches appear.
+        normalize: ``imagenet``, ``none``, or (mean, std) for pixels in 0..1; None is the data set's own.
+        workers: processes that decode an image folder; None is one for each CPU (at most 8), 0 is none.
+
+    Raises:
+        DataError: unknown reference, or data that is missing, damaged or inconsistent; the text says where it
+            was looked for and how to get it.
+    """
+    if ref.startswith("imagefolder:"):
+        from sentei.train.folder import load_folder
+
+        path = Path(ref.removeprefix("imagefolder:"))
+        if not path.is_dir() and not path.is_absolute():
+            path = next((r / path for r in sources.candidate_roots(root) if (r / path).is_dir()), path)
+        statistics = _statistics(normalize, 3, IMAGENET)
+        return load_folder(
+            ref,
+            path,
+            val=val,
+            seed=seed,
+            size=image_size,
+            device=device,
+            statistics=statistics,
+            workers=workers,
+        )
+    return _in_memory(ref, _source(ref, root), val, seed, image_size, torch.device(device), normalize)
+
+
+def _source(ref: str, root: str | Path | None) -> Source:
+    if ref == "digits":
+        return sources.digits()
+    if ref in ("cifar10", "cifar100"):
+        return sources.cifar(ref, root)
+    if ref == "fashion-mnist":
+        return sources.fashion_mnist(root)
+    if ".py:" in ref:
+        return sources.from_function(ref)
+    near = get_close_matches(ref, NAMES, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"Unknown data set {ref!r}.{hint} Known: {', '.join(NAMES)}, imagefolder:PATH, path/to/file.py:function."
+    )
+
+
+def _in_memory(
+    ref: str,
+    source: Source,
+    val: int | float | None,
+    seed: int,
+    image_size: int | None,
+    device: torch.device,
+    normalize: Normalize | None,
+) -> Data:
+    images, labels = source.images, source.labels
+    if source.val_images is not None and source.val_labels is not None:
+        parts = {"train": (images, labels), "val": (source.val_images, source.val_labels)}
+    else:
+        kept, held = stratified_split(labels.numpy(), source.val if val is None else val, seed)
+        parts = {"train": (images[kept], labels[kept]), "val": (images[held], labels[held])}
+    parts["test"] = (source.test_images, source.test_labels)
+    classes = source.classes or int(max(y.max() for _, y in parts.values() if len(y))) + 1
+    _check_parts(ref, parts, classes)
+    default = source.statistics or _measure(parts["train"][0])
+    mean, std = _statistics(normalize, images.shape[3], default)
+    splits = {
+        name: TensorSplit(_resize(x, image_size).to(device), y.to(device), mean, std, source.augment)
+        for name, (x, y) in parts.items()
+    }
+    height, width, channels = splits["train"].images.shape[1:]
+    shape = (channels, height, width)
+    described = describe(ref, splits, classes, shape, seed, mean, std)
+    return Data(ref, splits["train"], splits["val"], splits["test"], classes, shape, device, described)
+
+
+def describe(
+    ref: str,
+    splits: Any,
+    classes: int,
+    shape: tuple[int, int, int],
+    seed: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> dict[str, Any]:
+    sizes = {name: len(split) for name, split in splits.items()}
+    stats = {"mean": [round(v, 6) for v in mean], "std": [round(v, 6) for v in std]}
+    return {"data": ref, **sizes, "classes": classes, "input_shape": list(shape), "split_seed": seed, **stats}
+
+
+def stratified_split(labels: np.ndarray[Any, Any], val: int | float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the kept and of the held-out images, each in rising order, classes in equal proportion."""
+    from sklearn.model_selection import train_test_split
+
+    size, classes = len(labels), len(np.unique(labels))
+    count = round(val * size) if isinstance(val, float) and val < 1 else int(val)
+    if val == 0:
+        return torch.arange(size), torch.arange(0)
+    if not classes <= count <= size - classes:
+        raise DataError(
+            f"A validation split of {val} does not fit {size} training images of {classes} classes. "
+            f"Give a fraction below 1 or a number from {classes} to {size - classes}; 0 means none."
+        )
+    try:
+        kept, held = train_test_split(np.arange(size), test_size=count, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise DataError(f"The training images cannot be split by class: {error}") from error
+    return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
+
+
+def _check_parts(ref: str, parts: dict[str, tuple[Tensor, Tensor]], classes: int) -> None:
+    shape = parts["train"][0].shape[1:]
+    for name, (x, y) in parts.items():
+        if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
+            raise DataError(f"{ref}: {name} has labels {int(y.min())}..{int(y.max())}, expected 0..{classes - 1}.")
+        if x.shape[1:] != shape:
+            raise DataError(f"{ref}: {name} images are {tuple(x.shape[1:])}, the training images {tuple(shape)}.")
+        if x.dtype != parts["train"][0].dtype:
+            raise DataError(f"{ref}: {name} images are {x.dtype}, the training images {parts['train'][0].dtype}.")
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise DataError(f"{ref}: {name} images contain NaN or infinity.")
+
+
+def _measure(images: Tensor) -> Statistics:
+    """Mean and standard deviation of each channel over the training images."""
+    unit = 255.0 if images.dtype == torch.uint8 else 1.0
+    flat = images.reshape(-1, images.shape[3]).double() / unit
+    std = flat.std(dim=0).clamp_min(1e-3)
+    return tuple(flat.mean(dim=0).tolist()), tuple(std.tolist())
+
+
+def _statistics(normalize: Normalize | None, channels: int, default: Statistics) -> Statistics:
+    if normalize is None:
+        mean, std = default
+    elif normalize == "imagenet":
+        mean, std = IMAGENET
+    elif normalize == "none":
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    elif isinstance(normalize, str):
+        raise DataError(f"normalize={normalize!r} is unknown. Expected 'imagenet', 'none' or (mean, std).")
+    else:
+        mean, std = tuple(map(float, normalize[0])), tuple(map(float, normalize[1]))
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise DataError(f"normalize has mean {mean} and std {std}; expected {channels} values each, std above 0.")
+    return mean, std
+
+
+def _resize(images: Tensor, size: int | None) -> Tensor:
+    """Images N,H,W,C brought to size x size once, with antialiasing."""
+    if size is None or images.shape[1:3] == (size, size) or len(images) == 0:
+        return images
+    parts = images.permute(0, 3, 1, 2).split(4096)
+    resized = [F.interpolate(p.float(), (size, size), mode="bilinear", antialias=True) for p in parts]
+    out = torch.cat([r.round().clamp(0, 255).to(images.dtype) if images.dtype == torch.uint8 else r for r in resized])
+    return out.permute(0, 2, 3, 1).contiguous()

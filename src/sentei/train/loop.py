@@ -1,0 +1,297 @@
+"""Train a classifier: resumable to the bit, journalled, with nothing hidden."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sentei.errors import CheckpointError, TrainError
+from sentei.train.checkpoint import load_checkpoint, save_checkpoint
+from sentei.train.data import Data
+from sentei.train.distill import distillation_loss
+from sentei.train.evaluate import check_logits, evaluate, evaluating, logits
+from sentei.train.journal import Journal
+from sentei.train.progress import Progress
+from sentei.train.recipe import Recipe
+from sentei.train.splits import training_batches
+
+Record = dict[str, Any]
+AfterStep = Callable[[nn.Module, float], None]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    model: nn.Module
+    """The model that was given, trained in place (its averaged weights where the recipe averages)."""
+    history: list[Record]
+    """One record an epoch: epoch, loss, lr, accuracy, val_loss, seconds, images_per_second."""
+    accuracy: float | None
+    """Validation accuracy after the last epoch, in the recipe's precision; None if there was none."""
+    best_accuracy: float | None
+    seconds: float
+    """Training time over all sessions, validation included."""
+    images_per_second: float
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    *,
+    run_dir: Path | None = None,
+    name: str = "train",
+    teacher: nn.Module | None = None,
+    after_step: AfterStep | None = None,
+    on_epoch: Callable[[Record], None] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Train a model in place on ``data.train``, measuring on ``data.val``; ``data.test`` is never touched.
+
+    >>> fit(model, data, Recipe(epochs=10), run_dir=Path("runs/x")).accuracy  # doctest: +SKIP
+    0.91
+
+    With a ``run_dir`` each epoch ends in a checkpoint ``NAME.ckpt`` and a line in ``journal.jsonl``. Called
+    again with the same model, data and recipe it goes on after the last complete epoch, and ends with the
+    very weights of a run that was never stopped: the random numbers of an epoch depend on the seed and its
+    number only. A finished run returns at once.
+
+    Args:
+        teacher: dense network to distil from, weighted by ``recipe.distill_weight``.
+        after_step: called with the model and the learning rate after each optimizer step (a proximal step,
+            for instance).
+        on_epoch: called with the record of each epoch as it completes.
+
+    Raises:
+        TrainError: the loss is no longer finite (the text names epoch, step and the last good checkpoint), or
+            the model does not fit the data.
+        CheckpointError: the checkpoint in ``run_dir`` is damaged or belongs to another model or recipe.
+    """
+    run = _Run(model, data, recipe, name, run_dir, teacher, after_step)
+    run.resume()
+    with Progress(name, recipe.epochs, run.steps, start=len(run.history), shown=progress) as bar:
+        for epoch in range(len(run.history), recipe.epochs):
+            record = run.epoch(epoch, bar)
+            run.save(record)
+            bar.epoch_done(record)
+            if on_epoch is not None:
+                on_epoch(record)
+    return run.result()
+
+
+@dataclass
+class _Run:
+    """The mutable state of one training run."""
+
+    model: nn.Module
+    data: Data
+    recipe: Recipe
+    name: str
+    run_dir: Path | None
+    teacher: nn.Module | None
+    after_step: AfterStep | None
+    history: list[Record] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        recipe, device = self.recipe, self.data.device
+        layout = torch.channels_last if recipe.channels_last else torch.preserve_format
+        for module in filter(None, (self.model, self.teacher)):
+            module.to(device).to(memory_format=layout)
+        if len(self.data.train) == 0:
+            raise TrainError("There are no training images.")
+        count = min(recipe.limit or len(self.data.train), len(self.data.train))
+        self.steps = training_batches(count, recipe.batch_size)
+        self.bf16 = recipe.autocast(device)
+        self.forward = torch.compile(self.model) if recipe.compile else self.model
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(self.model, recipe.weight_decay),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+        )
+        self.average: AveragedModel | None = None
+        if recipe.ema_decay is not None:
+            decay = get_ema_multi_avg_fn(recipe.ema_decay)
+            self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
+        self.augment = recipe.augment(self.data.train.augment)
+        self.checkpoint = self.run_dir / f"{self.name}.ckpt" if self.run_dir else None
+        self.journal = Journal(self.run_dir / "journal.jsonl") if self.run_dir else None
+
+    @property
+    def measured(self) -> nn.Module:
+        return self.average.module if self.average is not None else self.model
+
+    def epoch(self, epoch: int, bar: Progress) -> Record:
+        started = time.perf_counter()
+        devices = [self.data.device] if self.data.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.recipe.seed * 1_000_003 + epoch)
+            loss, images = self._train(epoch, bar)
+        self._check_weights(epoch)
+        trained = time.perf_counter() - started
+        record: Record = {"epoch": epoch + 1, "loss": loss, "lr": self._lr(epoch, 0)}
+        if len(self.data.val):
+            result = evaluate(self.measured, self.data.val, bf16=self.bf16)
+            record |= {"accuracy": result.accuracy, "val_loss": result.loss}
+        seconds = time.perf_counter() - started
+        return record | {"seconds": round(seconds, 3), "images_per_second": round(images / trained, 1)}
+
+    def _lr(self, epoch: int, step: int) -> float:
+        return self.recipe.lr_at(epoch * self.steps + step, self.steps)
+
+    def _train(self, epoch: int, bar: Progress) -> tuple[float, int]:
+        recipe, images = self.recipe, 0
+        self.model.train()
+        batches = self.data.train.batches(
+            recipe.batch_size,
+            train=True,
+            seed=recipe.seed,
+            epoch=epoch,
+            limit=recipe.limit,
+            augment=self.augment,
+        )
+        # Reading the loss waits for the device: free on a CPU, costly at each step on a GPU.
+        every = 1 if self.data.device.type == "cpu" else 50
+        total = torch.zeros((), device=self.data.device)
+        teaching = evaluating(self.teacher) if self.teacher is not None else nullcontext()
+        with teaching:
+            for step, (x, y) in enumerate(batches):
+                lr = self._lr(epoch, step)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+                loss = self._loss(x, y, first=images == 0)
+                total += loss.detach()
+                images += len(y)
+                if step % every == 0 or step == self.steps - 1:
+                    self._check_finite(float(total), epoch, step, every)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if recipe.clip_grad is not None:
+                    nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
+                self.optimizer.step()
+                if self.after_step is not None:
+                    self.after_step(self.model, lr)
+                if self.average is not None:
+                    self.average.update_parameters(self.model)
+                bar.step_done(len(y), float(total) / (step + 1) if step % every == 0 else None)
+        return float(total) / max(self.steps, 1), images
+
+    def _loss(self, x: Tensor, y: Tensor, first: bool) -> Tensor:
+        recipe = self.recipe
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            scores = logits(self.forward(x))
+            if first:
+                check_logits(scores, y)
+            if self.teacher is not None and recipe.distill_weight > 0:
+                with torch.no_grad():
+                    target = logits(self.teacher(x))
+        loss = F.cross_entropy(scores.float(), y, label_smoothing=recipe.label_smoothing)
+        if self.teacher is not None and recipe.distill_weight > 0:
+            soft = distillation_loss(scores, target, recipe.temperature)
+            loss = (1 - recipe.distill_weight) * loss + recipe.distill_weight * soft
+        return loss
+
+    def _check_finite(self, total: float, epoch: int, step: int, every: int) -> None:
+        if not math.isfinite(total):
+            span = "" if every == 1 else f", in the last {every} steps"
+            raise self._diverged(
+                f"The loss is no longer finite at epoch {epoch + 1}, step {step + 1} of {self.steps}{span}"
+            )
+
+    def _check_weights(self, epoch: int) -> None:
+        """The last step of an epoch can still break the weights; no checkpoint may hold that."""
+        state = self.model.state_dict()
+        broken = [n for n, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+        if broken:
+            raise self._diverged(f"{broken[0]} is no longer finite after epoch {epoch + 1}")
+
+    def _diverged(self, what: str) -> TrainError:
+        kept = f"The last good checkpoint is {self.checkpoint} (epoch {len(self.history)})."
+        if self.checkpoint is None or not self.history:
+            kept = "There is no checkpoint yet."
+        lower = f"Lower the learning rate ({self.recipe.lr}) or set clip_grad"
+        return TrainError(
+            f"{what}. {kept} {lower}{'; bf16=False rules out overflow in bfloat16' if self.bf16 else ''}."
+        )
+
+    def save(self, record: Record) -> None:
+        self.history.append(record)
+        if self.checkpoint is None:
+            return
+        state = {
+            "recipe": self.recipe.to_dict(),
+            "history": self.history,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+        }
+        save_checkpoint(self.checkpoint, state)
+        self._journal(record)
+
+    def _journal(self, record: Record) -> None:
+        if self.journal is not None:
+            self.journal.append({"event": "epoch", "name": self.name, **record})
+
+    def resume(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        state = load_checkpoint(self.checkpoint)
+        given, saved = self.recipe.to_dict(), state.get("recipe", {})
+        changed = [f"{k} was {saved.get(k)!r}, now {given[k]!r}" for k in given if saved.get(k) != given[k]]
+        if changed:
+            raise CheckpointError(
+                f"{self.checkpoint} was written with another recipe: {'; '.join(changed)}. "
+                "Use the same recipe to go on, or another run directory to start again."
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{self.checkpoint} belongs to another model: {error}") from error
+        self.history = list(state["history"])
+        self._complete_journal()
+
+    def _complete_journal(self) -> None:
+        """Add what a kill between checkpoint and journal has left out."""
+        if self.journal is None:
+            return
+        written = {r["epoch"] for r in self.journal.records() if r.get("name") == self.name and "epoch" in r}
+        for record in self.history:
+            if record["epoch"] not in written:
+                self._journal(record)
+
+    def result(self) -> FitResult:
+        if self.average is not None and self.history:
+            self.model.load_state_dict(self.average.module.state_dict())
+        self.model.eval()
+        accuracies = [r["accuracy"] for r in self.history if "accuracy" in r]
+        seconds = sum(r["seconds"] for r in self.history)
+        speeds = [r["images_per_second"] for r in self.history]
+        return FitResult(
+            self.model,
+            self.history,
+            accuracies[-1] if accuracies else None,
+            max(accuracies, default=None),
+            seconds,
+            len(speeds) / sum(1 / s for s in speeds) if speeds else 0.0,
+        )
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights with decay; norms, biases and other vectors without."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise TrainError("The model has no parameter that requires a gradient.")
+    groups = [([p for p in trained if p.ndim > 1], weight_decay), ([p for p in trained if p.ndim <= 1], 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]

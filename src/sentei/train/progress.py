@@ -1,0 +1,68 @@
+"""A live bar on a terminal, one line an epoch everywhere else."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Progress:
+    """Shows epochs, images/s, loss and validation accuracy of one training run."""
+
+    def __init__(self, name: str, epochs: int, steps: int, start: int = 0, shown: bool = True) -> None:
+        self.name, self.epochs, self.steps, self.epoch = name, epochs, steps, start
+        console = Console()
+        self.lines = shown and not console.is_terminal
+        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")]
+        self.bar = RichProgress(
+            *columns,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not shown or self.lines,
+            transient=True,
+        )
+        self.task = self.bar.add_task(self._title(), total=epochs * steps, completed=start * steps, status="")
+        self.accuracy = ""
+        self.images, self.since = 0, time.perf_counter()
+        self.started, self.first = time.perf_counter(), start
+
+    def _title(self) -> str:
+        return f"{self.name} {min(self.epoch + 1, self.epochs)}/{self.epochs}"
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def step_done(self, images: int, loss: float | None) -> None:
+        self.images += images
+        if loss is None:
+            self.bar.advance(self.task)
+            return
+        speed = self.images / max(time.perf_counter() - self.since, 1e-9)
+        status = f"{speed:,.0f} images/s  loss {loss:.3f}{self.accuracy}"
+        self.bar.update(self.task, advance=1, status=status)
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        self.epoch += 1
+        self.accuracy = f"  val {record['accuracy']:.2%}" if "accuracy" in record else ""
+        self.bar.update(self.task, completed=self.epoch * self.steps, description=self._title())
+        if self.lines:
+            spent = time.perf_counter() - self.started
+            left = spent / (self.epoch - self.first) * (self.epochs - self.epoch)
+            print(
+                f"{self.name} {self.epoch}/{self.epochs}  loss {record['loss']:.3f}{self.accuracy}  "
+                f"{record['images_per_second']:,.0f} images/s  {left:,.0f} s left",
+                flush=True,
+            )
+        self.images, self.since = 0, time.perf_counter()

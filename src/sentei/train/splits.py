@@ -1,0 +1,155 @@
+"""Images held in memory on the device, and their augmentation in vectorised batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What training does to the images; evaluation never does.
+
+    >>> Augment(flip=True, crop=4)
+    Augment(flip=True, crop=4, cutout=0, scale=(0.35, 1.0))
+    """
+
+    flip: bool = False
+    """Mirror half of the images in one epoch and the other half in the next, so that two show both sides."""
+    crop: int = 0
+    """Shift by up to this many pixels in each direction, filling with black. Images in memory only."""
+    cutout: int = 0
+    """Side in pixels of a square set to the mean colour (DeVries and Taylor 2017, arXiv 1708.04552)."""
+    scale: tuple[float, float] = (0.35, 1.0)
+    """Range of the area that a random resized crop covers. Image folders only."""
+
+
+class Split(Protocol):
+    """One part of a data set: a number of images, and batches of them."""
+
+    augment: Augment
+    """What `batches` does in training unless told otherwise."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        limit: int | None = None,
+        augment: Augment | None = None,
+    ) -> Batches:
+        """Yield (images, labels) on the device: float32 N,C,H,W, normalised, channels last; int64 N.
+
+        With ``train`` the order and the augmentation follow from (seed, epoch) alone and an incomplete last
+        batch is dropped; without it every image comes once, in order. ``limit`` takes only so many images:
+        the first of the epoch's order in training, evenly spaced ones otherwise. ``augment`` replaces the
+        data set's own augmentation.
+        """
+        ...
+
+
+def epoch_order(size: int, train: bool, limit: int | None, generator: torch.Generator) -> Tensor:
+    """Indices of the images an epoch shows, in order."""
+    count = size if limit is None else min(limit, size)
+    if train:
+        return torch.randperm(size, generator=generator)[:count]
+    return torch.arange(size) if count == size else torch.linspace(0, size - 1, count).round().long()
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Random numbers that depend on the seed and the epoch alone, so that a resumed run draws the same."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch * 7_919 + 17) % 2**63)
+
+
+def training_batches(count: int, batch_size: int) -> int:
+    """Number of training batches: complete ones only, unless there are fewer images than one batch holds."""
+    return max(count // batch_size, min(count, 1))
+
+
+class TensorSplit:
+    """Images in memory on the device: uint8 or float, stored N,H,W,C so that a gather yields channels last.
+
+    >>> images = torch.zeros(8, 6, 6, 3, dtype=torch.uint8)
+    >>> split = TensorSplit(images, torch.arange(8), (0.5,) * 3, (0.5,) * 3, Augment())
+    >>> [tuple(x.shape) for x, y in split.batches(5)]
+    [(5, 3, 6, 6), (3, 3, 6, 6)]
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        augment: Augment,
+    ) -> None:
+        self.images, self.labels, self.augment = images, labels, augment
+        # uint8 pixels count as value / 255; folding that into the affine map costs nothing.
+        unit = 1 / 255 if images.dtype == torch.uint8 else 1.0
+        self.mul = unit / torch.tensor(std, device=images.device)
+        self.add = -torch.tensor(mean, device=images.device) / torch.tensor(std, device=images.device)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        limit: int | None = None,
+        augment: Augment | None = None,
+    ) -> Batches:
+        generator = epoch_generator(seed, epoch)
+        order = epoch_order(len(self), train, limit, generator)
+        if train:
+            order = order[: training_batches(len(order), batch_size) * batch_size]
+        # One mirror bit an image for the whole run, inverted every other epoch.
+        mirrored = torch.rand(len(self), generator=epoch_generator(seed, -1)) < 0.5
+        mirrored = mirrored ^ bool(epoch % 2)
+        for index in order.split(batch_size):
+            if train:
+                x = self._augmented(index, mirrored[index], augment or self.augment, generator)
+            else:
+                x = self._normalised(self.images[index.to(self.images.device)])
+            yield x.permute(0, 3, 1, 2), self.labels[index.to(self.labels.device)]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return torch.addcmul(self.add, pixels.float(), self.mul)
+
+    def _augmented(self, index: Tensor, mirrored: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+        """Crop, flip and fetch in a single gather from the stored images: N,H,W,C."""
+        device, (height, width) = self.images.device, self.images.shape[1:3]
+        pad, size = augment.crop, len(index)
+        dy, dx = torch.randint(-pad, pad + 1, (2, size, 1), generator=generator)
+        rows, cols = torch.arange(height) + dy, (torch.arange(width) + dx)
+        if augment.flip:
+            cols = torch.where(mirrored[:, None], width - 1 - cols, cols)
+        rows, cols, index = rows.to(device), cols.to(device), index.to(device)
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((cols >= 0) & (cols < width))[:, None, :]
+        rows, cols = rows.clamp(0, height - 1), cols.clamp(0, width - 1)
+        pixels = self.images[index[:, None, None], rows[:, :, None], cols[:, None, :]]
+        x = self._normalised(pixels if pad == 0 else pixels * inside[..., None])
+        return _cut_out(x, augment.cutout, generator) if augment.cutout else x
+
+
+def _cut_out(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Zero (the mean colour once normalised) a square around a random centre; it may reach over the edge."""
+    n, height, width, _ = x.shape
+    top = torch.randint(0, height, (n, 1), generator=generator) - side // 2
+    left = torch.randint(0, width, (n, 1), generator=generator) - side // 2
+    row, col = torch.arange(height), torch.arange(width)
+    hidden = ((row >= top) & (row < top + side))[:, :, None] & ((col >= left) & (col < left + side))[:, None, :]
+    return x.masked_fill(hidden[..., None].to(x.device), 0.0)

@@ -1,0 +1,38 @@
+"""How many threads to use: what the process may have, and no more."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity mask, further limited by the container's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cpus
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Set torch's threads and return their number.
+
+    An explicit number wins, then OMP_NUM_THREADS; otherwise torch's own choice is cut to `available_cpus`,
+    which it does not look at in a container.
+    """
+    if threads is None and "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    chosen = threads if threads is not None else min(torch.get_num_threads(), available_cpus())
+    torch.set_num_threads(max(1, chosen))
+    return torch.get_num_threads()
+
+
+def data_workers(requested: int | None = None) -> int:
+    """Worker processes for image decoding; each runs one thread, and together no more than there are CPUs."""
+    return min(8, available_cpus()) if requested is None else max(0, requested)

@@ -1,0 +1,19 @@
+"""The examples in the docstrings are true."""
+
+import doctest
+import importlib
+
+import pytest
+import torch
+
+MODULES = [
+    *(f"sentei.train.{name}" for name in ("data", "distill", "recipe", "splits")),
+    *(f"sentei.models.{name}" for name in ("reference", "resnet", "plain", "googlenet", "densenet", "mobilenet")),
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch})
+    assert result.attempted > 0
+    assert result.failed == 0
