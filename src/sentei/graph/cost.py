@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sentei.graph.groups import Grouping, slot_arrays
-from sentei.graph.tracer import Trace, Vector
+from sentei.graph.record import Trace, Vector
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class CostModel:
     """MACs, parameters and activation bytes as functions of the group widths, exact to the unit."""
 
     def __init__(self, trace: Trace, grouping: Grouping, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._group_of, self._unit_of = grouping.group_of, grouping.unit_of
+        self._group_of = grouping.group_of[grouping.unit_of]
         self._n = len(grouping.groups)
         self._widths = np.array([g.width for g in grouping.groups], np.float64)
         self.macs, self.activations, self.params = _Products(self._n), _Products(self._n), _Products(self._n)
         for c in trace.contractions:
             self._add(self.macs, c.constant, c.factors)
-            self._add(self.activations, c.out_constant * c.itemsize, c.out_factors)
+            self._add(self.activations, c.itemsize, c.out_factors)
         slot, _ = slot_arrays(trace)
         starts = np.searchsorted(slot, np.arange(len(trace.sizes) + 1))
         for name, shape in shapes.items():

@@ -17,8 +17,8 @@ from sentei.errors import PlanError
 from sentei.graph.cost import Cost, CostModel, Costs
 from sentei.graph.groups import Group, Grouping
 from sentei.graph.inputs import Inputs
+from sentei.graph.record import Trace
 from sentei.graph.resize import Attribute, Cuts, attributes, named_tensors
-from sentei.graph.tracer import Trace
 
 
 class HasKeep(Protocol):
@@ -83,13 +83,11 @@ class ChannelGraph:
     >>> graph.cost().macs, graph.cost(plan).macs
     """
 
-    def __init__(self, trace: Trace, grouping: Grouping, params: Mapping[str, tuple[int, ...]], inputs: Inputs,
-                 choices: Mapping[int, int]) -> None:  # fmt: skip
+    def __init__(self, trace: Trace, grouping: Grouping, params: Mapping[str, tuple[int, ...]], inputs: Inputs) -> None:
         self.groups: tuple[Group, ...] = grouping.groups
         self.inputs = inputs
         self.trace_record = trace
         self.grouping = grouping
-        self.choices = dict(choices)
         self.params = dict(params)
         self._index = {g.name: i for i, g in enumerate(self.groups)}
         self._starts = np.cumsum([0, *trace.sizes])
@@ -159,16 +157,30 @@ class ChannelGraph:
 
     # -- what a plan does to parameters
 
+    def kept_units(self, plan: HasKeep) -> np.ndarray:
+        """True for every unit that stays, in the numbering of `grouping`."""
+        kept = np.ones(len(self.grouping.group_of), bool)
+        for name, idx in plan.keep.items():
+            units = self.grouping.units[self.index(name)]
+            kept[units] = False
+            kept[units[idx]] = True
+        return kept
+
     def kept_labels(self, plan: HasKeep) -> np.ndarray:
         """True for every label whose unit stays."""
-        kept = np.ones(self.trace_record.total, bool)
-        for name, idx in plan.keep.items():
-            g = self.index(name)
-            unit = np.zeros(self.groups[g].width, bool)
-            unit[idx] = True
-            labels = self.grouping.labels[g]
-            kept[labels] = unit[self.grouping.unit_of[labels]]
-        return kept
+        return self.kept_units(plan)[self.grouping.unit_of]
+
+    def slot_units(self, plan: HasKeep | None = None) -> dict[tuple[str, int], np.ndarray]:
+        """For each (parameter, dimension): the unit at each index that stays; -1 where indices carry no unit."""
+        units = self.grouping.unit_of.copy()
+        for labels in self.trace_record.inside:
+            units[labels.numpy()] = -1
+        kept = np.ones(len(units), bool) if plan is None else self.kept_labels(plan)
+        starts = self._starts
+        return {
+            key: units[starts[s] : starts[s + 1]][kept[starts[s] : starts[s + 1]]]
+            for key, s in self.trace_record.slots.items()
+        }
 
     def cuts(self, plan: HasKeep) -> Cuts:
         """Per parameter and buffer: the (dimension, kept indices) that the plan selects."""

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from sentei.graph.tracer import Trace, settle_ties, unmatched
+from sentei.graph.record import Trace, tied_pairs, unmatched
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +48,16 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """Groups, and for each label its group (-1: none) and its unit within the group."""
+    """Labels -> units -> groups.
+
+    `unit_of` numbers the unit of each label, `group_of` gives the group of each unit (-1: in no group, never cut), and
+    `units[g]` lists the units of group g in their order.
+    """
 
     groups: tuple[Group, ...]
-    group_of: np.ndarray
     unit_of: np.ndarray
-    labels: tuple[np.ndarray, ...]
+    group_of: np.ndarray
+    units: tuple[np.ndarray, ...]
 
 
 def slot_arrays(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +71,7 @@ def slot_arrays(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
 def components(trace: Trace) -> np.ndarray:
     """Connected components of the ties: label -> component."""
     n = trace.total
-    a, b, _ = settle_ties(trace)
+    a, b, _ = tied_pairs(trace)
     links = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(n, n))
     return connected_components(links, directed=False)[1].astype(np.int64)
 
@@ -87,26 +91,25 @@ def form_groups(trace: Trace, frozen: Sequence[tuple[np.ndarray, str]], vectors:
     _, where, inverse = np.unique(signature[shown], return_index=True, return_inverse=True)
     rank = np.empty(len(where), np.int64)
     rank[np.argsort(where)] = np.arange(len(where))
-    group_of_comp, unit_of_comp = np.full(n_comp, -1), np.full(n_comp, -1)
-    group_of_comp[shown] = rank[inverse]
-    widths = np.bincount(group_of_comp[shown], minlength=len(where))
-    order = np.argsort(group_of_comp[shown], kind="stable")
-    unit_of_comp[shown[order]] = np.arange(len(shown)) - np.repeat(np.cumsum(widths) - widths, widths)
+    group_of, place_of = np.full(n_comp, -1), np.full(n_comp, -1)
+    group_of[shown] = rank[inverse]
+    widths = np.bincount(group_of[shown], minlength=len(where))
+    order = shown[np.argsort(group_of[shown], kind="stable")]
+    place_of[order] = np.arange(len(shown)) - np.repeat(np.cumsum(widths) - widths, widths)
 
-    group_of, unit_of = group_of_comp[comp], unit_of_comp[comp]
-    members, labels = _members(trace, group_of, unit_of, slot, index, widths)
+    members = _members(trace, group_of[comp], place_of[comp], slot, index, widths)
     groups, names = [], dict[str, int]()
-    produced = _producer_slots(trace, comp, shown, slot)
+    producers = _producer_slots(trace, comp, slot)
     keys = list(trace.slots)
-    heads = shown[np.sort(where)]
-    for g, head in enumerate(heads):
-        name = _module_name(keys[produced[head]][0] if head in produced else members[g][0].param)
+    for g, head in enumerate(shown[np.sort(where)]):
+        name = _module_name(keys[producers[head]][0] if head in producers else members[g][0].param)
         count = names.get(name, 0)
         names[name] = count + 1
         why = reasons[reason[head]] if reason[head] >= 0 else None
         title = f"{name}:{count}" if count else name
         groups.append(Group(title, int(widths[g]), why is not None, why, tuple(members[g])))
-    return Grouping(tuple(groups), group_of, unit_of, tuple(labels))
+    units = np.split(order, np.cumsum(widths)[:-1]) if len(widths) else []
+    return Grouping(tuple(groups), comp, group_of, tuple(units))
 
 
 def _reasons(
@@ -131,7 +134,7 @@ def _first_produced(trace: Trace, comp: np.ndarray, n_comp: int) -> np.ndarray:
     return first
 
 
-def _producer_slots(trace: Trace, comp: np.ndarray, shown: np.ndarray, slot: np.ndarray) -> dict[int, int]:
+def _producer_slots(trace: Trace, comp: np.ndarray, slot: np.ndarray) -> dict[int, int]:
     """Component -> slot of the label that first produced it."""
     if not trace.produced:
         return {}
@@ -153,18 +156,18 @@ def _signatures(
 
 
 def _members(
-    trace: Trace, group_of: np.ndarray, unit_of: np.ndarray, slot: np.ndarray, index: np.ndarray, widths: np.ndarray
-) -> tuple[list[list[Slice]], list[np.ndarray]]:
+    trace: Trace, group_of: np.ndarray, place_of: np.ndarray, slot: np.ndarray, index: np.ndarray, widths: np.ndarray
+) -> list[list[Slice]]:
+    """Per group its slices; `group_of` and `place_of` are given for each label."""
     keys = list(trace.slots)
     members: list[list[Slice]] = [[] for _ in widths]
     ids = np.flatnonzero(group_of >= 0)
-    order = ids[np.lexsort((index[ids], unit_of[ids], slot[ids], group_of[ids]))]
-    labels = np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1) if len(order) else []
-    for part in labels:
-        for piece in np.split(part, np.flatnonzero(np.diff(slot[part])) + 1):
-            g, (param, dim) = int(group_of[piece[0]]), keys[slot[piece[0]]]
-            members[g].append(Slice(param, dim, index[piece].reshape(widths[g], -1)))
-    return members, labels
+    ids = ids[np.lexsort((index[ids], place_of[ids], slot[ids], group_of[ids]))]
+    change = np.flatnonzero((np.diff(group_of[ids]) != 0) | (np.diff(slot[ids]) != 0)) + 1
+    for piece in np.split(ids, change) if len(ids) else []:
+        g, (param, dim) = int(group_of[piece[0]]), keys[slot[piece[0]]]
+        members[g].append(Slice(param, dim, index[piece].reshape(widths[g], -1)))
+    return members
 
 
 def _module_name(param: str) -> str:

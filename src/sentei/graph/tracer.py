@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,53 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentei.graph import labels as lab
 from sentei.graph.labels import Layers
-
-Vector = Tensor | int
-"""A dimension of a tensor: the labels along it, or its plain size where no unit lives there."""
-
-
-@dataclass
-class Tie:
-    """Where a[i] and b[i] are labels they belong to one unit, says operation number `op` in module `where`.
-
-    Where only one of them is a label, that unit must stay if `why` is given.
-    """
-
-    op: int
-    where: str
-    a: Tensor
-    b: Tensor
-    why: str | None
-
-
-@dataclass
-class Split:
-    """A labelled dimension of n elements seen as several parts; they can shrink only evenly, along one axis."""
-
-    op: int
-    signature: tuple[str, str, int]
-    labels: Tensor
-
-
-@dataclass
-class Contraction:
-    """A conv or matrix product: MACs are `constant` times the product of the sizes of `factors`."""
-
-    where: str
-    constant: int
-    factors: tuple[Vector, ...]
-    out_constant: int
-    out_factors: tuple[Vector, ...]
-    itemsize: int
-
-
-@dataclass
-class Site:
-    """A module attribute that must hold the number of units kept among `labels`."""
-
-    module: str
-    attr: str
-    labels: Tensor
+from sentei.graph.record import Site, Split, Tie, Trace
 
 
 @dataclass
@@ -84,29 +38,12 @@ class Failure:
     error: BaseException
 
 
-@dataclass
-class Trace:
-    """Everything one forward pass told: the raw material of a `ChannelGraph`."""
-
-    slots: dict[tuple[str, int], int] = field(default_factory=dict)
-    sizes: list[int] = field(default_factory=list)
-    total: int = 0
-    ties: list[Tie] = field(default_factory=list)
-    splits: list[Split] = field(default_factory=list)
-    frozen: list[tuple[Tensor, str]] = field(default_factory=list)
-    contractions: list[Contraction] = field(default_factory=list)
-    sites: list[Site] = field(default_factory=list)
-    produced: list[Tensor] = field(default_factory=list)
-    mixing: list[tuple[Tensor, str]] = field(default_factory=list)
-    whole_groups: dict[int, bool] = field(default_factory=dict)
-    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
-    train_pass: bool = False
-
-
 Rule = Callable[["LabelMode", "Call"], None]
 RULES: dict[str, Rule] = {}
 MIXERS: dict[str, Callable[[LabelMode, Call], Any]] = {}
 """Operations that read or mix units, as the reference run computes them."""
+COUNTED: set[str] = set()
+"""Operations that cost MACs, whether or not units reach them."""
 SHAPES: dict[str, Callable[[Call], Any]] = {}
 """Outputs on meta tensors for operations whose own meta kernels are slow."""
 
@@ -140,18 +77,6 @@ class Call:
     def has(self, name: str) -> bool:
         return any(a.name == name for a in self.func._schema.arguments)
 
-    def replace(self, **new: Any) -> Any:
-        """Run the operation with some arguments replaced."""
-        args, kwargs = list(self.args), dict(self.kwargs)
-        names = [a.name for a in self.func._schema.arguments]
-        for k, v in new.items():
-            i = names.index(k)
-            if i < len(args):
-                args[i] = v
-            else:
-                kwargs[k] = v
-        return self.func(*args, **kwargs)
-
     def tensors(self) -> Iterator[Tensor]:
         for a in (*self.args, *self.kwargs.values()):
             if isinstance(a, Tensor):
@@ -166,24 +91,25 @@ class Call:
 class LabelMode(TorchDispatchMode):
     """Carries label layers through a forward pass and fills a `Trace`.
 
-    `sources` maps id(tensor) of parameters and buffers to their names. `choices` are the axes along which splits
-    shrink (see `Split`), by operation number. `slots` are the (parameter, dimension) pairs that may hold units. `kept`
-    (bool per label, real tensors only) turns the pass into the reference run.
+    `sources` maps id(tensor) of parameters and buffers to their names. A first pass gives every index of every `slots`
+    entry, a (parameter, dimension), a label of its own and finds the ties; `choices` are the axes along which splits
+    shrink, by operation number (see `Split`). A later pass knows the `units`, the number of the unit at each index of
+    each slot, and uses them as labels: wherever two elements meet, they must be the same. With `kept`, a bool for each
+    unit, and real tensors it computes the reference of a cut.
     """
 
     def __init__(
         self,
         sources: Mapping[int, str],
+        slots: Container[tuple[str, int]] = (),
         choices: Mapping[int, int] | None = None,
-        whole_groups: Mapping[int, bool] | None = None,
-        slots: set[tuple[str, int]] | None = None,
+        units: Mapping[tuple[str, int], np.ndarray] | None = None,
         kept: Tensor | None = None,
-        trace: Trace | None = None,
     ) -> None:
         super().__init__()
-        self.trace = trace or Trace()
-        self.sources, self.choices, self.slots = sources, choices or {}, slots
-        self.whole_groups, self.kept = whole_groups or {}, kept
+        self.trace = Trace()
+        self.sources, self.slots, self.choices = sources, slots, choices or {}
+        self.units, self.kept = units, kept
         self.op = 0
         self.stack: list[tuple[str, nn.Module, int]] = []
         self.params: dict[int, Layers] = {}
@@ -217,7 +143,10 @@ class LabelMode(TorchDispatchMode):
     def _source_layers(self, name: str, t: Tensor) -> Layers:
         out = []
         for d, n in enumerate(t.shape):
-            if n > 1 and (self.slots is None or (name, d) in self.slots):
+            if n > 1 and self.units is not None:
+                if (name, d) in self.units:
+                    out.append(lab.place(torch.from_numpy(self.units[name, d]), d, t.shape))
+            elif n > 1 and (name, d) in self.slots:
                 start = self.trace.total
                 self.trace.slots[name, d] = len(self.trace.sizes)
                 self.trace.sizes.append(n)
@@ -244,11 +173,16 @@ class LabelMode(TorchDispatchMode):
             a, b = lab.narrow(a, dims), lab.narrow(b, dims)
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
-        self.trace.ties.append(Tie(self.op, self.where, a.reshape(-1), b.reshape(-1), why))
+        self.trace.ties.append(Tie(self.where, a.reshape(-1), b.reshape(-1), why))
 
     def freeze(self, layer: Tensor, why: str) -> None:
         small = lab.narrow(layer, lab.varying(layer))
         self.trace.frozen.append((small[small >= 0], f"{why} (in {self.where})" if self.where else why))
+
+    def inside(self, layer: Tensor, why: str) -> None:
+        """Freeze indices that live inside a unit and are no unit of their own."""
+        self.freeze(layer, why)
+        self.trace.inside.append(layer[layer >= 0])
 
     def mixes(self, layer: Tensor) -> None:
         """This operation mixes the units of `layer`: cutting changes its statistics."""
@@ -266,17 +200,14 @@ class LabelMode(TorchDispatchMode):
 
     def split(self, matrix: Tensor) -> Tensor:
         """Labels of one dimension seen as parts [a, b, ...]: tie all but the axis that may shrink; relabel."""
-        module = self.stack[-1] if self.stack else None
-        ordinal = self.op - module[2] if module else self.op
-        signature = (type(module[1]).__name__ if module else "", str(matrix.ndim), ordinal)
-        self.trace.splits.append(Split(self.op, signature, matrix))
-        order = [matrix.ndim - 1, *range(matrix.ndim - 1)]
-        stage = self.choices.get(self.op, 0)
-        if stage >= len(order):
+        if self.units is not None:
             return matrix
-        axis = order[stage]
-        index = [slice(None) if d == axis else slice(0, 1) for d in range(matrix.ndim)]
-        first = matrix[tuple(index)].expand(matrix.shape)
+        started, kind = (self.stack[-1][2], type(self.module).__name__) if self.stack else (0, "")
+        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.op - started), matrix))
+        order = [matrix.ndim - 1, *range(matrix.ndim - 1)]
+        axis = order[self.choices.get(self.op, 0)]
+        first = matrix[tuple(slice(None) if d == axis else slice(0, 1) for d in range(matrix.ndim))]
+        first = first.expand(matrix.shape)
         self.tie(matrix, first)
         return first
 
@@ -329,7 +260,7 @@ class LabelMode(TorchDispatchMode):
             raise
         if func._schema.is_mutable or func.is_view:
             self._remember_alias(call)
-        if labelled:
+        if labelled or call.name in COUNTED:
             self._apply(call)
         elif func._schema.is_mutable:
             for out in call.outputs():
@@ -485,28 +416,6 @@ def run(mode: LabelMode, model: nn.Module, args: tuple[Any, ...], kwargs: Mappin
             mode.freeze(layer, "reaches the network output")
     mode.trace.output_shapes.extend(tuple(t.shape) for t in tensors)
     return tensors
-
-
-def settle_ties(trace: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of tied labels, and for each the number of its `Tie`."""
-    if not trace.ties:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    a, b = (torch.cat([getattr(t, side) for t in trace.ties]).numpy() for side in "ab")
-    event = np.repeat(np.arange(len(trace.ties)), [len(t.a) for t in trace.ties])
-    real = (a >= 0) & (b >= 0) & (a != b)
-    return a[real], b[real], event[real]
-
-
-def unmatched(trace: Trace) -> list[tuple[np.ndarray, str]]:
-    """Labels that met a constant where they had to meet a label, with the reason that freezes them."""
-    out = []
-    for t in trace.ties:
-        if t.why is not None:
-            a, b = t.a.numpy(), t.b.numpy()
-            alone = (a < 0) != (b < 0)
-            if alone.any():
-                out.append((np.maximum(a, b)[alone], f"{t.why} (in {t.where})" if t.where else t.why))
-    return out
 
 
 def as_numpy(layers: Sequence[Tensor]) -> np.ndarray:

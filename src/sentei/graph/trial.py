@@ -20,8 +20,9 @@ from sentei.graph.cost import irregular_vectors
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.groups import form_groups
 from sentei.graph.inputs import Inputs
+from sentei.graph.record import Trace, tied_pairs
 from sentei.graph.resize import cut_shape, modes_kept, named_tensors, swapped
-from sentei.graph.tracer import Failure, LabelMode, Trace, as_numpy, run, settle_ties
+from sentei.graph.tracer import LabelMode, as_numpy, run
 
 MAX_ROUNDS = 60
 
@@ -35,10 +36,10 @@ class Keep:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Why a cut model is not wired as the graph says; `labels` are those at fault."""
+    """Why a cut model is not wired as the graph says; `units` are those at fault."""
 
     message: str
-    labels: np.ndarray
+    units: np.ndarray
     where: str
 
 
@@ -61,7 +62,7 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     frozen: list[tuple[np.ndarray, str]] = []
     record = _first_trace(model, inputs, choices)
     for _ in range(MAX_ROUNDS):
-        graph = _graph(model, inputs, record, frozen, choices)
+        graph = _graph(model, inputs, record, frozen)
         plan = trial_plan(graph)
         fault = mismatch(model, graph, plan, swap=True) if plan.keep else None
         if fault is None:
@@ -71,52 +72,78 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
             record = _first_trace(model, inputs, choices)
         else:
             why = f"cannot shrink: {fault.message}" + (f" (in {fault.where})" if fault.where else "")
-            frozen += [(graph.grouping.labels[g], why) for g in blamed]
+            frozen += [(_labels(graph, g), why) for g in blamed]
     stuck = f"no cut of it was followed by the model in {MAX_ROUNDS} trials"
-    frozen += [(graph.grouping.labels[i], stuck) for i, g in enumerate(graph.groups) if not g.frozen]
-    return _graph(model, inputs, record, frozen, choices)
+    frozen += [(_labels(graph, i), stuck) for i, g in enumerate(graph.groups) if not g.frozen]
+    return _graph(model, inputs, record, frozen)
 
 
 def trial_plan(graph: ChannelGraph, seed: int = 0) -> Keep:
-    """Keep a random half of every unfrozen group, never a prefix by design."""
+    """Keep about half of every unfrozen group: random units, and a number that no even split could pass by luck."""
     rng = np.random.default_rng(seed)
     keep = {}
     for g in graph.groups:
         if not g.frozen and g.width > 1:
-            low = min(2, g.width - 1)
-            n = min(g.width - 1, max(low, round(g.width * rng.uniform(0.4, 0.7))))
+            n = np.arange(1, g.width)
+            awkward = n[(n % 2 > 0) & (n % 3 > 0) & (n > 1)]
+            choice = awkward if len(awkward) else n[-1:]
+            n = choice[np.argmin(np.abs(choice - g.width * rng.uniform(0.4, 0.7)))]
             keep[g.name] = np.sort(rng.permutation(g.width)[:n])
     return Keep(keep)
 
 
 def mismatch(model: nn.Module, graph: ChannelGraph, plan: HasKeep, swap: bool = False) -> Mismatch | None:
-    """Trace a cut model and hold its ties against the graph's, restricted to what the plan keeps. None: all agree.
+    """Run a cut model on the units of the graph: wherever two channels meet, they must be of one unit. None: they are.
 
     With `swap`, `model` is the full model and is cut for the duration, on meta tensors.
     """
-    mode = LabelMode({}, graph.choices, graph.trace_record.whole_groups, set(graph.trace_record.slots))
-    cuts = graph.cuts(plan) if swap else {}
-    attrs = graph.attributes(model, plan) if swap else []
+    units = graph.slot_units(plan)
+    cuts, attrs = (graph.cuts(plan), graph.attributes(model, plan)) if swap else ({}, [])
+    wrong = None if swap else _wrong_shape(model, graph, plan)
+    if wrong is not None:
+        return wrong
+    mode = LabelMode({}, units=units)
     try:
         with modes_kept(model):
             _passes(mode, model, graph.inputs, cuts, attrs, trained=graph.trace_record.train_pass)
     except Exception:
         assert mode.failed is not None
-        return _failure(mode, graph, plan, mode.failed)
-    return _compare(mode.trace, graph, plan)
+        return Mismatch(mode.failed.message, as_numpy(mode.failed.layers), mode.failed.where)
+    a, b, event = tied_pairs(mode.trace)
+    if len(a):
+        where = mode.trace.ties[event[0]].where
+        first = event == event[0]
+        return Mismatch("channels no longer meet the same channels", np.concatenate([a[first], b[first]]), where)
+    if mode.trace.output_shapes != graph.trace_record.output_shapes:
+        shapes = f"{mode.trace.output_shapes} instead of {graph.trace_record.output_shapes}"
+        return Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "")
+    return None
 
 
-def _graph(
-    model: nn.Module, inputs: Inputs, record: Trace, frozen: list[tuple[np.ndarray, str]], choices: dict[int, int]
-) -> ChannelGraph:
+def _wrong_shape(small: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:
+    """The first parameter of a cut model whose shape is not what the plan leaves."""
+    cuts, found = graph.cuts(plan), named_tensors(small)
+    for name, shape in graph.params.items():
+        expected = tuple(cut_shape(shape, cuts.get(name, ())))
+        if name not in found or tuple(found[name].shape) != expected:
+            have = tuple(found[name].shape) if name in found else "absent"
+            return Mismatch(f"parameter {name} is {have}, the plan leaves {expected}", np.zeros(0, np.int64), name)
+    return None
+
+
+def _labels(graph: ChannelGraph, group: int) -> np.ndarray:
+    return np.flatnonzero(graph.grouping.group_of[graph.grouping.unit_of] == group)
+
+
+def _graph(model: nn.Module, inputs: Inputs, record: Trace, frozen: list[tuple[np.ndarray, str]]) -> ChannelGraph:
     grouping = form_groups(record, frozen, irregular_vectors(record))
     buffers = {id(b) for m in model.modules() for b in m._buffers.values() if b is not None}
     shapes = {n: tuple(t.shape) for n, t in named_tensors(model).items() if id(t) not in buffers}
-    return ChannelGraph(record, grouping, shapes, inputs, choices)
+    return ChannelGraph(record, grouping, shapes, inputs)
 
 
 def _first_trace(model: nn.Module, inputs: Inputs, choices: dict[int, int]) -> Trace:
-    mode = LabelMode({}, choices, slots=_labelled_dims(model))
+    mode = LabelMode({}, _labelled_dims(model), choices)
     try:
         with modes_kept(model):
             _passes(mode, model, inputs, {}, [], trained=None)
@@ -179,72 +206,10 @@ def _meta_tensors(model: nn.Module, cuts: Any) -> tuple[dict[int, Tensor], dict[
     return tensors, sources
 
 
-def _old_labels(new: Trace, graph: ChannelGraph, kept: np.ndarray) -> np.ndarray:
-    """Map labels of the cut model's trace to labels of the graph, through the kept indices of each slot."""
-    old = graph.trace_record
-    starts = np.cumsum([0, *old.sizes])
-    parts = []
-    for key, s in new.slots.items():
-        o = old.slots[key]
-        ids = starts[o] + np.flatnonzero(kept[starts[o] : starts[o + 1]])
-        parts.append(ids if len(ids) == new.sizes[s] else np.full(new.sizes[s], -1))
-    return np.concatenate([*parts, np.zeros(0, np.int64)]).astype(np.int64)
-
-
-def _failure(mode: LabelMode, graph: ChannelGraph, plan: HasKeep, failed: Failure) -> Mismatch:
-    to_old = _old_labels(mode.trace, graph, graph.kept_labels(plan))
-    labels = to_old[as_numpy(failed.layers)] if failed.layers else np.zeros(0, np.int64)
-    return Mismatch(failed.message, labels[labels >= 0], failed.where)
-
-
-def _compare(new: Trace, graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:
-    """Every tie of the cut model must be a tie of the graph between kept labels, one by one and in order."""
-    old, kept = graph.trace_record, graph.kept_labels(plan)
-    to_old = _old_labels(new, graph, kept)
-    if (to_old < 0).any():
-        bad = next(key for key, s in new.slots.items() if new.sizes[s] != int(_slot_kept(graph, kept, key).sum()))
-        start = int(np.cumsum([0, *old.sizes])[old.slots[bad]])
-        return Mismatch(f"{bad[0]} has the wrong size in dimension {bad[1]}", np.array([start]), bad[0])
-    a, b, event = settle_ties(new)
-    a, b = to_old[a], to_old[b]
-    oa, ob, old_event = settle_ties(old)
-    stay = kept[oa] & kept[ob]
-    oa, ob, old_event = oa[stay], ob[stay], old_event[stay]
-    vanished = [key for key in old.slots if key not in new.slots]
-    if vanished:  # a dimension shrank to one element and carries no labels: ties must still lie within units
-        comp = graph.grouping.group_of.astype(np.int64) * (1 << 32) + graph.grouping.unit_of
-        wrong = np.flatnonzero((comp[a] != comp[b]) & (comp[a] >= 0) & (comp[b] >= 0))
-    elif len(a) == len(oa):
-        wrong = np.flatnonzero((a != oa) | (b != ob))
-    else:
-        n = min(len(a), len(oa))
-        wrong = np.append(np.flatnonzero((a[:n] != oa[:n]) | (b[:n] != ob[:n])), n)
-    if len(wrong):
-        return _first_wrong(int(wrong[0]), new, old, (a, b, event), (oa, ob, old_event))
-    if new.output_shapes != old.output_shapes:
-        return Mismatch(
-            f"the outputs are {new.output_shapes} instead of {old.output_shapes}", np.zeros(0, np.int64), ""
-        )
-    return None
-
-
-def _first_wrong(i: int, new: Trace, old: Trace, mine: Any, theirs: Any) -> Mismatch:
-    (a, b, event), (oa, ob, old_event) = mine, theirs
-    labels = [x[i : i + 1] for x in (a, b, oa, ob) if i < len(x)]
-    where = new.ties[event[i]].where if i < len(a) else old.ties[old_event[i]].where
-    return Mismatch("channels no longer meet the same channels", np.concatenate(labels), where)
-
-
-def _slot_kept(graph: ChannelGraph, kept: np.ndarray, key: tuple[str, int]) -> np.ndarray:
-    starts = np.cumsum([0, *graph.trace_record.sizes])
-    s = graph.trace_record.slots[key]
-    return kept[starts[s] : starts[s + 1]]
-
-
 def _blamed_groups(graph: ChannelGraph, fault: Mismatch) -> list[int]:
     """The unfrozen groups at fault: by label, else by module, else by the nearest enclosing module that has any."""
     free = {i for i, g in enumerate(graph.groups) if not g.frozen}
-    found = free.intersection(graph.grouping.group_of[fault.labels].tolist())
+    found = free.intersection(graph.grouping.group_of[fault.units[fault.units >= 0]].tolist())
     scope = fault.where
     while not found:
         prefix = scope + "." if scope else ""
@@ -258,7 +223,7 @@ def _blamed_groups(graph: ChannelGraph, fault: Mismatch) -> list[int]:
 def _advance(record: Trace, graph: ChannelGraph, blamed: Iterable[int], choices: dict[int, int]) -> bool:
     """Let the splits that touch the blamed groups shrink along their next axis. False if none is left to try."""
     ids = set(blamed)
-    of = graph.grouping.group_of
+    of = graph.grouping.group_of[graph.grouping.unit_of]
     hit = {s.signature for s in record.splits if ids.intersection(of[s.labels.numpy().reshape(-1)].tolist())}
     moved = False
     for s in record.splits:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +12,9 @@ from sentei.errors import SurgeryError
 from sentei.graph import ChannelGraph
 from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import arguments
+from sentei.graph.record import tied_pairs
 from sentei.graph.resize import modes_kept, named_tensors
-from sentei.graph.tracer import LabelMode, output_tensors, run, settle_ties
+from sentei.graph.tracer import LabelMode, output_tensors, run
 from sentei.graph.trial import mismatch
 
 
@@ -46,17 +46,16 @@ def reference(model: nn.Module, graph: ChannelGraph, plan: HasKeep, example_inpu
     All consumers see zero in place of the removed units. Operations that mix channels take their statistics over the
     kept ones.
     """
-    kept = torch.from_numpy(graph.kept_labels(plan))
-    record = graph.trace_record
     sources = {id(t): n for n, t in named_tensors(model).items() if t.is_floating_point() and t.ndim}
-    mode = LabelMode(sources, graph.choices, record.whole_groups, set(record.slots), kept)
+    mode = LabelMode(sources, units=graph.slot_units(), kept=torch.from_numpy(graph.kept_units(plan)))
     args, kwargs = arguments(example_inputs)
     with modes_kept(model):
         model.eval()
         outputs = run(mode, model, args, kwargs)
-    ties, expected = settle_ties(mode.trace)[:2], settle_ties(record)[:2]
-    if any(not np.array_equal(a, b[: len(a)]) for a, b in zip(ties, expected, strict=True)):
-        raise SurgeryError("on real inputs the model took another path than when it was traced: use the same inputs")
+    if len(tied_pairs(mode.trace)[0]):
+        raise SurgeryError(
+            "on these inputs the model takes another path than when it was traced: use inputs like those"
+        )
     return outputs
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sentei.graph import labels as lab
 from sentei.graph.labels import Layers
+from sentei.graph.record import Contraction, Vector
 from sentei.graph.rules.pointwise import combine
-from sentei.graph.tracer import MIXERS, Call, Contraction, LabelMode, Vector, rule, unknown
+from sentei.graph.tracer import COUNTED, MIXERS, Call, LabelMode, rule, unknown
 
 INPUT = "reads a tensor whose size is fixed (the network input, for instance)"
 MANY = "two of its axes meet in one contraction"
@@ -71,10 +72,11 @@ def convolution(mode: LabelMode, call: Call) -> None:
         mode.trace.produced.append(channels)
         layers.append(lab.place(channels, 1, out.shape))
     mode.put(out, layers)
-    positions = (x if transposed else out).shape
-    constant = positions[0] * math.prod(positions[2:]) * math.prod(w.shape[2:])
-    _count(mode, call, constant, (vector(w_out, w.shape[o]), vector(w_in, w.shape[i])),
-           out.shape[0] * math.prod(out.shape[2:]), (vector(channels, out.shape[1]),))  # fmt: skip
+    positions = x if transposed else out
+    space = [_size(positions, mode, d) for d in (0, *range(2, out.ndim))]
+    channels_out = vector(channels, out.shape[1])
+    _count(mode, call, math.prod(w.shape[2:]), (*space, vector(w_out, w.shape[o]), vector(w_in, w.shape[i])),
+           (*(_size(out, mode, d) for d in (0, *range(2, out.ndim))), channels_out))  # fmt: skip
 
 
 def _slides_over(mode: LabelMode, layer: Tensor, x: Tensor, out: Tensor) -> bool:
@@ -101,38 +103,57 @@ def _grouped(
     The finer of the two is chosen. Whole: the inputs and outputs of a channel group are one unit. Within: position j of
     every group is one unit.
     """
-    whole = mode.whole_groups.get(mode.op, x is not None and groups >= c_in // groups)
-    mode.trace.whole_groups[mode.op] = whole
     xm = None if x is None else x.reshape(groups, -1)
-    om = None if w_out is None or transposed else w_out.reshape(groups, -1)
-    im = w_in.reshape(groups, -1) if transposed and w_in is not None else w_in
-    if whole:
-        if xm is None:
-            _freeze_all(mode, (w_in, w_out), INPUT)
-            return w_out
-        head = _rows(mode, xm)
-        if transposed:
-            contract(mode, head, None if im is None else _rows(mode, im))
-            if w_out is not None:
-                mode.freeze(w_out, "outputs inside a group of a transposed grouped convolution")
-                return head.expand(groups, w_out.numel()).reshape(-1)
-            return head.reshape(-1)
-        if im is not None:
-            mode.freeze(im, "inputs inside a group of a grouped convolution")
-        contract(mode, head, None if om is None else _rows(mode, om))
-        mode.site("groups", head.reshape(-1))
-        return w_out
+    im = w_in if w_in is None or not transposed else w_in.reshape(groups, -1)
+    om = w_out if w_out is None or transposed else w_out.reshape(groups, -1)
+    if whole_groups(mode, groups, c_in // groups, xm, im if transposed else om):
+        return _whole(mode, xm, im, om, w_out, groups, transposed)
     if xm is not None and im is not None:
         contract(mode, xm, im if transposed else im.expand_as(xm))
     else:
         _freeze_all(mode, (x, w_in), INPUT)
     if transposed:
-        if im is not None:
-            mode.tie(im, im[:1].expand_as(im))
+        _columns(mode, im)
         return None if w_out is None else w_out.repeat(groups)
-    if om is not None:
-        mode.tie(om, om[:1].expand_as(om))
+    _columns(mode, om)
     return w_out
+
+
+def whole_groups(mode: LabelMode, groups: int, width: int, *matrices: Tensor | None) -> bool:
+    """Whether channels in groups [groups, width] are units by group, or else by their position in the group.
+
+    When tracing, the finer of the two; when the units are known, what they say.
+    """
+    if mode.units is None:
+        return matrices[0] is not None and groups >= width
+    known = [m for m in matrices if m is not None]
+    return all(bool((m == m[:, :1]).all()) for m in known)
+
+
+def _whole(
+    mode: LabelMode, xm: Tensor | None, im: Tensor | None, om: Tensor | None, w_out: Tensor | None, groups: int,
+    transposed: bool,
+) -> Tensor | None:  # fmt: skip
+    if xm is None:
+        _freeze_all(mode, (im, w_out), INPUT)
+        return w_out
+    head = _rows(mode, xm)
+    if transposed:
+        contract(mode, head, None if im is None else _rows(mode, im))
+        if w_out is None:
+            return head.reshape(-1)
+        mode.inside(w_out, "outputs inside a group of a transposed grouped convolution")
+        return head.expand(groups, w_out.numel()).reshape(-1)
+    if im is not None:
+        mode.inside(im, "inputs inside a group of a grouped convolution")
+    contract(mode, head, None if om is None else _rows(mode, om))
+    mode.site("groups", head.reshape(-1))
+    return w_out
+
+
+def _columns(mode: LabelMode, matrix: Tensor | None) -> None:
+    if matrix is not None:
+        mode.tie(matrix, matrix[:1].expand_as(matrix))
 
 
 def _rows(mode: LabelMode, matrix: Tensor) -> Tensor:
@@ -150,12 +171,10 @@ def _freeze_all(mode: LabelMode, vectors: Sequence[Tensor | None], why: str) -> 
             mode.freeze(v, why)
 
 
-def _count(
-    mode: LabelMode, call: Call, constant: int, factors: tuple[Vector, ...], out_constant: int, out: tuple[Vector, ...]
-) -> None:
+def _count(mode: LabelMode, call: Call, constant: int, factors: Sequence[Vector], out: Sequence[Vector]) -> None:
     if mode.count_cost:
-        size = call.outputs()[0].element_size()
-        mode.trace.contractions.append(Contraction(mode.where, constant, factors, out_constant, out, size))
+        itemsize = call.outputs()[0].element_size()
+        mode.trace.contractions.append(Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize))
 
 
 def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
@@ -176,7 +195,7 @@ def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | Non
     mode.put(out, layers)
     sizes = [_size(a, mode, d, b if d < nd - 2 else None) for d in range(nd)] + [_size(b, mode, nd - 1)]
     outs = [_size(out, mode, d) for d in range(nd)]
-    _count(mode, call, 1, tuple(sizes), 1, tuple(outs))
+    _count(mode, call, 1, sizes, outs)
 
 
 def _contracted(mode: LabelMode, layers: Layers, dim: int) -> tuple[Tensor | None, list[Tensor]]:
@@ -243,3 +262,4 @@ MIXERS.update(dict.fromkeys(("aten.convolution", "aten._convolution", "aten.mkld
 MIXERS.update(
     {"aten.mm": _silenced(0), "aten.bmm": _silenced(0), "aten.addmm": _silenced(1), "aten.baddbmm": _silenced(1)}
 )
+COUNTED.update(("aten.convolution", "aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm"))

@@ -13,8 +13,7 @@ from sentei.graph.tracer import Call, LabelMode, rule, unknown
 
 VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze select slice diagonal detach alias
 view_as_real lift_fresh lift narrow as_strided unfold"""
-COPIES = """flip roll repeat index_select tile rot90 constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle
-native_channel_shuffle repeat_interleave take_along_dim gather"""
+COPIES = """flip roll repeat index_select tile rot90 pixel_unshuffle repeat_interleave take_along_dim gather"""
 RESHAPES = "view reshape _unsafe_view _reshape_alias flatten unflatten"
 
 
@@ -35,11 +34,34 @@ def execute(mode: LabelMode, call: Call) -> None:
         unknown(mode, call)
         return
     for layer in mode.layers(source):
-        if call.name == "aten.constant_pad_nd":
-            moved = call.func(layer, call.args[1], lab.NONE)
-        else:
-            moved = call.func(layer, *call.args[1:], **call.kwargs)
+        moved = call.func(layer, *call.args[1:], **call.kwargs)
         layers.append(moved if call.func.is_view else lab.tidy(moved))
+    mode.put(call.out, layers)
+
+
+@rule("aten.constant_pad_nd")
+def pad(mode: LabelMode, call: Call) -> None:
+    """Padding along the channels adds -1, no unit; along other dimensions the new elements belong to their channel."""
+    amounts, layers = list(call.args[1]), []
+    for layer in mode.layers(call.args[0]):
+        vary = lab.varying(layer)
+        own = [n if layer.ndim - 1 - i // 2 in vary else 0 for i, n in enumerate(amounts)]
+        layers.append(lab.tidy(call.func(lab.narrow(layer, vary), own, lab.NONE), call.out.shape))
+    mode.put(call.out, layers)
+
+
+@rule(*aten("channel_shuffle native_channel_shuffle pixel_shuffle"))
+def shuffle(mode: LabelMode, call: Call) -> None:
+    """Channels are seen as [groups, n], or [n, r * r] by a pixel shuffle: n shrinks."""
+    x, n = call.args[0], call.args[1]
+    pixels = call.name == "aten.pixel_shuffle"
+    dim = x.ndim - 3 if pixels else 1
+    parts = (x.shape[dim] // (n * n), n * n) if pixels else (n, x.shape[dim] // n)
+    layers = []
+    for layer in mode.layers(x):
+        if dim in lab.varying(layer):
+            layer = _evenly(mode, layer, dim, parts, flip=pixels)
+        layers.append(lab.tidy(call.func(layer, n)))
     mode.put(call.out, layers)
 
 
@@ -193,11 +215,11 @@ def embedding(mode: LabelMode, call: Call) -> None:
 
 @rule("aten.im2col")
 def im2col(mode: LabelMode, call: Call) -> None:
-    """Patches become channels. Runs on labels + 1 in float64, so that the zero padding reads as -1."""
-    mode.put(
-        call.out,
-        [
-            lab.tidy(call.func((x + 1).double(), *call.args[1:], **call.kwargs).long() - 1)
-            for x in mode.layers(call.args[0])
-        ],
-    )
+    """Patches become channels; zero padding belongs to its channel. Runs on labels + 1 in float64, so that it shows."""
+    layers = []
+    for layer in mode.layers(call.args[0]):
+        moved = call.func((layer + 1).double(), *call.args[1:], **call.kwargs).long() - 1
+        if not set(lab.varying(layer)) - {layer.ndim - 3}:
+            moved = moved.amax(-1, keepdim=True).expand_as(moved)
+        layers.append(lab.tidy(moved))
+    mode.put(call.out, layers)

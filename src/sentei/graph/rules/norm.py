@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sentei.graph import labels as lab
 from sentei.graph.labels import Layers
+from sentei.graph.rules.contraction import whole_groups
 from sentei.graph.rules.pointwise import PADDED, combine
 from sentei.graph.tracer import MIXERS, SHAPES, Call, LabelMode, rule
 
@@ -83,8 +84,7 @@ def group_norm(mode: LabelMode, call: Call) -> None:
             mode.freeze(layer, "varies over space in a group norm")
             continue
         matrix = lab.first_along(layer, 1).reshape(groups, -1)
-        whole = mode.whole_groups.get(mode.op, groups >= matrix.shape[1])
-        mode.trace.whole_groups[mode.op] = whole
+        whole = whole_groups(mode, groups, matrix.shape[1], matrix)
         anchor = matrix[:, :1] if whole else matrix[:1]
         mode.tie(matrix, anchor.expand_as(matrix))
         if bool((matrix < 0).any()):
@@ -135,7 +135,8 @@ def _group_norm_kept(mode: LabelMode, call: Call) -> Any:
     """Reference run: statistics over the kept units of each group."""
     x, weight, bias, n, c, hw, groups, eps = call.args
     idx = mode.kept_along(x, [1]).get(1)
-    if idx is None or mode.whole_groups.get(mode.op, groups >= c // groups):
+    channels = next((lab.first_along(v, 1) for v in mode.layers(x) if lab.varying(v) == (1,)), None)
+    if idx is None or channels is None or whole_groups(mode, groups, c // groups, channels.reshape(groups, -1)):
         return call.func(*call.args, **call.kwargs)
     small = [None if p is None else p.index_select(0, idx) for p in (weight, bias)]
     out, mean, rstd = call.func(x.index_select(1, idx).contiguous(), *small, n, len(idx), hw, groups, eps)

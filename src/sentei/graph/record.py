@@ -1,0 +1,98 @@
+"""What a forward pass told: ties between labels, splits, contractions. The raw material of a `ChannelGraph`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Vector = Tensor | int
+"""A dimension of a tensor: the labels along it, or its plain size where no unit lives there."""
+
+
+@dataclass
+class Tie:
+    """Where a[i] and b[i] are labels they belong to one unit, says an operation in module `where`.
+
+    Where only one of them is a label, that unit must stay if `why` is given.
+    """
+
+    where: str
+    a: Tensor
+    b: Tensor
+    why: str | None
+
+
+@dataclass
+class Split:
+    """A labelled dimension seen as several parts: they can shrink only evenly, along one axis of `labels`.
+
+    `op` numbers the operation; `signature` is the same for all calls of one line of a module class.
+    """
+
+    op: int
+    signature: tuple[str, int, int]
+    labels: Tensor
+
+
+@dataclass
+class Contraction:
+    """A conv or matrix product: MACs are `constant` times the product of `factors`, outputs that of `out_factors`."""
+
+    where: str
+    constant: int
+    factors: tuple[Vector, ...]
+    out_factors: tuple[Vector, ...]
+    itemsize: int
+
+
+@dataclass
+class Site:
+    """A module attribute that must hold the number of units kept among `labels`."""
+
+    module: str
+    attr: str
+    labels: Tensor
+
+
+@dataclass
+class Trace:
+    """The record of one model. Labels are numbered through: slot after slot, see `slots` and `sizes`."""
+
+    slots: dict[tuple[str, int], int] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
+    total: int = 0
+    ties: list[Tie] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
+    frozen: list[tuple[Tensor, str]] = field(default_factory=list)
+    inside: list[Tensor] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    produced: list[Tensor] = field(default_factory=list)
+    mixing: list[tuple[Tensor, str]] = field(default_factory=list)
+    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
+    train_pass: bool = False
+
+
+def tied_pairs(trace: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs of different labels that were tied, and for each pair the number of its `Tie`."""
+    if not trace.ties:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    a, b = (torch.cat([getattr(t, side) for t in trace.ties]).numpy() for side in "ab")
+    event = np.repeat(np.arange(len(trace.ties)), [len(t.a) for t in trace.ties])
+    real = (a >= 0) & (b >= 0) & (a != b)
+    return a[real], b[real], event[real]
+
+
+def unmatched(trace: Trace) -> list[tuple[np.ndarray, str]]:
+    """Labels that met a constant where they had to meet a label, with the reason that freezes them."""
+    out = []
+    for t in trace.ties:
+        if t.why is not None:
+            a, b = t.a.numpy(), t.b.numpy()
+            alone = (a < 0) != (b < 0)
+            if alone.any():
+                out.append((np.maximum(a, b)[alone], f"{t.why} (in {t.where})" if t.where else t.why))
+    return out
