@@ -210,6 +210,12 @@ class ChannelGraph:
         hit = [where for labels, where in self.trace_record.mixing if not kept[labels.numpy()].all()]
         return tuple(dict.fromkeys(hit))
 
+    def ordered(self, name: str) -> bool:
+        """Whether the order of a group's units matters (a convolution slides over its channels)."""
+        g = self.index(name)
+        of = self.grouping.group_of[self.grouping.unit_of]
+        return any(g in of[v.numpy()] for v in self.trace_record.ordered)
+
     def check_fits(self, model: nn.Module) -> None:
         """PlanError if the model is not the one (or not built like the one) this graph was traced from."""
         found = {n: tuple(t.shape) for n, t in named_tensors(model).items()}

@@ -59,7 +59,12 @@ class Site:
 
 @dataclass
 class Trace:
-    """The record of one model. Labels are numbered through: slot after slot, see `slots` and `sizes`."""
+    """The record of one model.
+
+    Labels are numbered through, slot after slot: `slots` maps (parameter, dimension) to a place in `sizes`. `inside`
+    are indices inside units, `ordered` units whose order matters, `produced` labels in the order in which contractions
+    bring them forth, `mixing` the units over which a module takes statistics.
+    """
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
@@ -68,6 +73,7 @@ class Trace:
     splits: list[Split] = field(default_factory=list)
     frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     inside: list[Tensor] = field(default_factory=list)
+    ordered: list[Tensor] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     produced: list[Tensor] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from sentei.errors import TraceError
 from sentei.graph.cost import irregular_vectors
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.groups import form_groups
-from sentei.graph.inputs import Inputs
+from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.record import Trace, tied_pairs
 from sentei.graph.resize import cut_shape, modes_kept, named_tensors, swapped
-from sentei.graph.tracer import LabelMode, as_numpy, run
+from sentei.graph.tracer import LabelMode, as_numpy, output_tensors, run
 
 MAX_ROUNDS = 60
 
@@ -60,18 +61,25 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     inputs = example_inputs if isinstance(example_inputs, Inputs) else Inputs.of(example_inputs)
     choices: dict[int, int] = {}
     frozen: list[tuple[np.ndarray, str]] = []
-    record = _first_trace(model, inputs, choices)
+    faults: list[tuple[np.ndarray, str]] = []
+    try:
+        record = _first_trace(model, inputs, choices)
+    except TraceError:
+        _run_for_real(model, example_inputs)
+        raise
     for _ in range(MAX_ROUNDS):
         graph = _graph(model, inputs, record, frozen)
         plan = trial_plan(graph)
         fault = mismatch(model, graph, plan, swap=True) if plan.keep else None
         if fault is None:
-            return graph
+            alone = _single_units(graph, faults)
+            return _graph(model, inputs, record, frozen + alone) if alone else graph
         blamed = _blamed_groups(graph, fault)
+        why = f"cannot shrink: {fault.message}" + (f" (in {fault.where})" if fault.where else "")
+        faults += [(_labels(graph, g), why) for g in blamed]
         if _advance(record, graph, blamed, choices):
             record = _first_trace(model, inputs, choices)
         else:
-            why = f"cannot shrink: {fault.message}" + (f" (in {fault.where})" if fault.where else "")
             frozen += [(_labels(graph, g), why) for g in blamed]
     stuck = f"no cut of it was followed by the model in {MAX_ROUNDS} trials"
     frozen += [(_labels(graph, i), stuck) for i, g in enumerate(graph.groups) if not g.frozen]
@@ -131,6 +139,17 @@ def _wrong_shape(small: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Mismat
     return None
 
 
+def _single_units(graph: ChannelGraph, faults: list[tuple[np.ndarray, str]]) -> list[tuple[np.ndarray, str]]:
+    """Groups of one unit, which nothing can be removed from, with what forced its channels together."""
+    out = []
+    for i, g in enumerate(graph.groups):
+        if g.width == 1 and not g.frozen:
+            labels = _labels(graph, i)
+            why = next((text for ids, text in faults if np.isin(labels, ids).any()), "is a single unit")
+            out.append((labels, why))
+    return out
+
+
 def _labels(graph: ChannelGraph, group: int) -> np.ndarray:
     return np.flatnonzero(graph.grouping.group_of[graph.grouping.unit_of] == group)
 
@@ -150,9 +169,27 @@ def _first_trace(model: nn.Module, inputs: Inputs, choices: dict[int, int]) -> T
     except Exception as error:
         where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
         raise TraceError(
-            f"the model's own forward failed on the example inputs {inputs}{where}: {type(error).__name__}: {error}"
+            f"the model cannot be traced on tensors without values{where}: {type(error).__name__}: {error}. "
+            "Its path may depend on values of the input (.item(), if x.sum() > 0): trace the part without that"
         ) from error
     return mode.trace
+
+
+def _run_for_real(model: nn.Module, example_inputs: Any) -> None:
+    """After a failed trace: if the model fails on the example inputs by itself, say so with its own error."""
+    if isinstance(example_inputs, Inputs):
+        return
+    args, kwargs = arguments(example_inputs)
+    if any(t.is_meta for t in output_tensors([args, kwargs])):
+        return
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval()(*args, **kwargs)
+    except Exception as error:
+        raise TraceError(
+            f"the model's own forward failed on the example inputs {Inputs.of(example_inputs)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _passes(mode: LabelMode, model: nn.Module, inputs: Inputs, cuts: Any, attrs: Any, trained: bool | None) -> None:

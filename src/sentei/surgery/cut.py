@@ -51,6 +51,10 @@ def permute(model: nn.Module, graph: ChannelGraph, order: Mapping[str, ArrayLike
                 f"cannot permute group {name}: "
                 + (group.why or f"the order is not a permutation of 0..{group.width - 1}")
             )
+        if graph.ordered(name):
+            raise PlanError(
+                f"cannot permute group {name}: a convolution slides over its channels, so their order matters"
+            )
         for m in group.members:
             key = (m.param, m.dim)
             if key not in places:

@@ -84,6 +84,7 @@ def _slides_over(mode: LabelMode, layer: Tensor, x: Tensor, out: Tensor) -> bool
     vary = lab.varying(layer)
     if len(vary) == 1 and vary[0] > 1 and out.shape[vary[0]] == x.shape[vary[0]] and x.shape[1] == 1:
         mode.mixes(layer)
+        mode.trace.ordered.append(lab.first_along(layer, vary[0]))
         return out.shape[1] == 1
     mode.freeze(layer, "varies over space in a convolution")
     return False

@@ -88,7 +88,7 @@ def _evenly(mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], fl
     if len(lab.varying(layer)) > 1:
         return layer
     matrix = lab.first_along(layer, dim).reshape(parts)
-    if min(parts) > 1:
+    if min(parts) > 1 and int(matrix.min()) >= 0:
         matrix = mode.split(matrix.T).T if flip else mode.split(matrix)
     return lab.place(matrix.reshape(-1), dim, layer.shape)
 

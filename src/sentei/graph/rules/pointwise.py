@@ -136,7 +136,13 @@ def _merge(mode: LabelMode, axes: Sequence[int], members: Sequence[tuple[int, Te
 
 
 def operands_of(mode: LabelMode, call: Call) -> list[tuple[Sequence[int], Layers]]:
-    return [(t.shape, mode.layers(t)) for t in call.tensors()]
+    """Shapes and layers of the operands; dimensions that an unlabelled tensor was expanded along count as size 1."""
+    out: list[tuple[Sequence[int], Layers]] = []
+    for t in call.tensors():
+        layers = mode.layers(t)
+        size = t.shape if layers else [n if s else 1 for n, s in zip(t.shape, t.stride(), strict=True)]
+        out.append((size, layers))
+    return out
 
 
 @rule("pointwise", *(f"aten.{name}" for name in UNTAGGED))
