@@ -62,11 +62,7 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     choices: dict[int, int] = {}
     frozen: list[tuple[np.ndarray, str]] = []
     faults: list[tuple[np.ndarray, str]] = []
-    try:
-        record = _first_trace(model, inputs, choices)
-    except TraceError:
-        _run_for_real(model, example_inputs)
-        raise
+    record = _first_trace(model, inputs, choices, example_inputs)
     for _ in range(MAX_ROUNDS):
         graph = _graph(model, inputs, record, frozen)
         plan = trial_plan(graph)
@@ -161,35 +157,39 @@ def _graph(model: nn.Module, inputs: Inputs, record: Trace, frozen: list[tuple[n
     return ChannelGraph(record, grouping, shapes, inputs)
 
 
-def _first_trace(model: nn.Module, inputs: Inputs, choices: dict[int, int]) -> Trace:
+def _first_trace(model: nn.Module, inputs: Inputs, choices: dict[int, int], example: Any = None) -> Trace:
     mode = LabelMode({}, _labelled_dims(model), choices)
     try:
         with modes_kept(model):
             _passes(mode, model, inputs, {}, [], trained=None)
     except Exception as error:
         where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
+        own = _own_failure(model, example)
+        if own is None:
+            raise TraceError(
+                f"the model cannot be traced{where}, where tensors have no values: {type(error).__name__}: {error}. "
+                "If its path depends on values of the input (.item(), if x.sum() > 0), trace the part without that"
+            ) from error
         raise TraceError(
-            f"the model cannot be traced on tensors without values{where}: {type(error).__name__}: {error}. "
-            "Its path may depend on values of the input (.item(), if x.sum() > 0): trace the part without that"
-        ) from error
+            f"the model's own forward failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}"
+        ) from own
     return mode.trace
 
 
-def _run_for_real(model: nn.Module, example_inputs: Any) -> None:
-    """After a failed trace: if the model fails on the example inputs by itself, say so with its own error."""
-    if isinstance(example_inputs, Inputs):
-        return
-    args, kwargs = arguments(example_inputs)
-    if any(t.is_meta for t in output_tensors([args, kwargs])):
-        return
+def _own_failure(model: nn.Module, example: Any) -> Exception | None:
+    """What a copy of the model raises on real example inputs, without any tracing."""
+    if example is None or isinstance(example, Inputs):
+        return None
+    args, kwargs = arguments(example)
+    tensors = output_tensors([args, kwargs])
+    if not tensors or any(t.is_meta for t in tensors):
+        return None
     try:
         with torch.no_grad():
             copy.deepcopy(model).eval()(*args, **kwargs)
     except Exception as error:
-        raise TraceError(
-            f"the model's own forward failed on the example inputs {Inputs.of(example_inputs)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        return error
+    return None
 
 
 def _passes(mode: LabelMode, model: nn.Module, inputs: Inputs, cuts: Any, attrs: Any, trained: bool | None) -> None:
