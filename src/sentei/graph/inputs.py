@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ class Inputs:
         shapes = [_short(a) for a in self.args] + [f"{k}={_short(v)}" for k, v in self.kwargs.items()]
         return f"({', '.join(shapes)})"
 
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """The same inputs with floating tensors of another dtype."""
+        return Inputs(_cast(self.args, dtype), _cast(dict(self.kwargs), dtype))
+
     def spec(self) -> Any:
         return [_describe(list(self.args)), _describe(dict(self.kwargs))]
 
@@ -54,14 +58,23 @@ def _short(x: Any) -> str:
     return "x".join(map(str, x.shape)) or "scalar" if isinstance(x, Tensor) else type(x).__name__
 
 
-def _meta(x: Any) -> Any:
+def _map(x: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(x, Tensor):
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+        return fn(x)
     if isinstance(x, Mapping):
-        return {k: _meta(v) for k, v in x.items()}
+        return {k: _map(v, fn) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
-        return type(x)(_meta(v) for v in x) if not hasattr(x, "_fields") else type(x)(*map(_meta, x))
+        parts = [_map(v, fn) for v in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     return x
+
+
+def _meta(x: Any) -> Any:
+    return _map(x, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"))
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    return _map(x, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def _describe(x: Any) -> Any:

@@ -96,7 +96,9 @@ def trial_plan(graph: ChannelGraph, seed: int = 0) -> Keep:
     return Keep(keep)
 
 
-def mismatch(model: nn.Module, graph: ChannelGraph, plan: HasKeep, swap: bool = False) -> Mismatch | None:
+def mismatch(
+    model: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs | None = None, swap: bool = False
+) -> Mismatch | None:
     """Run a cut model on the units of the graph: wherever two channels meet, they must be of one unit. None: they are.
 
     With `swap`, `model` is the full model and is cut for the duration, on meta tensors.
@@ -109,7 +111,7 @@ def mismatch(model: nn.Module, graph: ChannelGraph, plan: HasKeep, swap: bool = 
     mode = LabelMode({}, units=units)
     try:
         with modes_kept(model):
-            _passes(mode, model, graph.inputs, cuts, attrs, trained=graph.trace_record.train_pass)
+            _passes(mode, model, inputs or graph.inputs, cuts, attrs, trained=graph.trace_record.train_pass)
     except Exception:
         assert mode.failed is not None
         return Mismatch(mode.failed.message, as_numpy(mode.failed.layers), mode.failed.where)
@@ -118,7 +120,7 @@ def mismatch(model: nn.Module, graph: ChannelGraph, plan: HasKeep, swap: bool = 
         where = mode.trace.ties[event[0]].where
         first = event == event[0]
         return Mismatch("channels no longer meet the same channels", np.concatenate([a[first], b[first]]), where)
-    if mode.trace.output_shapes != graph.trace_record.output_shapes:
+    if inputs is None and mode.trace.output_shapes != graph.trace_record.output_shapes:
         shapes = f"{mode.trace.output_shapes} instead of {graph.trace_record.output_shapes}"
         return Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "")
     return None
@@ -131,7 +133,8 @@ def _wrong_shape(small: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Mismat
         expected = tuple(cut_shape(shape, cuts.get(name, ())))
         if name not in found or tuple(found[name].shape) != expected:
             have = tuple(found[name].shape) if name in found else "absent"
-            return Mismatch(f"parameter {name} is {have}, the plan leaves {expected}", np.zeros(0, np.int64), name)
+            text = f"parameter {name} has the wrong size: {have}, the plan leaves {expected}"
+            return Mismatch(text, np.zeros(0, np.int64), "")
     return None
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from sentei.errors import PlanError
 from sentei.graph import ChannelGraph
+from sentei.graph.resize import Cuts
 from sentei.plan.plan import Plan
 
 
@@ -37,7 +38,7 @@ def compose(graph: ChannelGraph, plan: Plan, small_graph: ChannelGraph, small_pl
     return Plan(keep, graph.structure, note=small_plan.note)
 
 
-def _check_shapes(graph: ChannelGraph, cuts: dict, small_graph: ChannelGraph) -> None:
+def _check_shapes(graph: ChannelGraph, cuts: Cuts, small_graph: ChannelGraph) -> None:
     for name, shape in graph.params.items():
         left = list(shape)
         for dim, kept in cuts.get(name, ()):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sentei.errors import SurgeryError
+from sentei.errors import SurgeryError, TraceError
 from sentei.graph import ChannelGraph
 from sentei.graph.graph import HasKeep
-from sentei.graph.inputs import arguments
+from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.record import tied_pairs
 from sentei.graph.resize import modes_kept, named_tensors
 from sentei.graph.tracer import LabelMode, output_tensors, run
@@ -29,12 +29,15 @@ class CheckReport:
     approximate: tuple[str, ...]
 
 
-def retrace(small: nn.Module, graph: ChannelGraph, plan: HasKeep) -> None:
-    """Prove the wiring of a cut model without data: each of its ties must be a tie of the graph between kept units.
+def retrace(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs | None = None) -> None:
+    """Prove the wiring of a cut model without data: wherever two channels meet, they are of one unit of the graph.
 
     Raises SurgeryError that names the module where channels no longer meet the channels they met before.
     """
-    fault = mismatch(small, graph, plan)
+    dtypes = {p.dtype for p in small.parameters() if p.is_floating_point()}
+    if inputs is None and len(dtypes) == 1 and graph.inputs.to(*dtypes).spec() != graph.inputs.spec():
+        inputs = graph.inputs.to(*dtypes)
+    fault = mismatch(small, graph, plan, inputs)
     if fault is not None:
         where = f" in module {fault.where!r}" if fault.where else ""
         raise SurgeryError(f"the cut model is not wired like the original{where}: {fault.message}")
@@ -51,7 +54,13 @@ def reference(model: nn.Module, graph: ChannelGraph, plan: HasKeep, example_inpu
     args, kwargs = arguments(example_inputs)
     with modes_kept(model):
         model.eval()
-        outputs = run(mode, model, args, kwargs)
+        try:
+            outputs = run(mode, model, args, kwargs)
+        except Exception as error:
+            raise TraceError(
+                f"the model's own forward failed on the example inputs {Inputs.of(example_inputs)} "
+                f"(traced with {graph.inputs}): {type(error).__name__}: {error}"
+            ) from error
     if len(tied_pairs(mode.trace)[0]):
         raise SurgeryError(
             "on these inputs the model takes another path than when it was traced: use inputs like those"
@@ -72,8 +81,9 @@ def check(
     largest reference output. Raises SurgeryError if they differ by more.
     """
     graph.check_fits(model)
-    retrace(small, graph, plan)
+    given = Inputs.of(example_inputs)
     expected = reference(model, graph, plan, example_inputs)
+    retrace(small, graph, plan, given if given.spec() != graph.inputs.spec() else None)
     args, kwargs = arguments(example_inputs)
     with modes_kept(small), torch.no_grad():
         small.eval()

@@ -77,7 +77,10 @@ def _size(graph: ChannelGraph, key: tuple[str, int]) -> int:
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
-    new = new.clone(memory_format=torch.preserve_format).contiguous()
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = layouts.get(old.ndim, torch.contiguous_format)
+    kept = last if not old.is_contiguous() and old.is_contiguous(memory_format=last) else torch.contiguous_format
+    new = new.clone(memory_format=kept)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 

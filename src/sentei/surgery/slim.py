@@ -23,6 +23,7 @@ def slim(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Iterator[nn.Mo
     Slices of runs of neighbouring units are views; others are gathered. Buffers (BatchNorm statistics) are copies: what
     the subnet does to them is gone afterwards and never touches the full model's. Not for use from several threads.
     """
+    graph.check_fits(model)
     graph.bind(plan.keep)
     cuts = graph.cuts(plan)
     tensors = {}

@@ -1,0 +1,382 @@
+"""Cuts of 126 networks, each proved: all torchvision classifiers and segmenters, 40 families of CNNs from timm.
+
+    python benchmarks/zoo.py --out zoo.jsonl --markdown docs/zoo.md     # half an hour on one thread; resumable
+    python benchmarks/zoo.py --out zoo.jsonl --models torchvision:resnet18 timm:dla34
+
+For each network, with random weights, norms, layer scales and heads (see `randomise`), in eval mode:
+- trace; then for each of the ratios 0.3, 0.5, 0.75 cut that share of the units of every unfrozen group, picked at
+  random; `check` (retrace of the wiring, outputs against the reference); the cut must also change the outputs, or the
+  comparison would show nothing;
+- at ratio 0.5 `slim` equals the cut bit for bit, and what `save` wrote `load` returns bit for bit.
+Each network runs in a process of its own. One that fails is in the table as FAIL, and is tried again by the next call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import multiprocessing
+import platform
+import re
+import resource
+import tempfile
+import time
+import traceback
+import warnings
+from collections import defaultdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision import models
+
+import sentei
+from sentei import ChannelGraph, Plan
+from sentei.graph.tracer import output_tensors
+from sentei.methods.summary import machine
+from sentei.models import build_model
+from sentei.models.reference import input_shape_of
+from sentei.surgery.check import relative_error
+
+RATIOS = (0.3, 0.5, 0.75)
+TIMM = [
+    "nf_resnet26", "resnest14d", "mixnet_s", "nfnet_l0", "ghostnet_100", "skresnet18", "res2net50_26w_4s",
+    "edgenext_xx_small", "tresnet_m", "resnetv2_50x1_bit", "hrnet_w18_small", "dpn48b", "ecaresnet26t",
+    "gcresnet33ts", "xception41", "inception_next_tiny", "mobileone_s0", "repvgg_a0", "ese_vovnet19b_dw",
+    "convmixer_768_32", "cs3darknet_s", "poolformer_s12", "focalnet_tiny_srf", "lambda_resnet26t", "botnet26t_256",
+    "cspresnet50", "darknet53", "rexnet_100", "lcnet_100", "hardcorenas_a", "mobilenetv4_conv_small", "fbnetc_100",
+    "gernet_s", "hgnetv2_b0", "dla34", "selecsls42", "regnetz_b16", "convnextv2_atto", "inception_resnet_v2",
+    "pnasnet5large",
+]  # fmt: skip
+TRANSFORMERS = ("torchvision:vit", "torchvision:swin", "torchvision:maxvit")
+LEAST_CHANGE = 1e-3
+"""The cut must move the outputs by at least this much, relative, for the comparison to mean anything."""
+
+
+def references() -> list[str]:
+    found = models.list_models(module=models) + models.list_models(module=models.segmentation)
+    return [f"torchvision:{name}" for name in found] + [f"timm:{name}" for name in TIMM]
+
+
+def example(ref: str, seed: int) -> Tensor:
+    """Two images of the network's own size; no larger than 224 where that is above 256, and for segmentation 128."""
+    channels, height, width = input_shape_of(ref)
+    if ref.removeprefix("torchvision:") in models.list_models(module=models.segmentation):
+        height = width = 128
+    elif height > 256 and ref != "torchvision:inception_v3":
+        height = width = 224
+    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, x: Tensor, seed: int) -> None:
+    """No constant parameters, and activations of ordinary size, so that no channel is silent and no error is hidden.
+
+    Zero or constant parameters (heads, norms, layer scales) get random values; BatchNorm takes its statistics from one
+    pass over the images, so that deep networks neither explode nor vanish, and these are then disturbed.
+    """
+    g = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        low, high = float(p.min()), float(p.max())
+        if low < high:
+            continue
+        noise = torch.rand(p.shape, generator=g)
+        if low == 0 and p.ndim >= 2:
+            p.copy_((noise - 0.5) * (12 / p.shape[1:].numel()) ** 0.5)
+        elif low == 0:
+            p.copy_(0.4 * (noise - 0.5))
+        else:
+            p.copy_(max(abs(low), 0.3) * (0.5 + noise))
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.train()
+        m.momentum = 1.0
+    model(x)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.eval()
+        m.momentum = momentum
+        noise = torch.rand(2, m.num_features, generator=g)
+        m.running_mean.add_((noise[0] - 0.5) * m.running_var.sqrt())
+        m.running_var.clamp_(min=1e-2).mul_(0.5 + noise[1])
+
+
+def random_plan(graph: ChannelGraph, ratio: float, seed: int) -> Plan:
+    """Remove this share of the units of every unfrozen group, picked at random; one unit always stays."""
+    rng = np.random.default_rng(seed)
+    keep = {
+        g.name: rng.permutation(g.width)[: max(1, round((1 - ratio) * g.width))] for g in graph.groups if not g.frozen
+    }
+    return Plan(keep, graph.structure)
+
+
+def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return output_tensors(model(x))
+
+
+def require_same(a: list[Tensor], b: list[Tensor], what: str) -> None:
+    if len(a) != len(b) or not all(map(torch.equal, a, b)):
+        raise AssertionError(f"{what} is not bit for bit the cut")
+
+
+def prove(ref: str, seed: int) -> dict[str, Any]:
+    """All checks of one network; raises at the first that does not hold."""
+    torch.manual_seed(seed)
+    model, x = build_model(ref).eval(), example(ref, seed)
+    randomise(model, x, seed)
+    started = time.perf_counter()
+    graph = sentei.trace(model, x[:1])
+    traced = time.perf_counter() - started
+    graph = sentei.trace(model, x)
+    full = outputs(model, x)
+    rows: dict[str, dict[str, Any]] = {}
+    for i, ratio in enumerate(RATIOS):
+        plan = random_plan(graph, ratio, seed + i)
+        started = time.perf_counter()
+        small = sentei.cut(model, graph, plan)
+        seconds = time.perf_counter() - started
+        report = sentei.check(model, small, graph, plan, x)
+        found = outputs(small, x)
+        change = max(map(relative_error, found, full))
+        if not change > LEAST_CHANGE:
+            raise AssertionError(f"cutting {ratio:.0%} moves the outputs by only {change:.1e}: nothing was compared")
+        cost = graph.cost(plan)
+        rows[str(ratio)] = {
+            "error": report.max_error,
+            "change": change,
+            "approximate": list(report.approximate),
+            "cut_s": seconds,
+            "macs": cost.macs // len(x),
+            "params": cost.params,
+        }
+        if ratio == 0.5:
+            with sentei.slim(model, graph, plan) as subnet:
+                require_same(outputs(subnet, x), found, "slim")
+            same_from_disk(ref, small, plan, found, x)
+        del small
+        gc.collect()
+    shares = graph.prunable()
+    return {
+        "groups": len(graph.groups),
+        "unfrozen": sum(not g.frozen for g in graph.groups),
+        "params": graph.cost().params,
+        "macs": graph.cost().macs // len(x),
+        "prunable_macs": shares[0],
+        "prunable_params": shares[1],
+        "frozen": frozen_shares(graph),
+        "input": list(x.shape[1:]),
+        "trace_s": traced,
+        "ratios": rows,
+    }
+
+
+def same_from_disk(ref: str, small: nn.Module, plan: Plan, found: list[Tensor], x: Tensor) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        sentei.save(small, plan, folder, source=ref)
+        loaded = sentei.load(build_model(ref), folder).eval()
+    state, expected = loaded.state_dict(), small.state_dict()
+    if state.keys() != expected.keys():
+        raise AssertionError("the loaded network has other tensors")
+    require_same(list(state.values()), list(expected.values()), "the loaded state")
+    require_same(outputs(loaded, x), found, "the loaded network")
+
+
+def frozen_shares(graph: ChannelGraph) -> dict[str, float]:
+    """For each reason why groups are frozen: the share of the parameters that only these groups touch."""
+    reasons: dict[str, list[int]] = defaultdict(list)
+    for i, group in enumerate(graph.groups):
+        if group.frozen:
+            reasons[re.sub(r" \(in [^)]*\)$", "", group.why or "")].append(i)
+    rigid = np.where([g.frozen for g in graph.groups], graph.widths(), 0)
+    held = float(graph.costs(rigid).params)
+    out = {}
+    for why, members in reasons.items():
+        without = rigid.copy()
+        without[members] = 0
+        out[why] = (held - float(graph.costs(without).params)) / max(graph.cost().params, 1)
+    return dict(sorted(out.items(), key=lambda item: -item[1]))
+
+
+# -- one process a network
+
+
+def in_process(ref: str, seed: int) -> dict[str, Any]:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    started = time.perf_counter()
+    process = context.Process(target=child, args=(ref, seed, sender))
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        found = {}
+    process.join()
+    if not found:
+        found = {"fail": f"the process ended with code {process.exitcode} (-9: out of memory)"}
+    return {"model": ref, "seed": seed, "seconds": round(time.perf_counter() - started, 1), **found}
+
+
+def child(ref: str, seed: int, sender: Connection) -> None:
+    warnings.simplefilter("ignore")  # of the networks' own deprecated calls
+    try:
+        found = prove(ref, seed)
+    except Exception as error:
+        found = {"fail": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    sender.send(found)
+
+
+# -- the page
+
+
+def read(file: Path) -> dict[str, dict[str, Any]]:
+    """The last result of each network."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {r["model"]: r for r in map(json.loads, lines)}
+
+
+def is_cnn(ref: str) -> bool:
+    return not ref.startswith(TRANSFORMERS)
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    head = ("model", "input", "groups", "unfrozen", "params", "prunable", "MACs", "prunable", "max error",
+            "approximate", "trace s", "cut s", "most frozen parameters because")  # fmt: skip
+    lines = [" | ".join(head), "|".join(["---", "---", *["---:"] * 10, "---"])]
+    for r in found:
+        name = r["model"].partition(":")[2]
+        if "fail" in r:
+            lines.append(f"{name} | **FAIL**: {r['fail'].splitlines()[0][:200]}" + " |" * 11)
+            continue
+        ratios = r["ratios"].values()
+        places = max(len(v["approximate"]) for v in ratios)
+        cells = [
+            name,
+            "x".join(map(str, r["input"])),
+            str(r["groups"]),
+            str(r["unfrozen"]),
+            f"{r['params'] / 1e6:.1f} M",
+            f"{r['prunable_params']:.0%}",
+            f"{r['macs'] / 1e9:.2f} G",
+            f"{r['prunable_macs']:.0%}",
+            f"{max(v['error'] for v in ratios):.0e}",
+            f"yes, {places}" if places else "no",
+            f"{r['trace_s']:.2f}",
+            f"{r['ratios']['0.5']['cut_s']:.2f}",
+            frozen_text(r) if r["prunable_params"] < 0.6 else "",
+        ]
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def frozen_text(r: dict[str, Any]) -> str:
+    why, share = next(iter(r["frozen"].items()), ("", 0.0))
+    return f"{why} ({share:.0%})"
+
+
+def summary(found: list[dict[str, Any]]) -> str:
+    good = [r for r in found if "fail" not in r]
+    cnns = [r for r in good if is_cnn(r["model"])]
+    errors = [v["error"] for r in good for v in r["ratios"].values()]
+    less = [r["model"] for r in cnns if r["prunable_params"] < 0.6]
+    return (
+        f"{len(good)} of {len(found)} networks pass, {len(errors)} cuts; largest error {max(errors, default=0):.1e} "
+        f"(limit 1e-4). {len(cnns) - len(less)} of {len(cnns)} CNNs have at least 60 % of their parameters in unfrozen "
+        f"groups" + (f"; less: {', '.join(less)}." if less else ".")
+    )
+
+
+def provenance(found: list[dict[str, Any]]) -> str:
+    cpu = machine(torch.device("cpu"))
+    spent = sum(r["seconds"] for r in found) / 60
+    return (
+        f"{cpu['cpu']}, {torch.get_num_threads()} thread, torch {torch.__version__}, torchvision "
+        f"{torchvision.__version__}, timm {timm.__version__}, Python {platform.python_version()}, seed "
+        f"{found[0]['seed'] if found else 0}, {spent:.0f} minutes, {datetime.date.today()}."
+    )
+
+
+PAGE = """# Networks that are cut exactly
+
+Each network below was cut at random, not prefix, units: 30 %, 50 % and 75 % of every unfrozen group. Weights are random
+(`weights=None`), and norms, layer scales and heads that start constant are randomised, so that every channel counts.
+For each cut:
+
+- the wiring of the cut network is retraced: every channel meets the channels it met before;
+- its outputs on two random images equal those of the full network in which nothing reads a removed unit (float32,
+  error relative to the largest output), and differ from those of the uncut network by at least {change:g};
+- at 50 %, `slim` equals the cut bit for bit, and so does what `load` reads back from disk.
+
+*prunable* is the share that some unfrozen group touches. *approximate* counts the modules that take statistics over
+channels (LayerNorm, softmax, ...) of which some were removed: there, cutting changes what is computed beyond dropping
+the units, and the reference takes its statistics over the units kept. *trace* includes the trial cut, *cut* is the one
+at 50 %; both were measured on a busy machine and show the order of magnitude (for speed see `benchmarks/surgery.py`).
+Where less than 60 % of the parameters are prunable the last column says why, with the share of the parameters that
+groups frozen for this reason hold.
+
+    python benchmarks/zoo.py --out zoo.jsonl --markdown docs/zoo.md
+
+{summary}
+
+{provenance}
+
+## torchvision, classification
+
+{classification}
+
+## torchvision, segmentation
+
+{segmentation}
+
+## timm
+
+{timm}
+"""
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    segmenters = {f"torchvision:{n}" for n in models.list_models(module=models.segmentation)}
+    parts: dict[str, list[dict[str, Any]]] = {"classification": [], "segmentation": [], "timm": []}
+    for r in found:
+        kind = "timm" if r["model"].startswith("timm:") else "classification"
+        parts["segmentation" if r["model"] in segmenters else kind].append(r)
+    tables = {name: table(rows) for name, rows in parts.items()}
+    return PAGE.format(change=LEAST_CHANGE, summary=summary(found), provenance=provenance(found), **tables)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="results, one line of JSON a network")
+    parser.add_argument("--markdown", type=Path, help="also write the page with all tables here")
+    parser.add_argument("--models", nargs="+", default=references(), metavar="REF")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+
+    found = read(given.out)
+    for ref in given.models:
+        if ref not in found or "fail" in found[ref]:
+            found[ref] = in_process(ref, given.seed)
+            with given.out.open("a") as file:
+                file.write(json.dumps(found[ref]) + "\n")
+            result = found[ref].get("fail") or f"{max(v['error'] for v in found[ref]['ratios'].values()):.1e}"
+            print(f"{ref}: {result} ({found[ref]['seconds']} s, {found[ref]['peak_mb']} MB)", flush=True)
+    chosen = [found[ref] for ref in given.models]
+    print("\n".join(("", table(chosen), "", summary(chosen), provenance(chosen))))
+    if given.markdown is not None:
+        given.markdown.write_text(page(chosen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Tables for the terminal, plain enough for a log file and 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from sentei.graph import ChannelGraph, Group
+from sentei.graph.graph import HasKeep
+
+MOST_ROWS = 24
+BAR = 20
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns hold text and whose other columns hold numbers."""
+    out = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(columns):
+        out.add_column(name, justify="left" if i < left else "right", overflow="fold")
+    return out
+
+
+def count(value: float) -> str:
+    """A count with three or four digits and a unit: 41.2 M.
+
+    >>> count(41_214_000), count(950)
+    ('41.21 M', '950')
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def before_after(summary: Mapping[str, Any]) -> Table:
+    """Accuracy, MACs and parameters of the network before and after pruning."""
+    base, pruned = summary["base"], summary["pruned"]
+    out = table(f"{summary['model']} on {summary['data']}, method {summary['method']}", "", "before", "after", "change")
+    for name, key in (("test accuracy", "accuracy"), ("validation accuracy", "val_accuracy")):
+        a, b = base[key], pruned[key]
+        change = "-" if a is None or b is None else f"{100 * (b - a):+.2f} points"
+        out.add_row(name, percent(a), percent(b), change)
+    for name, key in (("MACs", "macs"), ("parameters", "params")):
+        a, b = base[key], pruned[key]
+        out.add_row(name, count(a), count(b), f"{b / max(a, 1) - 1:+.1%}")
+    return out
+
+
+def widths_table(widths: Mapping[str, Sequence[int]]) -> Table:
+    """Units per group before and after, neighbours with equal widths on one line; the longest lists are cut short."""
+    rows: list[tuple[list[str], int, int]] = []
+    for name, (before, after) in widths.items():
+        if rows and rows[-1][1:] == (before, after):
+            rows[-1][0].append(name)
+        else:
+            rows.append(([name], before, after))
+    out = table("Widths", "group", "", "before", "after", left=2)
+    shown = rows if len(rows) <= MOST_ROWS else rows[: MOST_ROWS - 1]
+    for names, before, after in shown:
+        title = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)})"
+        out.add_row(title, bar(after / before), str(before), str(after))
+    if len(shown) < len(rows):
+        out.caption = f"and {len(rows) - len(shown)} more lines; all widths are in summary.json"
+        out.caption_justify = "left"
+    return out
+
+
+def bar(share: float) -> str:
+    full = round(share * BAR)
+    return "█" * full + "░" * (BAR - full)
+
+
+def cost_table(name: str, graph: ChannelGraph) -> Table:
+    """What the network costs, what part of it is prunable, and the smallest that can be reached."""
+    full = graph.cost()
+    frozen = np.array([g.frozen for g in graph.groups], bool)
+    least = graph.costs(np.where(frozen, graph.widths(), 1))
+    macs, params = graph.prunable()
+    out = table(f"{name} on an input of {graph.inputs}", "", "total", "prunable", "smallest reachable")
+    out.add_row("MACs", f"{full.macs:,}", f"{macs:.1%}", f"{float(least.macs) / max(full.macs, 1):.2%}")
+    out.add_row("parameters", f"{full.params:,}", f"{params:.1%}", f"{float(least.params) / max(full.params, 1):.2%}")
+    activations = float(least.activation_bytes) / max(full.activation_bytes, 1)
+    out.add_row("activations", f"{full.activation_bytes / 1e6:.2f} MB", "", f"{activations:.2%}")
+    return out
+
+
+def frozen_table(graph: ChannelGraph) -> Table | None:
+    """What cannot be pruned, by reason, with the share of the cost that only frozen groups touch; None if nothing."""
+    reasons: dict[str, list[int]] = {}
+    for i, group in enumerate(graph.groups):
+        if group.frozen:
+            reasons.setdefault(group.why or "", []).append(i)
+    if not reasons:
+        return None
+    full = graph.cost()
+    rigid = np.where([g.frozen for g in graph.groups], graph.widths(), 0)
+    left = graph.costs(rigid)
+    out = table("Frozen", "why", "groups", "units", "MACs", "params")
+    for why, members in reasons.items():
+        without = rigid.copy()
+        without[members] = 0
+        rest = graph.costs(without)
+        held = (float(left[k] - rest[k]) / max(total, 1) for k, total in enumerate((full.macs, full.params)))
+        out.add_row(why, str(len(members)), str(int(graph.widths()[members].sum())), *(f"{h:.1%}" for h in held))
+    out.caption = "MACs and params: share that these groups hold and no prunable group touches"
+    out.caption_justify = "left"
+    return out
+
+
+def group_table(graph: ChannelGraph, plan: HasKeep | None = None) -> Table:
+    """Every group: its width (and what a plan keeps), how many places it has in parameters, and why it is frozen."""
+    kept = graph.widths(plan)
+    extra = ("kept",) if plan else ()
+    out = table("Groups", "group", "width", *extra, "places", "frozen because")
+    out.columns[-1].justify = "left"
+    for group, width in zip(graph.groups, kept.tolist(), strict=True):
+        out.add_row(group.name, str(group.width), *([str(width)] if plan else []), _places(group), group.why or "")
+    return out
+
+
+def _places(group: Group) -> str:
+    return str(len(group.members))

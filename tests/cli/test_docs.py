@@ -1,0 +1,49 @@
+"""Every Python block of the documentation runs, in order, as a reader would paste it."""
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/tutorial.md", "docs/how-it-works.md", "docs/extending.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run(page, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), flags=re.M | re.S)
+    assert blocks
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "page.py").write_text("\n".join(blocks))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a process of its own: pages register rules and methods
+    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/graph.svg"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_example_any_network(capsys):
+    runpy.run_path(str(ROOT / "examples/any_network.py"))["main"]()
+    assert "loaded equals saved: True" in capsys.readouterr().out
+
+
+def test_example_own_model(sentei):
+    own = ROOT / "examples/own_model.py"
+    done = sentei("train", f"{own}:net", "--data", f"{own}:images", "--epochs", 1, "--run", "own")
+    assert done.code == 0, done.err
+    done = sentei("prune", "own", "--method", "taylor", "--macs", 0.4, "--epochs", 1, "--run", "small")
+    assert done.code == 0, done.err
+    seen = sentei("inspect", f"{own}:net", "--groups")
+    assert seen.code == 0
+    assert "depthwise" in seen.out or "left" in seen.out

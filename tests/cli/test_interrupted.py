@@ -1,0 +1,167 @@
+"""Runs that are killed or interrupted go on, and end as if nothing had happened."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import QUICK
+
+from sentei.cli import main
+from sentei.train.journal import Journal
+
+RESULTS = ("model.safetensors", "plan.json")
+TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64, "--steps", 2)
+
+
+def results(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in RESULTS if (folder / name).exists()]
+
+
+class Killed(BaseException):
+    """Stands for the death of the process: no handler of ours catches it."""
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """Makes the n-th write to the disk the last: half of the times just before it, half of the times just after."""
+    count = {"left": -1}
+
+    def limited(original):
+        def write(*args, **options):
+            if count["left"] == 0:
+                raise Killed
+            done = original(*args, **options)
+            count["left"] -= 1
+            if count["left"] == 0 and count["after"]:
+                raise Killed
+            return done
+
+        return write
+
+    monkeypatch.setattr(os, "replace", limited(os.replace))
+    monkeypatch.setattr(Journal, "append", limited(Journal.append))
+
+    def after(writes: int) -> None:
+        count.update(left=writes, after=writes % 2)
+
+    return after
+
+
+@pytest.mark.parametrize("verb", ["train", "prune"])
+def test_death_at_every_write_changes_nothing(verb, sentei, dying, trained, tmp_path):
+    model = ("digitsnet", "--data", "digits", *QUICK) if verb == "train" else (trained, *TINY)
+    assert sentei(verb, *model, "--run", "whole").code == 0
+    expected = results(tmp_path / "whole")
+    for writes in range(1, 60):
+        folder = tmp_path / f"dies{writes}"
+        dying(writes)
+        try:
+            sentei(verb, *model, "--run", folder)
+        except Killed:
+            dying(-1)
+            resumed = sentei("resume", folder)
+            assert resumed.code == 0, (writes, resumed.err)
+            assert results(folder) == expected, writes
+            assert not list(folder.glob("*.ckpt"))
+        else:
+            break
+    assert writes > 5
+    assert results(folder) == expected
+
+
+def test_kill_9_of_a_real_process(trained, tmp_path, capsys):
+    arguments = [str(a) for a in ("prune", trained, *TINY, "--epochs", 8)]
+    assert main([*arguments, "--run", str(tmp_path / "whole")]) == 0
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "sentei.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen([*command, *arguments, "--run", folder], env=environment, stdout=subprocess.DEVNULL)
+    wait_for(folder / "journal.jsonl", '"name": "finetune"', first)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert not (folder / "summary.json").exists()
+
+    again = main([*arguments, "--run", str(folder)])
+    assert again == 2
+    assert f"sentei resume {folder}" in capsys.readouterr().err
+    assert main(["resume", str(folder)]) == 0
+    assert results(folder) == results(tmp_path / "whole")
+
+
+def wait_for(file: Path, text: str, process: subprocess.Popen) -> None:
+    for _ in range(6000):
+        if file.exists() and text in file.read_text():
+            return
+        assert process.poll() is None, "the process ended before it could be killed"
+        time.sleep(0.01)
+    raise AssertionError(f"{text} never came")
+
+
+def test_ctrl_c_says_how_to_go_on(sentei, trained, tmp_path, monkeypatch):
+    from sentei.train import loop
+
+    original = loop._Run.save
+
+    def interrupted(self, record):
+        original(self, record)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "save", interrupted)
+        stopped = sentei("prune", trained, "--run", "x", *TINY)
+    assert stopped.code == 130
+    assert "Go on with:  sentei resume x" in stopped.err
+    assert "not finished. Go on with:  sentei resume x" in sentei("evaluate", "x").err
+    assert sentei("resume", "x").code == 0
+    again = sentei("resume", "x")
+    assert again.code == 0
+    assert "x is finished already" in again.out
+    assert "test accuracy" in again.out
+
+
+def test_ctrl_c_before_anything_was_stored(sentei, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sentei.cli.train.fit", interrupted)
+    stopped = sentei("train", "digitsnet", "--data", "digits", "--run", "x")
+    assert stopped.code == 130
+    assert "start again with the same command" in stopped.err
+    monkeypatch.undo()
+
+
+def test_resume_works_from_another_folder_and_with_the_run_moved(sentei, trained, tmp_path, dying, monkeypatch):
+    dying(5)
+    with pytest.raises(Killed):
+        sentei("prune", trained, "--run", "x", *TINY)
+    dying(-1)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "x", tmp_path / "elsewhere/y")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert sentei("resume", "y").code == 0
+    assert sentei("prune", trained, "--run", "z", *TINY).code == 0
+    assert results(tmp_path / "elsewhere/y") == results(tmp_path / "elsewhere/z")
+
+
+def test_a_run_whose_data_changed_is_not_resumed(sentei, dying, tmp_path):
+    """The same command on other data would end in a mixture of two runs."""
+    source = (
+        "import torch\n"
+        "def images():\n"
+        "    x, y = torch.rand(SIZE, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(SIZE) % 10\n"
+        "    return x, y, x, y\n"
+    )
+    (tmp_path / "mine.py").write_text(source.replace("SIZE", "200"))
+    dying(4)
+    with pytest.raises(Killed):
+        sentei("train", "digitsnet", "--data", "mine.py:images", "--run", "x", "--epochs", 3)
+    dying(-1)
+    (tmp_path / "mine.py").write_text(source.replace("SIZE", "300"))
+    refused = sentei("resume", "x")
+    assert refused.code == 2
+    assert "another data" in refused.err

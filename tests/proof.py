@@ -1,0 +1,142 @@
+"""What every cut must satisfy, held against code that shares nothing with the tracer wherever possible."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from sentei import ChannelGraph, Plan, check, cut, load, retrace, save, slim
+from sentei.graph.tracer import output_tensors
+from sentei.surgery import CheckReport
+
+
+def random_plan(graph: ChannelGraph, seed: int, ratio: float | None = None) -> Plan:
+    """Random units of every unfrozen group: any width >= 1, or the given share of each width."""
+    rng = np.random.default_rng(seed)
+    keep = {}
+    for g in graph.groups:
+        if not g.frozen:
+            width = int(rng.integers(1, g.width + 1)) if ratio is None else max(1, round(ratio * g.width))
+            keep[g.name] = rng.permutation(g.width)[:width]
+    return Plan(keep, graph.structure)
+
+
+def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    with torch.no_grad():
+        return output_tensors(model(*inputs))
+
+
+def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def measured_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Half of what PyTorch's own counter sees; fused attention kernels, which it cannot see into, are switched off."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    flops = counter.get_total_flops()
+    assert flops % 2 == 0
+    return flops // 2
+
+
+def count_params(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def assert_costs(graph: ChannelGraph, plan: Plan | None, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """`graph.cost(plan)` is what PyTorch counts on the cut model."""
+    cost = graph.cost(plan)
+    assert cost.params == count_params(model)
+    if multiplies_by_one(graph, plan, model):
+        return
+    assert cost.macs == measured_macs(model, inputs)
+
+
+def multiplies_by_one(graph: ChannelGraph, plan: Plan | None, model: nn.Module) -> bool:
+    """torch.einsum over a dimension of one element is an elementwise product, in which its counter sees no MACs."""
+    narrow = any(len(k) == 1 for k in (plan.keep if plan else {}).values())
+    return narrow and any(hasattr(m, "reads") for m in model.modules())
+
+
+def assert_partition(graph: ChannelGraph) -> None:
+    """No place in a parameter belongs to two units, and every member covers each unit equally often."""
+    seen: dict[tuple[str, int], list[np.ndarray]] = {}
+    for g in graph.groups:
+        assert (g.why is not None) == g.frozen
+        for m in g.members:
+            assert m.indices.dtype == np.int64
+            assert m.indices.shape[0] == g.width
+            seen.setdefault((m.param, m.dim), []).append(m.indices.ravel())
+    for place, parts in seen.items():
+        flat = np.concatenate(parts)
+        assert len(np.unique(flat)) == len(flat), place
+    assert len({g.name for g in graph.groups}) == len(graph.groups)
+
+
+def zeroed_consumers(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
+    """The reference of a cut, made by hand: a copy of the full model with zero weights for what is removed.
+
+    Only what reads a unit is zeroed, so anything else that a removed unit leaks into shows up as a difference. Exact
+    for networks in which only convolutions and linear layers mix channels.
+    """
+    new = copy.deepcopy(model)
+    readers = {}
+    for name, module in new.named_modules():
+        if isinstance(module, (nn.Linear, _ConvNd)):
+            readers[f"{name}.weight"] = (module.weight, 0 if isinstance(module, _ConvTransposeNd) else 1)
+        elif hasattr(module, "reads"):
+            readers[f"{name}.weight"] = (module.weight, module.reads)
+    with torch.no_grad():
+        for name, kept in plan.keep.items():
+            group = graph.group(name)
+            gone = np.setdiff1d(np.arange(group.width), kept)
+            for m in group.members:
+                if m.param in readers and readers[m.param][1] == m.dim:
+                    readers[m.param][0].index_fill_(m.dim, torch.from_numpy(m.indices[gone].ravel()), 0)
+    return new
+
+
+def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    assert [t.shape for t in found] == [t.shape for t in expected]
+    return max(
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(found, expected, strict=True)
+    )
+
+
+def prove(
+    model: nn.Module, graph: ChannelGraph, plan: Plan, inputs: tuple[Tensor, ...], folder: Path | None = None
+) -> tuple[nn.Module, CheckReport]:
+    """Cut and hold the result against everything that must be true of it. With `folder`, also through a file."""
+    before = copy.deepcopy(model.state_dict())
+    small = cut(model, graph, plan)
+    assert type(small) is type(model)
+    assert list(small.state_dict()) == list(before)
+    report = check(model, small, graph, plan, inputs)
+    retrace(small, graph, plan)
+    assert_costs(graph, plan, small, inputs)
+    expected = outputs(small, inputs)
+    with slim(model, graph, plan) as subnet:
+        assert same_bits(outputs(subnet, inputs), expected)
+    if folder is not None:
+        save(small, plan, folder)
+        fresh = copy.deepcopy(model)
+        with torch.no_grad():
+            for p in fresh.parameters():
+                p.fill_(0.125)
+        assert same_bits(outputs(load(fresh, folder).eval(), inputs), expected)
+    after: dict[str, Any] = model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    return small, report
