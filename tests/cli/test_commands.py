@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.cli.conftest import QUICK
 
 from sentei import load
 from sentei.models import build_model
+from tests.cli.conftest import QUICK
 
 FILES = {"config.yaml", "journal.jsonl", "model.safetensors", "plan.json", "summary.json"}
 

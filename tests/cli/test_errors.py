@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
-from tests.cli.conftest import QUICK
 
 from sentei.errors import SenteiError
+from tests.cli.conftest import QUICK
 
 
 def refused(outcome, *texts):

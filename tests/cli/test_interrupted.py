@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import QUICK
 
 from sentei.cli import main
 from sentei.train.journal import Journal
+from tests.cli.conftest import QUICK
 
 RESULTS = ("model.safetensors", "plan.json")
 TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64, "--steps", 2)

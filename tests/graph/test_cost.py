@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.proof import assert_costs, random_plan
-from tests.random_networks import conv
 from torch import nn
 
 from sentei import Cost, Plan, cut, trace
+from tests.proof import assert_costs, random_plan
+from tests.random_networks import conv
 
 
 def test_by_hand() -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.proof import prove, random_plan
-from tests.random_networks import Block, conv, randomise
 from torch import nn
 
-from sentei import ChannelGraph, Group, trace
+from sentei import ChannelGraph, Group, Plan, trace
+from tests.proof import prove, random_plan
+from tests.random_networks import Block, conv, randomise
 
 IMAGE = (torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
 
@@ -104,6 +104,16 @@ def test_grouped_convolution_with_many_groups_shrinks_by_groups() -> None:
     graph = graph_of(nn.Sequential(conv(3, 12), conv(12, 12, groups=6), conv(12, 4)))
     assert free(graph) == {"0": 6}
     assert indices(graph.group("0"), "0.weight", 0)[1] == indices(graph.group("0"), "1.weight", 0)[1] == [2, 3]
+
+
+@pytest.mark.parametrize("grouped", [lambda: conv(8, 8, groups=2), lambda: nn.ConvTranspose2d(8, 2, 1, groups=2)])
+def test_one_channel_left_in_each_group(grouped) -> None:
+    """At one channel a group, shapes no longer tell whether groups or the channels within them were removed."""
+    middle = grouped()
+    model = randomise(nn.Sequential(conv(3, 8), middle, nn.ReLU(), conv(middle.out_channels, 3)).double().eval())
+    graph = trace(model, IMAGE)
+    keep = {name: [width - 1] for name, width in free(graph).items()}
+    prove(model, graph, Plan(keep, graph.structure), IMAGE)
 
 
 def test_transposed_convolution() -> None:

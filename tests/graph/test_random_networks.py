@@ -7,6 +7,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
+
+from sentei import Plan, check, cut, permute, trace
+from sentei.errors import SurgeryError
 from tests.proof import (
     assert_costs,
     assert_partition,
@@ -17,10 +21,6 @@ from tests.proof import (
     zeroed_consumers,
 )
 from tests.random_networks import Drawn, networks
-from torch import nn
-
-from sentei import Plan, check, cut, permute, trace
-from sentei.errors import SurgeryError
 
 SEEDS = st.integers(0, 2**16)
 PATIENT = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]

@@ -5,13 +5,13 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from tests.proof import outputs, prove, random_plan
-from tests.random_networks import Answer, Block, conv, randomise
 from torch import nn
 
 from sentei import cut, retrace, trace
 from sentei.errors import PlanError, SenteiError, SurgeryError, TraceError
 from sentei.graph import ChannelGraph
+from tests.proof import outputs, prove, random_plan
+from tests.random_networks import Answer, Block, conv, randomise
 
 
 def small_net() -> nn.Sequential:

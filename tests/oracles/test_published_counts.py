@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from tests.proof import assert_costs
 from torch import nn
 
 from sentei import ChannelGraph, Plan, cut, trace
 from sentei.models import build_model
+from tests.proof import assert_costs
 
 GOOGLENET_GENES = ("branch3.0", "branch5.0", "branch5.3")
 """In each Inception module: both 1x1 reductions and the first 3x3 of the 5x5 branch."""

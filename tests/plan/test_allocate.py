@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sentei.surgery import cut
-from tests.plan.fakes import FakeGraph, FakeGroup, chain, graphs, resnet, scores_for
 
 from sentei.errors import BudgetError, PlanError
 from sentei.plan import Budget, Constraints, Plan, allocate, criterion, plan_from_widths, uniform
 from sentei.plan.testing import small_case
+from sentei.surgery import cut
+from tests.plan.fakes import FakeGraph, FakeGroup, chain, graphs, resnet, scores_for
 
 METRICS = ("macs", "params", "activation_bytes")
 VGG = chain(64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)

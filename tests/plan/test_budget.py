@@ -3,10 +3,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.plan.fakes import chain
 
 from sentei.errors import ConfigError
 from sentei.plan import Budget
+from tests.plan.fakes import chain
 
 
 def test_fractions_are_of_the_full_model_and_the_rest_is_absolute():

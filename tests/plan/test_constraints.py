@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.plan.fakes import chain, graphs
 
 from sentei.errors import ConfigError, PlanError
 from sentei.plan import Constraints
+from tests.plan.fakes import chain, graphs
 
 
 def widths(graph, name, constraints):

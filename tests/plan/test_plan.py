@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.plan.fakes import chain
 
 from sentei.errors import PlanError
 from sentei.plan import Budget, Plan, uniform
 from sentei.plan.testing import small_case
+from tests.plan.fakes import chain
 
 
 def test_indices_are_sorted_and_cannot_be_written_to():

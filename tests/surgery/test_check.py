@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tests.proof import random_plan
-from tests.random_networks import Block, conv, randomise
 from torch import nn
 
 from sentei import Plan, check, cut, retrace, trace
 from sentei.errors import SenteiError, SurgeryError
 from sentei.surgery.check import relative_error
+from tests.proof import random_plan
+from tests.random_networks import Block, conv, randomise
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -6,12 +6,12 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from tests.proof import outputs, prove, random_plan, relative_error, same_bits
-from tests.random_networks import Block, conv, randomise
 from torch import nn
 
 from sentei import Plan, cut, permute, slim, trace
 from sentei.errors import PlanError
+from tests.proof import outputs, prove, random_plan, relative_error, same_bits
+from tests.random_networks import Block, conv, randomise
 
 
 class Net(nn.Module):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tests.proof import outputs, random_plan, same_bits
-from tests.random_networks import Block, conv, randomise
 from torch import nn
 
 from sentei import Plan, cut, load, save, trace
 from sentei.errors import CheckpointError, PlanError
 from sentei.surgery import load_plan
+from tests.proof import outputs, random_plan, same_bits
+from tests.random_networks import Block, conv, randomise
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torchvision
-from tests.random_networks import randomise
 from torch import nn
 
 from sentei.models import build_model
+from tests.random_networks import randomise
 
 NO_INIT = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)

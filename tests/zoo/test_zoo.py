@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.proof import assert_costs, assert_partition, count_params, outputs, random_plan, same_bits
-from tests.zoo.families import CLASSIFIERS, QUICK, SEGMENTATION, TIMM, build
 
 from sentei import check, cut, load, save, slim, trace
+from tests.proof import assert_costs, assert_partition, count_params, outputs, random_plan, same_bits
+from tests.zoo.families import CLASSIFIERS, QUICK, SEGMENTATION, TIMM, build
 
 ALL = [*CLASSIFIERS, *SEGMENTATION, *(f"timm:{n}" for n in TIMM)]
 RATIOS = (0.3, 0.5, 0.75)

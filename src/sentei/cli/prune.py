@@ -84,6 +84,7 @@ class Prune:
     overwrite: bool = False
     """Replace what the run directory holds."""
     recipe: Recipe = FINE_TUNE
+    """How to fine-tune: SGD with momentum, linear warm-up, then cosine decay to zero."""
 
     @property
     def folder(self) -> Path:

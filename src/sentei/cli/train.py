@@ -33,6 +33,7 @@ class Train:
     """Zoo name, torchvision:NAME, timm:NAME or FILE.py:FUNCTION."""
     images: DataOptions = field(default_factory=DataOptions)
     recipe: Recipe = field(default_factory=Recipe)
+    """How to train: SGD with momentum, linear warm-up, then cosine decay to zero."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Run directory; runs/MODEL-DATA unless given."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

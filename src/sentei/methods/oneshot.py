@@ -252,7 +252,9 @@ class _Pruning:
         }
 
     def scores(self, model: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
-        score = criterion(METHODS[self.settings.method].criterion)
+        name = METHODS[self.settings.method].criterion
+        score = criterion(name)
+        self.say(f"Scoring {sum(g.width for g in graph.groups if not g.frozen):,} units by {name} ...")
         batches = self.data.train.batches(self.settings.recipe.batch_size, limit=self.settings.images)
         return score(model, graph, batches=batches, loss=_loss, seed=self.settings.recipe.seed)
 
@@ -289,6 +291,7 @@ class _Pruning:
     def measure(self, tuned: nn.Module) -> dict[str, Any]:
         """The only place where the test set is read."""
         seconds: dict[str, float] = {}
+        self.say(f"Measuring both networks on {len(self.data.test):,} test images ...")
         with clock(seconds, "evaluate"):
             found = {
                 f"{name}_{part}": accuracy_of(model, split)

@@ -12,7 +12,7 @@ from rich.table import Table
 from sentei.graph import ChannelGraph, Group
 from sentei.graph.graph import HasKeep
 
-MOST_ROWS = 24
+MOST_ROWS = 32
 BAR = 20
 
 
@@ -68,8 +68,7 @@ def widths_table(widths: Mapping[str, Sequence[int]]) -> Table:
         title = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)})"
         out.add_row(title, bar(after / before), str(before), str(after))
     if len(shown) < len(rows):
-        out.caption = f"and {len(rows) - len(shown)} more lines; all widths are in summary.json"
-        out.caption_justify = "left"
+        out.add_row(f"... {len(rows) - len(shown)} more lines (see summary.json)", "", "", "")
     return out
 
 

@@ -127,8 +127,8 @@ def whole_groups(mode: LabelMode, groups: int, width: int, *matrices: Tensor | N
     """
     if mode.units is None:
         return matrices[0] is not None and groups >= width
-    known = [m for m in matrices if m is not None]
-    return all(bool((m == m[:, :1]).all()) for m in known)
+    known = next((m for m in matrices if m is not None), None)
+    return known is not None and not bool((known == known[:1]).all())
 
 
 def _whole(
