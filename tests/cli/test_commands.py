@@ -149,7 +149,7 @@ def test_demo_tells_its_story(sentei, monkeypatch):
     assert all(f"{i}. " in done.out for i in range(1, 6))
     rows = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
     assert "1.49 M" in rows["none"]
-    assert "728.62 k" in rows["uniform"]
+    assert "741.77 k" in rows["uniform"]
     for method in ("uniform", "taylor"):
         summary = json.loads(Path(f"kept/{method}/summary.json").read_text())
         assert f"{summary['pruned']['accuracy']:.2%}" in rows[method]

@@ -27,7 +27,7 @@ from sentei.cli.options import (
 from sentei.cli.train import short
 from sentei.errors import ConfigError
 from sentei.methods import METHODS, prune
-from sentei.methods.oneshot import FINE_TUNE
+from sentei.methods.settings import FINE_TUNE
 from sentei.plan import Budget, Constraints
 from sentei.report.tables import before_after, percent, widths_table
 from sentei.runs import clear, is_started, refuse_existing

@@ -11,10 +11,10 @@ import difflib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sentei.errors import ConfigError, SenteiError
 from sentei.graph import ChannelGraph, trace
 from sentei.methods.remaining import Remaining
+from sentei.methods.settings import DEFAULT_CONSTRAINTS, FINE_TUNE, METHODS, Scope, Settings
 from sentei.methods.summary import digest, machine
 from sentei.plan import Budget, Constraints, Plan, allocate, criterion
 from sentei.plan.compose import compose
@@ -32,33 +33,7 @@ from sentei.train import Data, Recipe, evaluate, fit, load_data, recalibrate
 from sentei.train.evaluate import logits
 from sentei.train.splits import Split
 
-Scope = Literal["global", "local"]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A baseline: a criterion, and whether it ranks units over the whole network or within each group."""
-
-    criterion: str
-    scope: Scope
-    about: str
-
-
-METHODS: dict[str, Method] = {
-    "uniform": Method("l1", "local", "the same share of every group; units with small weights go"),
-    "random": Method("random", "local", "the same share of every group; random units go: the control"),
-    "l1": Method("l1", "global", "the smallest absolute weights of the whole network"),
-    "l2": Method("l2", "global", "the smallest Euclidean norms of the whole network"),
-    "bn_scale": Method("bn_scale", "global", "the smallest BatchNorm scales of the whole network"),
-    "fpgm": Method("fpgm", "local", "the filters nearest to all others of their group"),
-    "taylor": Method("taylor", "global", "the smallest estimated change of the loss, from data"),
-}
-"""Criteria that are comparable between groups rank globally; distances between filters (fpgm) are not."""
-
-FINE_TUNE = Recipe(epochs=10, lr=0.02)
-DEFAULT_CONSTRAINTS = Constraints(max_ratio=0.9)
-"""No group loses more than nine tenths of its units, so that a global ranking cannot close a layer."""
 
 
 @dataclass(frozen=True)
@@ -69,43 +44,6 @@ class PruneResult:
     plan: Plan
     graph: ChannelGraph
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides the result, apart from model and data."""
-
-    method: str
-    budget: Budget
-    scope: Scope
-    constraints: Constraints
-    recipe: Recipe
-    steps: int = 1
-    step_epochs: int = 1
-    distill: bool = False
-    images: int = 2048
-
-    def __post_init__(self) -> None:
-        if self.scope not in ("global", "local"):
-            raise ConfigError(f"scope is {self.scope!r}; expected 'global' or 'local'")
-        for name, least in (("steps", 1), ("step_epochs", 0), ("images", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
-
-    def to_dict(self) -> dict[str, Any]:
-        given = self.constraints
-        ratio = dict(given.max_ratio) if isinstance(given.max_ratio, Mapping) else given.max_ratio
-        return {
-            "method": self.method,
-            "budget": self.budget.limits,
-            "scope": self.scope,
-            "steps": self.steps,
-            "step_epochs": self.step_epochs,
-            "distill": self.distill,
-            "images": self.images,
-            "constraints": {**asdict(given), "max_ratio": ratio, "keep": list(given.keep)},
-            "recipe": self.recipe.to_dict(),
-        }
 
 
 def prune(
