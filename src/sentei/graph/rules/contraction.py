@@ -128,7 +128,7 @@ def whole_groups(mode: LabelMode, groups: int, width: int, *matrices: Tensor | N
     if mode.units is None:
         return matrices[0] is not None and groups >= width
     known = next((m for m in matrices if m is not None), None)
-    return known is not None and not bool((known == known[:1]).all())
+    return known is not None and not bool(((known == known.amax(0)) | (known < 0)).all())
 
 
 def _whole(
