@@ -47,7 +47,9 @@ def tidy(layer: Tensor, shape: Sequence[int] | None = None) -> Tensor:
 
 def place(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     """A layer of `shape` that varies along `dim` only."""
-    return vector.reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    strides = [0] * len(shape)
+    strides[dim] = vector.stride(0)
+    return vector.as_strided(shape, strides)
 
 
 def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -102,6 +104,4 @@ def overlap_clusters(dims: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def first_along(layer: Tensor, dim: int) -> Tensor:
     """The labels along one dimension, read at the first index of all others. Shape [size]."""
-    index: list[int | slice] = [0] * layer.ndim
-    index[dim] = slice(None)
-    return layer[tuple(index)]
+    return layer.as_strided((layer.shape[dim],), (layer.stride(dim),))

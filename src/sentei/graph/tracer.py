@@ -8,7 +8,7 @@ plan's removed units are masked wherever a layer reads or mixes channels.
 
 from __future__ import annotations
 
-import sys
+import functools
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentei.graph import labels as lab
 from sentei.graph.labels import Layers
 from sentei.graph.record import Site, Split, Tie, Trace
+from sentei.graph.shapes import SHAPES
 
 
 @dataclass
@@ -44,8 +44,6 @@ MIXERS: dict[str, Callable[[LabelMode, Call], Any]] = {}
 """Operations that read or mix units, as the reference run computes them."""
 COUNTED: set[str] = set()
 """Operations that cost MACs, whether or not units reach them."""
-SHAPES: dict[str, Callable[[Call], Any]] = {}
-"""Outputs on meta tensors for operations whose own meta kernels are slow."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -58,24 +56,28 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+@functools.cache
+def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
+    """Position and default of each argument of an operation."""
+    return {a.name: (i, a.default_value) for i, a in enumerate(func._schema.arguments)}
+
+
 class Call:
     """One operation: its arguments by schema name and, once it has run, its output."""
 
     __slots__ = ("args", "func", "kwargs", "name", "out")
 
-    def __init__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        self.func, self.args, self.kwargs = func, tuple(args), dict(kwargs)
+    def __init__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        self.func, self.args, self.kwargs = func, tuple(args), kwargs
         self.name = str(func.overloadpacket)
         self.out: Any = None
 
     def __getitem__(self, name: str) -> Any:
-        for i, a in enumerate(self.func._schema.arguments):
-            if a.name == name:
-                return self.args[i] if i < len(self.args) else self.kwargs.get(name, a.default_value)
-        raise KeyError(name)
+        i, default = _parameters(self.func)[name]
+        return self.args[i] if i < len(self.args) else self.kwargs.get(name, default)
 
     def has(self, name: str) -> bool:
-        return any(a.name == name for a in self.func._schema.arguments)
+        return name in _parameters(self.func)
 
     def tensors(self) -> Iterator[Tensor]:
         for a in (*self.args, *self.kwargs.values()):
@@ -191,7 +193,10 @@ class LabelMode(TorchDispatchMode):
 
     def collapse(self, layer: Tensor, dim: int) -> Tensor:
         """Labels along `dim`; what varies along other dimensions too is tied together. Shape [size]."""
-        rows = lab.narrow(layer, lab.varying(layer)).movedim(dim, 0).reshape(layer.shape[dim], -1)
+        vary = lab.varying(layer)
+        if vary == (dim,):
+            return lab.first_along(layer, dim)
+        rows = lab.narrow(layer, vary).movedim(dim, 0).reshape(layer.shape[dim], -1)
         if rows.shape[1] > 1:
             best = rows.amax(1, keepdim=True)
             self.tie(rows, best.expand_as(rows))
@@ -285,8 +290,10 @@ class LabelMode(TorchDispatchMode):
         if any(t.is_meta for t in tensors):
             if not all(t.is_meta for t in tensors):
                 return _run_mixed(call)
-            if call.name in SHAPES:
-                return SHAPES[call.name](call)
+            shape = SHAPES.get(call.name)
+            out = None if shape is None else shape(call.args, call.kwargs)
+            if out is not None:
+                return out
         elif not tensors and str(call.kwargs.get("device")) == "meta":
             dtype = call.kwargs.get("dtype")
             integer = dtype is not None and not dtype.is_floating_point
@@ -365,23 +372,26 @@ def _first_line(error: BaseException) -> str:
 def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
     """Follow which module runs, and switch off kernels that would hide operations from the mode."""
     names = {id(m): n for n, m in model.named_modules()}
+    call = nn.Module.__call__
 
-    def enter(module: nn.Module, _: Any) -> None:
+    def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         mode.stack.append((names.get(id(module), mode.where), module, mode.op))
-
-    def leave(module: nn.Module, args: Any, _: Any) -> None:
-        error = sys.exc_info()[1]
-        if error is not None and (mode.failed is None or mode.failed.error is not error):
-            layers = tuple(x for t in output_tensors(args) for x in mode.layers(t))
-            mode.failed = Failure(_first_line(error), mode.where, layers, error)
-        mode.stack.pop()
+        try:
+            return call(module, *args, **kwargs)
+        except Exception as error:
+            if mode.failed is None or mode.failed.error is not error:
+                layers = tuple(x for t in output_tensors([args, kwargs]) for x in mode.layers(t))
+                mode.failed = Failure(_first_line(error), mode.where, layers, error)
+            raise
+        finally:
+            mode.stack.pop()
 
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(nn_module.register_module_forward_pre_hook(enter).remove)
-        stack.callback(nn_module.register_module_forward_hook(leave, always_call=True).remove)
+        stack.callback(setattr, nn.Module, "__call__", call)
+        nn.Module.__call__ = watched  # type: ignore[method-assign]
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.groups import form_groups
 from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.record import Trace, tied_pairs
-from sentei.graph.resize import cut_shape, modes_kept, named_tensors, swapped
+from sentei.graph.resize import Attribute, Cuts, cut_shape, modes_kept, named_tensors, swapped
 from sentei.graph.tracer import LabelMode, as_numpy, output_tensors, run
 
 MAX_ROUNDS = 60
@@ -59,27 +60,46 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     if hasattr(model, "_orig_mod"):
         raise TraceError("the model is compiled: trace and cut the original module, then compile the cut one")
     inputs = example_inputs if isinstance(example_inputs, Inputs) else Inputs.of(example_inputs)
+    with _no_garbage_collection():
+        return _settled(model, inputs, example_inputs)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A trace makes many small tensors and no cycles; collecting in between costs more than the trace."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _settled(model: nn.Module, inputs: Inputs, example_inputs: Any) -> ChannelGraph:
+    """Trace, try a cut, tie or freeze what did not follow, and again until a cut is followed everywhere."""
     choices: dict[int, int] = {}
     frozen: list[tuple[np.ndarray, str]] = []
     faults: list[tuple[np.ndarray, str]] = []
-    record = _first_trace(model, inputs, choices, example_inputs)
+    named = named_tensors(model)
+    record = _first_trace(model, named, inputs, choices, example_inputs)
     for _ in range(MAX_ROUNDS):
-        graph = _graph(model, inputs, record, frozen)
+        graph = _graph(named, inputs, record, frozen)
         plan = trial_plan(graph)
         fault = mismatch(model, graph, plan, swap=True) if plan.keep else None
         if fault is None:
             alone = _single_units(graph, faults)
-            return _graph(model, inputs, record, frozen + alone) if alone else graph
+            return _graph(named, inputs, record, frozen + alone) if alone else graph
         blamed = _blamed_groups(graph, fault)
         why = f"cannot shrink: {fault.message}" + (f" (in {fault.where})" if fault.where else "")
         faults += [(_labels(graph, g), why) for g in blamed]
         if _advance(record, graph, blamed, choices):
-            record = _first_trace(model, inputs, choices)
+            record = _first_trace(model, named, inputs, choices)
         else:
             frozen += [(_labels(graph, g), why) for g in blamed]
     stuck = f"no cut of it was followed by the model in {MAX_ROUNDS} trials"
     frozen += [(_labels(graph, i), stuck) for i, g in enumerate(graph.groups) if not g.frozen]
-    return _graph(model, inputs, record, frozen)
+    return _graph(named, inputs, record, frozen)
 
 
 def trial_plan(graph: ChannelGraph, seed: int = 0) -> Keep:
@@ -103,15 +123,15 @@ def mismatch(
 
     With `swap`, `model` is the full model and is cut for the duration, on meta tensors.
     """
-    units = graph.slot_units(plan)
+    units, named = graph.slot_units(plan), named_tensors(model)
     cuts, attrs = (graph.cuts(plan), graph.attributes(model, plan)) if swap else ({}, [])
-    wrong = None if swap else _wrong_shape(model, graph, plan)
+    wrong = None if swap else _wrong_shape(named, graph, plan)
     if wrong is not None:
         return wrong
     mode = LabelMode({}, units=units)
     try:
         with modes_kept(model):
-            _passes(mode, model, inputs or graph.inputs, cuts, attrs, trained=graph.trace_record.train_pass)
+            _passes(mode, model, named, inputs or graph.inputs, cuts, attrs, trained=graph.trace_record.train_pass)
     except Exception:
         assert mode.failed is not None
         return Mismatch(mode.failed.message, as_numpy(mode.failed.layers), mode.failed.where)
@@ -126,9 +146,9 @@ def mismatch(
     return None
 
 
-def _wrong_shape(small: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:
+def _wrong_shape(found: Mapping[str, Tensor], graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:
     """The first parameter of a cut model whose shape is not what the plan leaves."""
-    cuts, found = graph.cuts(plan), named_tensors(small)
+    cuts = graph.cuts(plan)
     for name, shape in graph.params.items():
         expected = tuple(cut_shape(shape, cuts.get(name, ())))
         if name not in found or tuple(found[name].shape) != expected:
@@ -153,18 +173,21 @@ def _labels(graph: ChannelGraph, group: int) -> np.ndarray:
     return np.flatnonzero(graph.grouping.group_of[graph.grouping.unit_of] == group)
 
 
-def _graph(model: nn.Module, inputs: Inputs, record: Trace, frozen: list[tuple[np.ndarray, str]]) -> ChannelGraph:
+def _graph(
+    named: Mapping[str, Tensor], inputs: Inputs, record: Trace, frozen: list[tuple[np.ndarray, str]]
+) -> ChannelGraph:
     grouping = form_groups(record, frozen, irregular_vectors(record))
-    buffers = {id(b) for m in model.modules() for b in m._buffers.values() if b is not None}
-    shapes = {n: tuple(t.shape) for n, t in named_tensors(model).items() if id(t) not in buffers}
+    shapes = {n: tuple(t.shape) for n, t in named.items() if isinstance(t, nn.Parameter)}
     return ChannelGraph(record, grouping, shapes, inputs)
 
 
-def _first_trace(model: nn.Module, inputs: Inputs, choices: dict[int, int], example: Any = None) -> Trace:
-    mode = LabelMode({}, _labelled_dims(model), choices)
+def _first_trace(
+    model: nn.Module, named: Mapping[str, Tensor], inputs: Inputs, choices: dict[int, int], example: Any = None
+) -> Trace:
+    mode = LabelMode({}, _labelled_dims(model, named), choices)
     try:
         with modes_kept(model):
-            _passes(mode, model, inputs, {}, [], trained=None)
+            _passes(mode, model, named, inputs, {}, [], trained=None)
     except Exception as error:
         where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
         own = _own_failure(model, example)
@@ -195,14 +218,22 @@ def _own_failure(model: nn.Module, example: Any) -> Exception | None:
     return None
 
 
-def _passes(mode: LabelMode, model: nn.Module, inputs: Inputs, cuts: Any, attrs: Any, trained: bool | None) -> None:
+def _passes(
+    mode: LabelMode,
+    model: nn.Module,
+    named: Mapping[str, Tensor],
+    inputs: Inputs,
+    cuts: Cuts,
+    attrs: Sequence[Attribute],
+    trained: bool | None,
+) -> None:
     """Run in eval mode and, where parts of the model run only in training (auxiliary heads), in train mode too."""
-    tensors, sources = _meta_tensors(model, cuts)
+    tensors, sources = _meta_tensors(named, cuts)
     mode.sources = sources
     with swapped(model, tensors, attrs):
         model.eval()
         run(mode, model, inputs.args, inputs.kwargs)
-        unseen = {n for n, t in named_tensors(model).items() if t.ndim > 1} - {n for n, _ in mode.trace.slots}
+        unseen = {n for n, t in named.items() if t.ndim > 1} - {n for n, _ in mode.trace.slots}
         if trained or (trained is None and unseen):
             mode.count_cost = False
             model.train()
@@ -218,7 +249,7 @@ def _passes(mode: LabelMode, model: nn.Module, inputs: Inputs, cuts: Any, attrs:
                 mode.failed = None
 
 
-def _labelled_dims(model: nn.Module) -> set[tuple[str, int]]:
+def _labelled_dims(model: nn.Module, named: Mapping[str, Tensor]) -> set[tuple[str, int]]:
     """Dimensions that may hold units: all but the kernel dimensions of convolutions."""
     kernels = {
         id(t)
@@ -228,15 +259,13 @@ def _labelled_dims(model: nn.Module) -> set[tuple[str, int]]:
         for t in part._parameters.values()
         if t is not None
     }
-    return {
-        (n, d) for n, t in named_tensors(model).items() for d in range(min(t.ndim, 2) if id(t) in kernels else t.ndim)
-    }
+    return {(n, d) for n, t in named.items() for d in range(min(t.ndim, 2) if id(t) in kernels else t.ndim)}
 
 
-def _meta_tensors(model: nn.Module, cuts: Any) -> tuple[dict[int, Tensor], dict[int, str]]:
+def _meta_tensors(named: Mapping[str, Tensor], cuts: Cuts) -> tuple[dict[int, Tensor], dict[int, str]]:
     """Stand-ins for parameters and buffers: meta tensors of the cut shape; integer tables keep their values."""
     tensors, sources = {}, {}
-    for name, t in named_tensors(model).items():
+    for name, t in named.items():
         if not t.is_floating_point() or t.ndim == 0:
             tensors[id(t)] = t.detach().clone() if t.device.type != "meta" else t
             continue

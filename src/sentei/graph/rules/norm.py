@@ -12,7 +12,8 @@ from sentei.graph import labels as lab
 from sentei.graph.labels import Layers
 from sentei.graph.rules.contraction import whole_groups
 from sentei.graph.rules.pointwise import PADDED, combine
-from sentei.graph.tracer import MIXERS, SHAPES, Call, LabelMode, rule
+from sentei.graph.shapes import SHAPES
+from sentei.graph.tracer import MIXERS, Call, LabelMode, rule
 
 BATCH = """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
 _batch_norm_with_update_functional _batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm"""
@@ -100,16 +101,16 @@ def group_norm(mode: LabelMode, call: Call) -> None:
         out._sentei_layers = ()  # type: ignore[attr-defined]
 
 
-def _batch_norm_shape(call: Call) -> Any:
-    x, last = call.args[0], len(call.args[0].shape)
-    for p in call.args[1:5]:
-        if isinstance(p, Tensor) and p.numel() != (x.shape[1] if last > 1 else x.shape[0]):
+def _batch_norm_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    for p in args[1:5]:
+        if isinstance(p, Tensor) and p.numel() != x.shape[1]:
             raise RuntimeError(f"batch norm of {p.numel()} features meets {x.shape[1]} channels")
     return torch.empty_like(x), torch.empty(0, device=x.device), torch.empty(0, device=x.device)
 
 
-def _layer_norm_shape(call: Call) -> Any:
-    x, shape = call.args[0], tuple(call["normalized_shape"])
+def _layer_norm_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, shape = args[0], tuple(args[1])
     if tuple(x.shape[x.ndim - len(shape) :]) != shape:
         raise RuntimeError(f"layer norm over {shape} meets an activation of shape {tuple(x.shape)}")
     stats = torch.empty([*x.shape[: x.ndim - len(shape)], *(1 for _ in shape)], device=x.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sentei.graph import labels as lab
 from sentei.graph.labels import Layers
-from sentei.graph.tracer import SHAPES, Call, LabelMode, rule
+from sentei.graph.tracer import Call, LabelMode, rule
 
 # Elementwise, but without torch.Tag.pointwise in some or all supported versions of torch.
 UNTAGGED = [
@@ -85,12 +85,6 @@ UNTAGGED = [
 
 PADDED = "is added to constants of a fixed size (zero padding)"
 FIXED_SIZE = "meets a tensor whose size does not follow the channels"
-
-
-# Activations whose meta kernels are Python code of many operations; the result is like the input.
-SLOW = ["hardtanh", "hardswish", "hardsigmoid", "relu6", "elu", "celu", "selu", "mish", "leaky_relu", "softplus"]
-SHAPES.update({f"aten.{name}": lambda call: torch.empty_like(call.args[0]) for name in SLOW})
-SHAPES.update({f"aten.{name}_": lambda call: call.args[0] for name in SLOW})
 
 
 def combine(
