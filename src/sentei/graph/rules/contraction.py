@@ -107,7 +107,10 @@ def _grouped(
     xm = None if x is None else x.reshape(groups, -1)
     im = w_in if w_in is None or not transposed else w_in.reshape(groups, -1)
     om = w_out if w_out is None or transposed else w_out.reshape(groups, -1)
-    if whole_groups(mode, groups, c_in // groups, xm, im if transposed else om):
+    whole = whole_groups(mode, groups, c_in // groups, xm, im if transposed else om)
+    if transposed and mode.units is not None and w_out is not None:
+        whole = whole and int(w_out.max()) < 0  # whole groups leave no unit inside
+    if whole:
         return _whole(mode, xm, im, om, w_out, groups, transposed)
     if xm is not None and im is not None:
         contract(mode, xm, im if transposed else im.expand_as(xm))
@@ -120,15 +123,20 @@ def _grouped(
     return w_out
 
 
-def whole_groups(mode: LabelMode, groups: int, width: int, *matrices: Tensor | None) -> bool:
-    """Whether channels in groups [groups, width] are units by group, or else by their position in the group.
+def whole_groups(mode: LabelMode, groups: int, width: int, x: Tensor | None, out: Tensor | None = None) -> bool:
+    """Whether channels in groups, [groups, width], are units by group, or else by their position in the group.
 
-    When tracing, the finer of the two; when the units are known, what they say.
+    When tracing, the finer of the two; when the units are known, what they say (-1 says nothing).
     """
     if mode.units is None:
-        return matrices[0] is not None and groups >= width
-    known = next((m for m in matrices if m is not None), None)
-    return known is not None and not bool(((known == known.amax(0)) | (known < 0)).all())
+        return x is not None and groups >= width
+    rows = [m.amax(1, keepdim=True) for m in (x, out) if m is not None]
+    alike = all(_agree(m, r) for m, r in zip((m for m in (x, out) if m is not None), rows, strict=True))
+    return alike and (len(rows) < 2 or _agree(*rows))
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a < 0) | (b < 0)).all())
 
 
 def _whole(
