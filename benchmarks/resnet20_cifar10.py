@@ -22,20 +22,22 @@ from sentei.train.loop import fit
 from sentei.train.recipe import Recipe
 from sentei.train.threads import set_threads
 
-RECIPE = Recipe(epochs=40, batch_size=128, lr=0.2, weight_decay=5e-4, warmup_epochs=2, seed=0)
+FIRST = Recipe(epochs=40, batch_size=128, lr=0.2, weight_decay=5e-4, warmup_epochs=2, seed=0)
+RESTART = Recipe(epochs=14, batch_size=128, lr=0.1, weight_decay=5e-4, warmup_epochs=0.5, seed=1)
 WEIGHTS = Path(sentei.__path__[0]) / "models" / "weights" / "resnet20-cifar10.safetensors"
 
 
 def train(run: Path, data_root: Path | None) -> None:
     set_threads()
     data = load_data("cifar10", root=data_root)
-    torch.manual_seed(RECIPE.seed)
-    result = fit(resnet20(), data, RECIPE, run_dir=run)
+    torch.manual_seed(FIRST.seed)
+    first = fit(resnet20(), data, FIRST, run_dir=run)
+    result = fit(first.model, data, RESTART, run_dir=run, name="restart")
     test = evaluate(result.model, data.test)
     summary = {
         "model": "resnet20",
         "data": data.description,
-        "recipe": RECIPE.to_dict(),
+        "recipes": [FIRST.to_dict(), RESTART.to_dict()],
         "val_accuracy": result.accuracy,
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,

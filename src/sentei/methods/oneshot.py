@@ -173,7 +173,7 @@ class _Pruning:
         with clock(seconds, "check"):
             report = check(model, small, graph, small_plan, next(self.data.train.batches(4, limit=4))[0])
         with clock(seconds, "recalibrate"):
-            recalibrate(small, self.data.train.batches(256, limit=self.settings.images))
+            recalibrate(small, self.data.train.batches(256, train=True, limit=self.settings.images))
         with clock(seconds, "evaluate"):
             accuracy = accuracy_of(small, self.data.val)
         cost = self.graph.cost(combined)

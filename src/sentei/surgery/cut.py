@@ -80,13 +80,15 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     last = layouts.get(old.ndim, torch.contiguous_format)
     kept = last if not old.is_contiguous() and old.is_contiguous(memory_format=last) else torch.contiguous_format
-    new = new.clone(memory_format=kept)
+    shared = new.untyped_storage().data_ptr() == old.untyped_storage().data_ptr()
+    new = new.clone(memory_format=kept) if shared else new.contiguous(memory_format=kept)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def _rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: list[Attribute]) -> nn.Module:
     """A deep copy with some tensors replaced before they are copied, and attributes set on the copies."""
-    memo: dict[int, object] = dict(tensors)
+    empty = (v for m in model.modules() for v in vars(m).values() if isinstance(v, dict) and not v)
+    memo: dict[int, object] = {**tensors, **{id(v): v.copy() for v in empty}}  # hooks, mostly: thousands of nothings
     try:
         new = copy.deepcopy(model, memo)
     except Exception as error:

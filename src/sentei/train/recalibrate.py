@@ -19,12 +19,13 @@ Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Replace the running statistics of every BatchNorm by their plain average over these batches.
 
-    >>> recalibrate(model, data.train.batches(256, limit=2048))  # doctest: +SKIP
+    >>> recalibrate(model, data.train.batches(256, train=True, limit=2048))  # doctest: +SKIP
     19
 
     Only the normalisation layers see training mode, so dropout stays off; weights, modes and momentum are as
-    before. Give the same batches to get the same statistics. Returns the number of layers; a model without
-    BatchNorm statistics is left alone, with a note in the log.
+    before. Give the same batches to get the same statistics, and images augmented as in training: the weights were
+    trained under such statistics, and those of clean images can cost points of accuracy. Returns the number of
+    layers; a model without BatchNorm statistics is left alone, with a note in the log.
 
     Raises:
         DataError: there are no batches. TrainError: the statistics are not finite (the old ones are kept).

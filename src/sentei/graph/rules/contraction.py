@@ -107,9 +107,9 @@ def _grouped(
     xm = None if x is None else x.reshape(groups, -1)
     im = w_in if w_in is None or not transposed else w_in.reshape(groups, -1)
     om = w_out if w_out is None or transposed else w_out.reshape(groups, -1)
-    whole = whole_groups(mode, groups, c_in // groups, xm, im if transposed else om)
-    if transposed and mode.units is not None and w_out is not None:
-        whole = whole and int(w_out.max()) < 0  # whole groups leave no unit inside
+    whole = whole_groups(mode, groups, c_in // groups, xm, None if transposed else om)
+    if transposed and mode.units is not None and xm is not None:
+        whole = not _agree(xm, xm.amax(0))  # its outputs carry the labels of its inputs: be sure
     if whole:
         return _whole(mode, xm, im, om, w_out, groups, transposed)
     if xm is not None and im is not None:
