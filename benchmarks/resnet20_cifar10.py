@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 import sentei
+from sentei.atomic import write_atomic
 from sentei.models.resnet import resnet20
-from sentei.train.checkpoint import save_weights, write_atomic
+from sentei.train.checkpoint import save_weights
 from sentei.train.data import load_data
 from sentei.train.evaluate import evaluate
 from sentei.train.loop import fit

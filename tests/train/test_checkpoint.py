@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sentei.atomic import write_atomic
 from sentei.errors import CheckpointError
 from sentei.models import build_model
 from sentei.train import checkpoint
-from sentei.train.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_atomic
+from sentei.train.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from sentei.train.journal import Journal
 
 
@@ -94,7 +95,7 @@ def test_full_disk_while_appending_to_the_journal(tmp_path: Path) -> None:
 
 def test_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="Could not write"):
+    with pytest.raises(CheckpointError, match="could not write"):
         write_atomic(tmp_path / "file" / "a.ckpt", b"x")
     with pytest.raises(CheckpointError, match="Could not open"):
         Journal(tmp_path / "file" / "journal.jsonl")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +11,10 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
+from sentei.atomic import write_atomic
 from sentei.errors import CheckpointError
 
 HEADER = b"sentei-checkpoint-1 "
-
-
-def write_atomic(path: str | Path, payload: bytes) -> None:
-    """Write the whole file or leave what was there: a temporary file beside it, fsync, then rename.
-
-    Raises:
-        CheckpointError: the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"Could not write {path} ({len(payload) / 1e6:.1f} MB): {error.strerror or error}. "
-            "The previous file, if any, is untouched. Free some space or choose another folder, then resume."
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
