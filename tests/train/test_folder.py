@@ -46,6 +46,7 @@ def test_relative_path_is_looked_up_in_the_root(tmp_path: Path) -> None:
     assert len(load_data("imagefolder:pictures", root=tmp_path, image_size=16, workers=0).test) == 36
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one CPU
 def test_workers_change_nothing_and_epochs_do(tmp_path: Path) -> None:
     ref = f"imagefolder:{make_folder(tmp_path)}"
 
@@ -83,6 +84,7 @@ def test_scale_of_the_random_crop_is_obeyed(tmp_path: Path) -> None:
     assert spread((0.05, 0.06)) < 0.4
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_image_is_named(tmp_path: Path, workers: int) -> None:
     make_folder(tmp_path)
