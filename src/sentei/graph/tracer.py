@@ -8,21 +8,19 @@ plan's removed units are masked wherever a layer reads or mixes channels.
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentei.graph import labels as lab
+from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
 from sentei.graph.record import Site, Split, Tie, Trace
 from sentei.graph.shapes import SHAPES
@@ -36,58 +34,6 @@ class Failure:
     where: str
     layers: Layers
     error: BaseException
-
-
-Rule = Callable[["LabelMode", "Call"], None]
-RULES: dict[str, Rule] = {}
-MIXERS: dict[str, Callable[[LabelMode, Call], Any]] = {}
-"""Operations that read or mix units, as the reference run computes them."""
-COUNTED: set[str] = set()
-"""Operations that cost MACs, whether or not units reach them."""
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for aten operations by name, overloads included: `@rule("aten.relu")`."""
-
-    def register(fn: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, fn))
-        return fn
-
-    return register
-
-
-@functools.cache
-def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
-    """Position and default of each argument of an operation."""
-    return {a.name: (i, a.default_value) for i, a in enumerate(func._schema.arguments)}
-
-
-class Call:
-    """One operation: its arguments by schema name and, once it has run, its output."""
-
-    __slots__ = ("args", "func", "kwargs", "name", "out")
-
-    def __init__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        self.func, self.args, self.kwargs = func, tuple(args), kwargs
-        self.name = str(func.overloadpacket)
-        self.out: Any = None
-
-    def __getitem__(self, name: str) -> Any:
-        i, default = _parameters(self.func)[name]
-        return self.args[i] if i < len(self.args) else self.kwargs.get(name, default)
-
-    def has(self, name: str) -> bool:
-        return name in _parameters(self.func)
-
-    def tensors(self) -> Iterator[Tensor]:
-        for a in (*self.args, *self.kwargs.values()):
-            if isinstance(a, Tensor):
-                yield a
-            elif isinstance(a, (list, tuple)):
-                yield from (b for b in a if isinstance(b, Tensor))
-
-    def outputs(self) -> list[Tensor]:
-        return [o for o in (self.out if isinstance(self.out, (list, tuple)) else [self.out]) if isinstance(o, Tensor)]
 
 
 class LabelMode(TorchDispatchMode):
@@ -260,7 +206,7 @@ class LabelMode(TorchDispatchMode):
             if self.failed is None or self.failed.error is not error:
                 acts = [t for t in labelled if id(t) not in self.sources] or labelled
                 self.failed = Failure(
-                    _first_line(error), self.where, tuple(x for t in acts for x in self.layers(t)), error
+                    first_line(error), self.where, tuple(x for t in acts for x in self.layers(t)), error
                 )
             raise
         if func._schema.is_mutable or func.is_view:
@@ -281,7 +227,7 @@ class LabelMode(TorchDispatchMode):
             (fn or unknown)(self, call)
         except Exception as error:  # a rule that meets a case it was not written for must not stop the model
             for t in (*call.tensors(), *call.outputs()):
-                self.give_up(t, f"the rule for {call.name} failed: {type(error).__name__}: {_first_line(error)}")
+                self.give_up(t, f"the rule for {call.name} failed: {type(error).__name__}: {first_line(error)}")
 
     def _run(self, call: Call) -> Any:
         if self.kept is not None and call.name in MIXERS:
@@ -364,72 +310,5 @@ def _run_mixed(call: Call) -> Any:
     return call.args[0] if call.func._schema.is_mutable and isinstance(call.args[0], Tensor) else out
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
-    """Follow which module runs, and switch off kernels that would hide operations from the mode."""
-    names = {id(m): n for n, m in model.named_modules()}
-    call = nn.Module.__call__
-
-    def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        mode.stack.append((names.get(id(module), mode.where), module, mode.op))
-        try:
-            return call(module, *args, **kwargs)
-        except Exception as error:
-            if mode.failed is None or mode.failed.error is not error:
-                layers = tuple(x for t in output_tensors([args, kwargs]) for x in mode.layers(t))
-                mode.failed = Failure(_first_line(error), mode.where, layers, error)
-            raise
-        finally:
-            mode.stack.pop()
-
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(setattr, nn.Module, "__call__", call)
-        nn.Module.__call__ = watched  # type: ignore[method-assign]
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(mode)
-        yield
-
-
-def output_tensors(out: Any) -> list[Tensor]:
-    """All tensors in a model's output: tensors, sequences, mappings, dataclasses, objects with attributes."""
-    if isinstance(out, Tensor):
-        return [out]
-    if isinstance(out, Mapping):
-        return [t for v in out.values() for t in output_tensors(v)]
-    if isinstance(out, (list, tuple, set)):
-        return [t for v in out for t in output_tensors(v)]
-    if out is None or isinstance(out, (str, bytes, int, float, bool)):
-        return []
-    return [t for v in getattr(out, "__dict__", {}).values() for t in output_tensors(v)]
-
-
-def run(mode: LabelMode, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """One watched forward pass. Returns the output tensors, whose units are frozen. Raises what the model raises."""
-    try:
-        with tracking(mode, model):
-            out = model(*args, **kwargs)
-    except Exception as error:
-        if mode.failed is None or mode.failed.error is not error:
-            mode.failed = Failure(_first_line(error), "", (), error)
-        raise
-    tensors = output_tensors(out)
-    for t in tensors:
-        for layer in mode.layers(t):
-            mode.freeze(layer, "reaches the network output")
-    mode.trace.output_shapes.extend(tuple(t.shape) for t in tensors)
-    return tensors
-
-
-def as_numpy(layers: Sequence[Tensor]) -> np.ndarray:
-    """All labels of some layers, without -1."""
-    parts = [lab.narrow(x, lab.varying(x)).reshape(-1) for x in layers]
-    flat = torch.cat(parts).numpy() if parts else np.zeros(0, np.int64)
-    return flat[flat >= 0]

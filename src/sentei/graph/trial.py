@@ -19,12 +19,13 @@ from torch.nn.modules.dropout import _DropoutNd
 import sentei.graph.rules  # noqa: F401  (registers the rules)
 from sentei.errors import TraceError
 from sentei.graph.cost import irregular_vectors
+from sentei.graph.forward import as_numpy, output_tensors, run
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.groups import form_groups
 from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.record import Trace, tied_pairs
 from sentei.graph.resize import Attribute, Cuts, cut_shape, modes_kept, named_tensors, swapped
-from sentei.graph.tracer import LabelMode, as_numpy, output_tensors, run
+from sentei.graph.tracer import LabelMode
 
 MAX_ROUNDS = 60
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from sentei.errors import SurgeryError, TraceError
 from sentei.graph import ChannelGraph
+from sentei.graph.forward import output_tensors, run
 from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.record import tied_pairs
 from sentei.graph.resize import modes_kept, named_tensors
-from sentei.graph.tracer import LabelMode, output_tensors, run
+from sentei.graph.tracer import LabelMode
 from sentei.graph.trial import mismatch
 
 

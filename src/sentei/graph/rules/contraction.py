@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from sentei.graph import labels as lab
+from sentei.graph.calls import COUNTED, MIXERS, Call, rule
 from sentei.graph.labels import Layers
 from sentei.graph.record import Contraction, Vector
 from sentei.graph.rules.pointwise import combine
-from sentei.graph.tracer import COUNTED, MIXERS, Call, LabelMode, rule, unknown
+from sentei.graph.tracer import LabelMode, unknown
 
 INPUT = "reads a tensor whose size is fixed (the network input, for instance)"
 MANY = "two of its axes meet in one contraction"

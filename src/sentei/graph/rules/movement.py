@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sentei.graph import labels as lab
+from sentei.graph.calls import Call, rule
 from sentei.graph.rules.pointwise import combine
-from sentei.graph.tracer import Call, LabelMode, rule, unknown
+from sentei.graph.tracer import LabelMode, unknown
 
 VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze select slice diagonal detach alias
 view_as_real lift_fresh lift narrow as_strided unfold"""

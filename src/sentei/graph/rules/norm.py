@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from sentei.graph import labels as lab
+from sentei.graph.calls import MIXERS, Call, rule
 from sentei.graph.labels import Layers
 from sentei.graph.rules.contraction import whole_groups
 from sentei.graph.rules.pointwise import PADDED, combine
 from sentei.graph.shapes import SHAPES
-from sentei.graph.tracer import MIXERS, Call, LabelMode, rule
+from sentei.graph.tracer import LabelMode
 
 BATCH = """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
 _batch_norm_with_update_functional _batch_norm_no_update cudnn_batch_norm miopen_batch_norm batch_norm"""

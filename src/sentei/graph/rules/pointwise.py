@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sentei.graph import labels as lab
+from sentei.graph.calls import Call, rule
 from sentei.graph.labels import Layers
-from sentei.graph.tracer import Call, LabelMode, rule
+from sentei.graph.tracer import LabelMode
 
 # Elementwise, but without torch.Tag.pointwise in some or all supported versions of torch.
 UNTAGGED = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from sentei.graph import labels as lab
-from sentei.graph.tracer import Call, LabelMode, rule
+from sentei.graph.calls import Call, rule
+from sentei.graph.tracer import LabelMode
 
 KINDS = {
     1: """avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d max_pool1d_with_indices upsample_nearest1d
