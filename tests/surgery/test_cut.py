@@ -272,3 +272,32 @@ def test_names_of_nested_modules_are_kept() -> None:
     graph = trace(outer, X)
     small = cut(outer, graph, random_plan(graph, 0, 0.5))
     assert list(small.state_dict()) == ["first.conv.weight", "first.conv.bias", "last.weight", "last.bias"]
+
+
+class Counted(nn.Module):
+    """A module with its own way of being copied, and one that points back at its parent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.copies = nn.Conv2d(8, 4, 1), 0
+
+    def __deepcopy__(self, memo: dict) -> "Counted":
+        new = Counted()
+        memo[id(self)] = new
+        new.conv, new.copies = copy.deepcopy(self.conv, memo), self.copies + 1
+        return new
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+def test_copies_as_the_modules_ask_for() -> None:
+    model = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 8, 1), own=Counted())).double()
+    model.stem.__dict__["parent"] = model
+    graph = trace(model, X)
+    small = cut(model, graph, Plan({"stem": [1, 5]}, graph.structure))
+    assert small.own.copies == 1
+    assert small.own.conv.weight.shape == (4, 2, 1, 1)
+    assert small.stem.parent is small
+    assert small.stem._forward_hooks is not model.stem._forward_hooks
+    assert torch.equal(small.stem.weight, model.stem.weight[[1, 5]])

@@ -20,8 +20,13 @@ UNARY = [
 BINARY = ["add", "sub", "mul", "div"]
 
 
+def like(x: Tensor) -> Tensor:
+    """As torch.empty_like, which is Python code on meta tensors."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device) if x.is_contiguous() else torch.empty_like(x)
+
+
 def _like(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    return torch.empty_like(args[0]) if args[0].is_floating_point() else None
+    return like(args[0]) if args[0].is_floating_point() else None
 
 
 def _in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -39,7 +44,7 @@ def _binary(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     if not isinstance(b, Tensor) or a.dtype != b.dtype or "rounding_mode" in kwargs or not a.is_floating_point():
         return None
     full = a if _fits(b, a) else b if _fits(a, b) else None
-    return None if full is None or 0 in full.stride() else torch.empty_like(full)
+    return None if full is None or 0 in full.stride() else like(full)
 
 
 def _binary_in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

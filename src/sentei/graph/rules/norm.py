@@ -13,7 +13,7 @@ from sentei.graph.calls import MIXERS, Call, rule
 from sentei.graph.labels import Layers
 from sentei.graph.rules.contraction import whole_groups
 from sentei.graph.rules.pointwise import PADDED, combine
-from sentei.graph.shapes import SHAPES
+from sentei.graph.shapes import SHAPES, like
 from sentei.graph.tracer import LabelMode
 
 BATCH = """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_with_update
@@ -107,7 +107,8 @@ def _batch_norm_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     for p in args[1:5]:
         if isinstance(p, Tensor) and p.numel() != x.shape[1]:
             raise RuntimeError(f"batch norm of {p.numel()} features meets {x.shape[1]} channels")
-    return torch.empty_like(x), torch.empty(0, device=x.device), torch.empty(0, device=x.device)
+    stats = torch.empty(0, device=x.device)
+    return like(x), stats, stats
 
 
 def _layer_norm_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -115,7 +116,7 @@ def _layer_norm_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if tuple(x.shape[x.ndim - len(shape) :]) != shape:
         raise RuntimeError(f"layer norm over {shape} meets an activation of shape {tuple(x.shape)}")
     stats = torch.empty([*x.shape[: x.ndim - len(shape)], *(1 for _ in shape)], device=x.device)
-    return torch.empty_like(x), stats, stats
+    return like(x), stats, stats
 
 
 SHAPES.update({"aten.native_batch_norm": _batch_norm_shape, "aten.native_layer_norm": _layer_norm_shape})
