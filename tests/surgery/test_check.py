@@ -159,3 +159,17 @@ def test_relative_error(a, b, error) -> None:
 def test_relative_error_of_non_finite_values_never_passes() -> None:
     for a, b in [("nan", 1), (1, "nan"), ("inf", 1), (1, "inf")]:
         assert not relative_error(torch.tensor([float(a)]), torch.tensor([float(b)])) <= 1
+
+
+def test_damaged_weights_are_not_blamed_on_the_cut(model: nn.Module) -> None:
+    graph = trace(model, X)
+    plan = random_plan(graph, 0, 0.5)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(SurgeryError, match="original network's own output is not finite"):
+        check(model, cut(model, graph, plan), graph, plan, X)
+
+
+def test_a_function_instead_of_a_model() -> None:
+    with pytest.raises(SenteiError, match="call the function that builds it"):
+        trace(nn.Identity, X)  # type: ignore[arg-type]

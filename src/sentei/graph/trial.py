@@ -58,6 +58,8 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     Groups that do not survive a trial cut are frozen, and `Group.why` says what happened. Raises TraceError with the
     model's own error if its forward fails on the inputs.
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"expected a model (an nn.Module), got {model!r}: call the function that builds it")
     if hasattr(model, "_orig_mod"):
         raise TraceError("the model is compiled: trace and cut the original module, then compile the cut one")
     inputs = example_inputs if isinstance(example_inputs, Inputs) else Inputs.of(example_inputs)

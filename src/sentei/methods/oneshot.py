@@ -25,7 +25,7 @@ from sentei.graph import ChannelGraph, trace
 from sentei.methods.remaining import Remaining
 from sentei.methods.settings import DEFAULT_CONSTRAINTS, FINE_TUNE, METHODS, Scope, Settings
 from sentei.methods.summary import digest, machine
-from sentei.plan import Budget, Constraints, Plan, allocate, criterion
+from sentei.plan import Budget, Constraints, Plan, allocate, criterion, uniform
 from sentei.plan.compose import compose
 from sentei.runs import Run
 from sentei.surgery import check, cut, save
@@ -163,6 +163,7 @@ class _Pruning:
                 graph = trace(model, torch.zeros(1, *self.data.input_shape, device=self.data.device))
             constraints = Remaining.of(constraints, self.graph)
         with clock(seconds, "score"):
+            uniform(graph, self.budget_of(step), constraints=constraints)  # refuse a budget before the scores' work
             scores = self.scores(model, graph)
             small_plan = allocate(
                 graph, self.budget_of(step), scores, scope=self.settings.scope, constraints=constraints

@@ -236,8 +236,9 @@ def _what_limits(graph: ChannelGraph, load: Load, constraints: Constraints) -> s
     frozen = sum(g.frozen for g in graph.groups)
     if not reachable(**free):
         return (
-            f"Even with one unit left in each other group, the {frozen} frozen groups of {len(graph.groups)} "
-            "hold too much. `why` of each group names the reason; raise the budget or change the model."
+            "Without any constraint, at one unit in each group that can shrink, it could not be met either "
+            f"({frozen} of {len(graph.groups)} groups are frozen, `why` of each names the reason): raise the budget "
+            "or change the model."
         )
     for name, value in free.items():
         if reachable(**{name: value}):

@@ -90,6 +90,8 @@ def check(
         small.eval()
         found = output_tensors(small(*args, **kwargs))
     double = all(t.dtype == torch.float64 for t in expected if t.is_floating_point())
+    if not all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
+        raise SurgeryError("the original network's own output is not finite on these inputs: are its weights damaged?")
     limit = tolerance if tolerance is not None else 1e-9 if double else 1e-4
     error = max((relative_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
     if not error <= limit:
