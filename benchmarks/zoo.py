@@ -82,9 +82,8 @@ def example(ref: str, seed: int) -> Tensor:
 def randomise(model: nn.Module, x: Tensor, seed: int) -> None:
     """No constant parameters, and activations of ordinary size, so that no channel is silent and no error is hidden.
 
-    Zero or constant parameters (heads, norms, layer scales) get random values; BatchNorm takes its statistics from one
-    pass over the images, so that deep networks neither explode nor vanish, and these are then disturbed. Variances far
-    below the squared mean are raised: subtracting the mean would cancel digits, and rounding would pass for an error.
+    Zero or constant parameters (heads, norms, layer scales) get random values. BatchNorm gets the statistics of what it
+    sees in one pass over the images, disturbed layer by layer, so that deep networks neither explode nor vanish.
     """
     g = torch.Generator().manual_seed(seed)
     for p in model.parameters():
@@ -98,19 +97,19 @@ def randomise(model: nn.Module, x: Tensor, seed: int) -> None:
             p.copy_(0.4 * (noise - 0.5))
         else:
             p.copy_(max(abs(low), 0.3) * (0.5 + noise))
+
+    def calibrate(norm: _BatchNorm, args: tuple[Tensor, ...]) -> None:
+        features = args[0].transpose(0, 1).flatten(1)
+        mean, std = features.mean(1), features.std(1).clamp(min=0.1)
+        noise = torch.rand(2, norm.num_features, generator=g)
+        norm.running_mean.copy_(mean + (noise[0] - 0.5) * std)
+        norm.running_var.copy_(std.square() * (0.5 + noise[1]))
+
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.train()
-        m.momentum = 1.0
+    hooks = [m.register_forward_pre_hook(calibrate) for m in norms]
     model(x)
-    for m, momentum in zip(norms, momenta, strict=True):
-        m.eval()
-        m.momentum = momentum
-        noise = torch.rand(2, m.num_features, generator=g)
-        least = (0.1 * m.running_mean.square()).clamp(min=1e-2)
-        m.running_mean.add_((noise[0] - 0.5) * m.running_var.sqrt())
-        m.running_var.clamp_(min=least).mul_(0.5 + noise[1])
+    for hook in hooks:
+        hook.remove()
 
 
 def random_plan(graph: ChannelGraph, ratio: float, seed: int) -> Plan:
@@ -330,8 +329,8 @@ For each cut:
 channels (LayerNorm, softmax, ...) of which some were removed: there, cutting changes what is computed beyond dropping
 the units, and the reference takes its statistics over the units kept. *trace* includes the trial cut, *cut* is the one
 at 50 %; both were measured on a busy machine and show the order of magnitude (for speed see `benchmarks/surgery.py`).
-Where less than {explained:.0%} of the parameters are prunable the last column says why, with the share of the parameters
-that only groups frozen for this reason touch (from 5 %).
+Where less than {explained:.0%} of the parameters are prunable the last column says why, with the share of the
+parameters that only groups frozen for this reason touch (from 5 %).
 
     python benchmarks/zoo.py --out zoo.jsonl --markdown docs/zoo.md
 

@@ -173,3 +173,24 @@ def test_damaged_weights_are_not_blamed_on_the_cut(model: nn.Module) -> None:
 def test_a_function_instead_of_a_model() -> None:
     with pytest.raises(SenteiError, match="call the function that builds it"):
         trace(nn.Identity, X)  # type: ignore[arg-type]
+
+
+def test_rounding_is_told_from_a_wrong_cut() -> None:
+    """Large numbers that cancel: float32 is off by more than the tolerance, float64 shows that the cut is right."""
+
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = m.a(x.flatten(1)) * 1e4
+        return m.out(y + 1.0) - m.out(y)
+
+    model = randomise(Block(forward, a=nn.Linear(192, 512), out=nn.Linear(512, 2)).eval())
+    graph = trace(model, X.float())
+    plan = random_plan(graph, 0, 0.5)
+    small = cut(model, graph, plan)
+    report = check(model, small, graph, plan, X.float())
+    assert report.rounding is not None
+    assert report.rounding > 1e-4
+    assert report.max_error < 1e-9
+    with torch.no_grad():
+        small.out.weight[0] += 0.1
+    with pytest.raises(SurgeryError, match="differs from the reference"):
+        check(model, small, graph, plan, X.float())

@@ -31,7 +31,7 @@ class Inputs:
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """The same inputs with floating tensors of another dtype."""
-        return Inputs(_cast(self.args, dtype), _cast(dict(self.kwargs), dtype))
+        return Inputs(cast(self.args, dtype), cast(dict(self.kwargs), dtype))
 
     def spec(self) -> Any:
         return [_describe(list(self.args)), _describe(dict(self.kwargs))]
@@ -73,7 +73,8 @@ def _meta(x: Any) -> Any:
     return _map(x, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"))
 
 
-def _cast(x: Any, dtype: torch.dtype) -> Any:
+def cast(x: Any, dtype: torch.dtype) -> Any:
+    """Nested inputs with floating tensors of another dtype."""
     return _map(x, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 

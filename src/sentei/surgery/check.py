@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ from sentei.errors import SurgeryError, TraceError
 from sentei.graph import ChannelGraph
 from sentei.graph.forward import output_tensors, run
 from sentei.graph.graph import HasKeep
-from sentei.graph.inputs import Inputs, arguments
+from sentei.graph.inputs import Inputs, arguments, cast
 from sentei.graph.record import tied_pairs
 from sentei.graph.resize import modes_kept, named_tensors
 from sentei.graph.tracer import LabelMode
 from sentei.graph.trial import mismatch
+
+SINGLE, DOUBLE = 1e-4, 1e-9
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class CheckReport:
     max_error: float
     tolerance: float
     approximate: tuple[str, ...]
+    rounding: float | None = None
+    """Set if the proof took float64: the difference in the model's own precision, which was all rounding."""
 
 
 def retrace(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs | None = None) -> None:
@@ -79,27 +84,49 @@ def check(
     >>> report.max_error, report.approximate
 
     Both models run in eval mode. Tolerance defaults to 1e-4 (float32 and lower) or 1e-9 (float64), relative to the
-    largest reference output. Raises SurgeryError if they differ by more.
+    largest reference output; what exceeds it in float32 is compared again in float64. Raises SurgeryError if they
+    differ by more.
     """
     graph.check_fits(model)
     given = Inputs.of(example_inputs)
     expected = reference(model, graph, plan, example_inputs)
     retrace(small, graph, plan, given if given.spec() != graph.inputs.spec() else None)
+    if not all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
+        raise SurgeryError("the original network's own output is not finite on these inputs: are its weights damaged?")
+    error = _difference(small, expected, example_inputs)
+    double = all(t.dtype == torch.float64 for t in expected if t.is_floating_point())
+    limit = tolerance if tolerance is not None else DOUBLE if double else SINGLE
+    if error <= limit:
+        return CheckReport(error, limit, graph.mixing(plan))
+    if tolerance is None and not double:
+        exact = _difference_in_double(model, small, graph, plan, example_inputs)
+        if exact <= DOUBLE:
+            return CheckReport(exact, DOUBLE, graph.mixing(plan), rounding=error)
+    raise SurgeryError(
+        f"the cut model differs from the reference by {error:.2g} (relative), more than {limit:g}: "
+        "do not use it, and please report this model"
+    )
+
+
+def _difference(small: nn.Module, expected: list[Tensor], example_inputs: Any) -> float:
     args, kwargs = arguments(example_inputs)
     with modes_kept(small), torch.no_grad():
         small.eval()
         found = output_tensors(small(*args, **kwargs))
-    double = all(t.dtype == torch.float64 for t in expected if t.is_floating_point())
-    if not all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
-        raise SurgeryError("the original network's own output is not finite on these inputs: are its weights damaged?")
-    limit = tolerance if tolerance is not None else 1e-9 if double else 1e-4
-    error = max((relative_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
-    if not error <= limit:
-        raise SurgeryError(
-            f"the cut model differs from the reference by {error:.2g} (relative), more than {limit:g}. "
-            "If the model has extreme weights, try float64 inputs and weights; otherwise please report this model"
-        )
-    return CheckReport(error, limit, graph.mixing(plan))
+    return max((relative_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+
+
+def _difference_in_double(
+    model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: HasKeep, example_inputs: Any
+) -> float:
+    """The same comparison in float64, which tells rounding in deep or badly scaled networks from a wrong cut."""
+    args, kwargs = arguments(example_inputs)
+    inputs = cast(kwargs if kwargs else args, torch.float64)
+    try:
+        expected = reference(copy.deepcopy(model).double(), graph, plan, inputs)
+        return _difference(copy.deepcopy(small).double(), expected, inputs)
+    except Exception:  # not every model runs in float64; the first comparison stands
+        return float("inf")
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
