@@ -136,17 +136,17 @@ def prove(ref: str, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     model, x = build_model(ref).eval(), example(ref, seed)
     randomise(model, x, seed)
-    started = time.perf_counter()
+    started = time.process_time()
     graph = sentei.trace(model, x[:1])
-    traced = time.perf_counter() - started
+    traced = time.process_time() - started
     graph = sentei.trace(model, x)
     full = outputs(model, x)
     rows: dict[str, dict[str, Any]] = {}
     for i, ratio in enumerate(RATIOS):
         plan = random_plan(graph, ratio, seed + i)
-        started = time.perf_counter()
+        started = time.process_time()
         small = sentei.cut(model, graph, plan)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         report = sentei.check(model, small, graph, plan, x)
         found = outputs(small, x)
         change = max(map(relative_error, found, full))
@@ -328,9 +328,9 @@ For each cut:
 *prunable* is the share that some unfrozen group touches. *approximate* counts the modules that take statistics over
 channels (LayerNorm, softmax, ...) of which some were removed: there, cutting changes what is computed beyond dropping
 the units, and the reference takes its statistics over the units kept. *trace* includes the trial cut, *cut* is the one
-at 50 %; both were measured on a busy machine and show the order of magnitude (for speed see `benchmarks/surgery.py`).
-Where less than {explained:.0%} of the parameters are prunable the last column says why, with the share of the
-parameters that only groups frozen for this reason touch (from 5 %).
+at 50 %: processor seconds of one thread, the first call in a fresh process, on a busy machine (for speed see
+`benchmarks/surgery.py`). Where less than {explained:.0f} % of the parameters are prunable the last column says why, with
+the share of the parameters that only groups frozen for this reason touch (from 5 %).
 
     python benchmarks/zoo.py --out zoo.jsonl --markdown docs/zoo.md
 
@@ -360,7 +360,7 @@ def page(found: list[dict[str, Any]]) -> str:
         parts["segmentation" if r["model"] in segmenters else kind].append(r)
     tables = {name: table(rows) for name, rows in parts.items()}
     return PAGE.format(
-        change=LEAST_CHANGE, explained=EXPLAINED, summary=summary(found), provenance=provenance(found), **tables
+        change=LEAST_CHANGE, explained=100 * EXPLAINED, summary=summary(found), provenance=provenance(found), **tables
     )
 
 
