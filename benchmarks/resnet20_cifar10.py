@@ -24,7 +24,7 @@ from sentei.train.recipe import Recipe
 from sentei.train.threads import set_threads
 
 FIRST = Recipe(epochs=40, batch_size=128, lr=0.2, weight_decay=5e-4, warmup_epochs=2, seed=0)
-RESTART = Recipe(epochs=14, batch_size=128, lr=0.1, weight_decay=5e-4, warmup_epochs=0.5, seed=1)
+RESTART = Recipe(epochs=36, batch_size=128, lr=0.2, weight_decay=5e-4, warmup_epochs=1, seed=1)
 WEIGHTS = Path(sentei.__path__[0]) / "models" / "weights" / "resnet20-cifar10.safetensors"
 
 

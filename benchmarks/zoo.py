@@ -329,8 +329,8 @@ For each cut:
 channels (LayerNorm, softmax, ...) of which some were removed: there, cutting changes what is computed beyond dropping
 the units, and the reference takes its statistics over the units kept. *trace* includes the trial cut, *cut* is the one
 at 50 %: processor seconds of one thread, the first call in a fresh process, on a busy machine (for speed see
-`benchmarks/surgery.py`). Where less than {explained:.0f} % of the parameters are prunable the last column says why, with
-the share of the parameters that only groups frozen for this reason touch (from 5 %).
+`benchmarks/surgery.py`). Where less than {explained:.0f} % of the parameters are prunable the last column says why,
+with the share of the parameters that only groups frozen for this reason touch (from 5 %).
 
     python benchmarks/zoo.py --out zoo.jsonl --markdown docs/zoo.md
 
