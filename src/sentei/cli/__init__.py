@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.text import Text
@@ -13,23 +14,27 @@ from sentei.cli.console import stderr
 from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
 from sentei.cli.inspect import Inspect
-from sentei.cli.prune import Prune
+from sentei.cli.prune import method_named, prune_with
 from sentei.cli.resume import Resume
 from sentei.cli.train import Train
 from sentei.errors import SenteiError
 from sentei.runs import has_progress
 from sentei.train.threads import set_threads
 
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Prune, tyro.conf.subcommand("prune")]
-    | Annotated[Resume, tyro.conf.subcommand("resume")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-)
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 ABOUT = "Make trained convolutional networks smaller by removing channels, and prove that each cut is correct."
+
+
+def commands(argv: Sequence[str]) -> Any:
+    """The commands as tyro sees them; the options of `prune` are those of the method that is asked for."""
+    return (
+        Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[prune_with(method_named(argv)), tyro.conf.subcommand("prune")]
+        | Annotated[Resume, tyro.conf.subcommand("resume")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command: object = None
     try:
-        command = tyro.cli(Command, prog="sentei", description=ABOUT, args=argv, config=STYLE)
+        given = sys.argv[1:] if argv is None else list(argv)
+        parsed: Any = tyro.cli(commands(given), prog="sentei", description=ABOUT, args=given, config=STYLE)
+        command = parsed
         set_threads()
-        command.execute()
+        parsed.execute()
     except SenteiError as error:
         if os.environ.get("SENTEI_DEBUG"):
             raise

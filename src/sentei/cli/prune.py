@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -26,8 +26,8 @@ from sentei.cli.options import (
 )  # fmt: skip
 from sentei.cli.train import short
 from sentei.errors import ConfigError
-from sentei.methods import METHODS, prune
-from sentei.methods.settings import FINE_TUNE
+from sentei.methods import FINE_TUNE, METHODS, prune
+from sentei.methods.method import like, settings_of
 from sentei.plan import Budget, Constraints
 from sentei.report.tables import before_after, percent, widths_table
 from sentei.runs import clear, is_started, refuse_existing
@@ -36,7 +36,10 @@ from sentei.train import Recipe
 if TYPE_CHECKING:
     MethodName = str
 else:
-    MethodName = tyro.extras.literal_type_from_choices(METHODS)
+    _ABOUT = "; ".join(f"{name}: {method.about}" for name, method in METHODS.items())
+    MethodName = Annotated[tyro.extras.literal_type_from_choices(METHODS), tyro.conf.arg(help=f"{_ABOUT}.")]
+
+DEFAULT = "l1"
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,13 @@ class Prune:
     """Prune a trained network to a budget, prove the cut, fine-tune and save.
 
     MODEL is a run of `sentei train`, or any model with --weights. The test set is read once, at the end, for the
-    network before and after. A killed run goes on with `sentei resume RUN`.
+    network before and after. A killed run goes on with `sentei resume RUN`. Each method has options of its own, shown
+    by `sentei prune --method METHOD --help`.
     """
 
     model: Annotated[Ref, tyro.conf.arg(metavar="MODEL", help=MODEL)]
     images: DataOptions = field(default_factory=DataOptions)
-    method: MethodName = "l1"
-    """uniform: same share everywhere, small weights go; random: the control; l1, l2: small weights of the whole
-    network; bn_scale: small BatchNorm scales; fpgm: filters near all others; taylor: small estimated change of the
-    loss."""
+    method: MethodName = DEFAULT
     macs: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """Budget of multiply-accumulates: a fraction up to 1, or an absolute number. 0.5 if no budget is given."""
     params: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
@@ -61,12 +62,6 @@ class Prune:
     """Run directory; runs/MODEL-DATA-METHOD unless given."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Trained weights: safetensors or a state_dict."""
-    steps: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """Cuts on the way; units are scored again before each."""
-    step_epochs: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """Epochs of training between two cuts."""
-    scope: Literal["global", "local"] | None = None
-    """Rank units over the whole network or within each group; each method has its own default."""
     round_to: Annotated[int, tyro.conf.arg(metavar="N")] = 8
     """Widths become multiples of this, in groups of at least four times as many channels."""
     min_width: Annotated[int, tyro.conf.arg(metavar="N")] = 1
@@ -76,7 +71,7 @@ class Prune:
     keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN")] = ()
     """Groups that stay whole, by name or pattern (see sentei inspect MODEL --groups)."""
     score_images: Annotated[int, tyro.conf.arg(metavar="N")] = 2048
-    """Training images for BatchNorm recalibration and for taylor's scores."""
+    """Training images for BatchNorm recalibration and for scores that need data."""
     distill: bool = False
     """Fine-tune with the original network as the teacher."""
     untrained: bool = False
@@ -85,6 +80,8 @@ class Prune:
     """Replace what the run directory holds."""
     recipe: Recipe = FINE_TUNE
     """How to fine-tune: SGD with momentum, linear warm-up, then cosine decay to zero."""
+    how: Any = None
+    """What the method itself can be told."""
 
     @property
     def folder(self) -> Path:
@@ -111,9 +108,6 @@ class Prune:
             budget=budget,
             run_dir=self.folder,
             recipe=self.recipe,
-            steps=self.steps,
-            step_epochs=self.step_epochs,
-            scope=self.scope,
             constraints=constraints,
             distill=self.distill,
             images=self.score_images,
@@ -121,6 +115,7 @@ class Prune:
             command=options.command(dense),
             say=say,
             progress=True,
+            **settings_of(self.how),
         )
         show(self.folder, result.summary)
 
@@ -163,6 +158,7 @@ class Prune:
             "dense": plain(dense),
             "data": plain(self.images.resolved()),
             "options": {**own, "keep": list(self.keep), "weights": self.source()[1]},
+            "method": settings_of(self.how),
             "recipe": self.recipe.to_dict(),
         }
 
@@ -172,13 +168,30 @@ class Prune:
         weights = own.pop("weights")
         own |= {"keep": tuple(own["keep"]), "weights": None if weights is None else Path(weights)}
         data = DataOptions(**command["data"])
-        return cls(command["model"], data, run=folder, recipe=recipe_from(command["recipe"]), **own)
+        how = like(METHODS[own["method"]], command["method"])
+        return cls(command["model"], data, run=folder, recipe=recipe_from(command["recipe"]), how=how, **own)
 
 
 OPTIONS = (
-    "method", "macs", "params", "steps", "step_epochs", "scope", "round_to", "min_width", "max_ratio", "keep",
-    "score_images", "distill", "untrained",
+    "method", "macs", "params", "round_to", "min_width", "max_ratio", "keep", "score_images", "distill", "untrained",
 )  # fmt: skip
+
+
+def method_named(argv: Sequence[str]) -> str:
+    """The method that a command line asks for; what is wrong with it, the parser says later."""
+    for i, word in enumerate(argv):
+        if word.startswith("--method="):
+            return word.partition("=")[2]
+        if word == "--method" and i + 1 < len(argv):
+            return argv[i + 1]
+    return DEFAULT
+
+
+def prune_with(method: str) -> type[Prune]:
+    """`Prune` with the options of one method beside its own."""
+    chosen = METHODS.get(method, METHODS[DEFAULT])
+    options = [("how", type(chosen), field(default=chosen))]
+    return make_dataclass("Prune", options, bases=(Prune,), frozen=True, namespace={"__doc__": Prune.__doc__})
 
 
 def show(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from sentei.cli.console import say, stdout
 from sentei.cli.options import DataOptions, Dense, Ref, announce, dense_model, plain, recipe_from, resolved_ref
 from sentei.graph import trace
-from sentei.methods.oneshot import accuracy_of
+from sentei.methods.pruning import accuracy_of
 from sentei.methods.summary import digest, machine
 from sentei.report.tables import count, percent, table
 from sentei.runs import Run, clear, refuse_existing

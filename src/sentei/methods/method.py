@@ -1,0 +1,57 @@
+"""What a pruning method is: settings in, a cut network out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import nn
+
+from sentei.plan import Plan
+
+if TYPE_CHECKING:
+    from sentei.methods.pruning import Pruning
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method hands over to be fine-tuned, saved and measured."""
+
+    model: nn.Module
+    """The cut network."""
+    plan: Plan
+    """The plan of the dense model's graph that leads to its shapes."""
+    cuts: list[dict[str, Any]]
+    """One record for each cut, as `Pruning.cut` returns them."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the summary says beyond that: plain values."""
+
+
+class Method(Protocol):
+    """A frozen dataclass of everything that decides how the method runs; all fields are plain values.
+
+    The fields are keywords of `sentei.prune` and options of `sentei prune --method NAME`; the text below each is its
+    help. `__post_init__` refuses what is out of range with a ConfigError.
+    """
+
+    @property
+    def about(self) -> str:
+        """What it does, in one line."""
+        ...
+
+    def find(self, pruning: Pruning) -> Found:
+        """Choose what goes, from training and validation images only, and cut it."""
+        ...
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """The fields of a method as what JSON and YAML can hold."""
+    values = {f.name: getattr(method, f.name) for f in fields(method)}  # type: ignore[arg-type]
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def like(method: Method, settings: Mapping[str, Any]) -> Method:
+    """A method of the same kind with settings that `settings_of` wrote."""
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    return type(method)(**values)

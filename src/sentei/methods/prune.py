@@ -1,0 +1,85 @@
+"""`sentei.prune`: from a trained network to a smaller, checked and fine-tuned one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sentei.errors import SenteiError
+from sentei.methods.method import Method
+from sentei.methods.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, PruneResult, Pruning, Say
+from sentei.methods.registry import method_of
+from sentei.methods.summary import digest
+from sentei.plan import Budget, Constraints
+from sentei.runs import Run
+from sentei.train import Data, Recipe, load_data
+
+
+def prune(
+    model: nn.Module,
+    data: Data | str,
+    *,
+    method: str | Method = "l1",
+    budget: Budget | None = None,
+    run_dir: str | Path | None = None,
+    recipe: Recipe = FINE_TUNE,
+    constraints: Constraints = DEFAULT_CONSTRAINTS,
+    distill: bool = False,
+    images: int = 2048,
+    seed: int | None = None,
+    source: str | None = None,
+    command: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    say: Say | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> PruneResult:
+    """Prune a trained classifier to a budget, prove the cut, fine-tune, and save.
+
+    >>> result = sentei.prune(model, "digits", method="taylor", budget=Budget(macs=0.5), steps=3, run_dir="runs/x")
+    >>> result.summary["pruned"]["accuracy"]
+
+    The model is left as it is. With a `run_dir` the result is saved there, and a call that was killed goes on where
+    it stopped when it is repeated with the same arguments: the result is the same to the bit.
+
+    Args:
+        data: a `Data`, or a reference for `load_data`.
+        method: a name in `METHODS`, or a method with settings of its own, such as `OneShot("taylor", steps=3)`.
+        budget: half the MACs if nothing is given.
+        recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
+        distill: fine-tune with the original network as a teacher (`recipe.distill_weight`, `recipe.temperature`).
+        images: training images that recalibrate BatchNorm, and from which scores are computed.
+        source: the reference of the dense model, to be noted in the files.
+        overwrite: replace a run in `run_dir`.
+        say: called with one line for each thing done. progress: show bars while training.
+        options: settings of the method, such as `steps=3`; each method's class lists them.
+
+    Raises ConfigError for settings out of range and for a `run_dir` that is taken, BudgetError for a budget that
+    cannot be met, SurgeryError if a cut is not exact.
+    """
+    name, chosen = method_of(method, options)
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    data = load_data(data) if isinstance(data, str) else data
+    base = copy.deepcopy(model).to(data.device).eval()
+    pruning = Pruning(
+        name, base, data, budget or Budget(macs=0.5), constraints, recipe, distill, images, Run(None), source,
+        say or _silent, progress,
+    )  # fmt: skip
+    resolved = {"task": "prune", "model": source or type(model).__name__, "base_sha256": digest(base)}
+    pruning.run = Run.open(
+        run_dir, {**resolved, "data": data.description, **pruning.settings(chosen)}, command, overwrite
+    )
+    try:
+        return pruning.result(chosen)
+    except SenteiError:
+        pruning.run.discard_if_empty()
+        raise
+
+
+def _silent(line: str) -> None:
+    pass
