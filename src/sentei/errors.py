@@ -39,3 +39,7 @@ class TrainError(SenteiError):
 
 class ConfigError(SenteiError):
     """A setting is out of range or contradicts another."""
+
+
+class SearchError(SenteiError):
+    """A search cannot start or go on."""

@@ -115,7 +115,7 @@ class Prune:
             command=options.command(dense),
             say=say,
             progress=True,
-            **settings_of(self.how),
+            **vars(self.how),
         )
         show(self.folder, result.summary)
 
@@ -141,8 +141,9 @@ class Prune:
                 "(--untrained prunes it all the same)"
             )
 
-    def budget(self) -> Budget:
-        return Budget(macs=0.5 if self.macs is None and self.params is None else self.macs, params=self.params)
+    def budget(self) -> Budget | None:
+        given = self.macs is not None or self.params is not None
+        return Budget(macs=self.macs, params=self.params) if given else None
 
     def constraints(self) -> Constraints:
         return Constraints(

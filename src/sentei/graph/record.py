@@ -63,7 +63,8 @@ class Trace:
 
     Labels are numbered through, slot after slot: `slots` maps (parameter, dimension) to a place in `sizes`. `inside`
     are indices inside units, `ordered` units whose order matters, `produced` labels in the order in which contractions
-    bring them forth, `mixing` the units over which a module takes statistics.
+    bring them forth, `mixing` the units over which a module takes statistics, `sums` the labels of the operands of each
+    addition.
     """
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -78,6 +79,7 @@ class Trace:
     sites: list[Site] = field(default_factory=list)
     produced: list[Tensor] = field(default_factory=list)
     mixing: list[tuple[Tensor, str]] = field(default_factory=list)
+    sums: list[tuple[Tensor, ...]] = field(default_factory=list)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     train_pass: bool = False
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
@@ -28,21 +29,30 @@ class Found:
     """What the summary says beyond that: plain values."""
 
 
-class Method(Protocol):
-    """A frozen dataclass of everything that decides how the method runs; all fields are plain values.
+class Method(ABC):
+    """Base of the methods: frozen dataclasses of everything that decides how one runs; all fields are plain values.
 
     The fields are keywords of `sentei.prune` and options of `sentei prune --method NAME`; the text below each is its
     help. `__post_init__` refuses what is out of range with a ConfigError.
     """
 
     @property
+    @abstractmethod
     def about(self) -> str:
         """What it does, in one line."""
-        ...
 
+    @property
+    def budgeted(self) -> bool:
+        """Whether a budget decides the size of the result; otherwise the method's own settings do."""
+        return True
+
+    def resolved(self) -> Self:
+        """With every setting that was left open decided."""
+        return self
+
+    @abstractmethod
     def find(self, pruning: Pruning) -> Found:
         """Choose what goes, from training and validation images only, and cut it."""
-        ...
 
 
 def settings_of(method: Method) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
-from sentei.methods.method import Found
+from sentei.methods.method import Found, Method
 from sentei.methods.pruning import Pruning
 from sentei.methods.remaining import Remaining
 from sentei.methods.timing import clock
@@ -34,7 +34,7 @@ GOES = {
 
 
 @dataclass(frozen=True)
-class OneShot:
+class OneShot(Method):
     """Score, allocate, cut; with several steps, train and score again between the cuts.
 
     >>> sentei.prune(model, data, method=OneShot("taylor", steps=3))

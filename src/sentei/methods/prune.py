@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from sentei.errors import SenteiError
+from sentei.errors import ConfigError, SenteiError
 from sentei.methods.method import Method
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, PruneResult, Pruning, Say
 from sentei.methods.registry import method_of
@@ -50,7 +50,7 @@ def prune(
     Args:
         data: a `Data`, or a reference for `load_data`.
         method: a name in `METHODS`, or a method with settings of its own, such as `OneShot("taylor", steps=3)`.
-        budget: half the MACs if nothing is given.
+        budget: half the MACs if nothing is given; a method that decides the size itself takes none.
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
         distill: fine-tune with the original network as a teacher (`recipe.distill_weight`, `recipe.temperature`).
         images: training images that recalibrate BatchNorm, and from which scores are computed.
@@ -63,11 +63,14 @@ def prune(
     cannot be met, SurgeryError if a cut is not exact.
     """
     name, chosen = method_of(method, options)
+    if budget is not None and not chosen.budgeted:
+        raise ConfigError(f"with these settings {name} takes no budget, its own settings decide the size; got {budget}")
+    budget = budget or Budget(macs=0.5 if chosen.budgeted else 1.0)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     data = load_data(data) if isinstance(data, str) else data
     base = copy.deepcopy(model).to(data.device).eval()
     pruning = Pruning(
-        name, base, data, budget or Budget(macs=0.5), constraints, recipe, distill, images, Run(None), source,
+        name, base, data, budget, constraints, recipe, distill, images, Run(None), source,
         say or _silent, progress,
     )  # fmt: skip
     resolved = {"task": "prune", "model": source or type(model).__name__, "base_sha256": digest(base)}

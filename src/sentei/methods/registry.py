@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from sentei.errors import ConfigError
+from sentei.methods.abc import Abc, EvolutionSearch, RandomWidths
 from sentei.methods.method import Method
 from sentei.methods.oneshot import OneShot
 
@@ -19,6 +20,9 @@ METHODS: dict[str, Method] = {
     "bn_scale": OneShot("bn_scale"),
     "fpgm": OneShot("fpgm", "local"),
     "taylor": OneShot("taylor"),
+    "abc": Abc(),
+    "evolution": EvolutionSearch(),
+    "random_search": RandomWidths(),
 }
 """Criteria that are comparable between groups rank globally; distances between filters (fpgm) are not."""
 
@@ -37,7 +41,7 @@ def method_of(given: str | Method, options: Mapping[str, Any]) -> tuple[str, Met
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1, cutoff=0)
             raise ConfigError(f"method {name} has no option {option!r}; did you mean {near[0]!r}? It has {known}")
-    return name, replace(method, **options)  # type: ignore[type-var]
+    return name, replace(method, **options).resolved()  # type: ignore[type-var]
 
 
 def named(name: str) -> Method:

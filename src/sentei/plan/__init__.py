@@ -1,6 +1,6 @@
 """From a budget to a plan: which units of each group stay."""
 
-from sentei.plan.allocate import allocate, plan_from_widths, uniform
+from sentei.plan.allocate import allocate, plan_from_widths, rescaler, uniform
 from sentei.plan.budget import Budget
 from sentei.plan.constraints import Constraints
 from sentei.plan.criteria import CRITERIA, Criterion, criterion
@@ -15,5 +15,6 @@ __all__ = [
     "allocate",
     "criterion",
     "plan_from_widths",
+    "rescaler",
     "uniform",
 ]

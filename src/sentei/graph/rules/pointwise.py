@@ -153,6 +153,14 @@ def pointwise(mode: LabelMode, call: Call) -> None:
             mode.put(out, layers)
 
 
+@rule("aten.add", "aten.add_", "aten.sub", "aten.sub_")
+def add(mode: LabelMode, call: Call) -> None:
+    labelled = [layer for _, layers in operands_of(mode, call) for layer in layers]
+    if len(labelled) > 1:
+        mode.trace.sums.append(tuple(lab.narrow(layer, lab.varying(layer)).flatten() for layer in labelled))
+    pointwise(mode, call)
+
+
 @rule("aten.mul")
 def mul(mode: LabelMode, call: Call) -> None:
     """scaled_dot_product_attention without an explicit scale multiplies by head size ** -1/4: that size must stay."""

@@ -1,0 +1,165 @@
+"""What the methods that search widths have in common: a space, an evaluator, workers, and the cut of the winner."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from torch import nn
+
+from sentei.errors import ConfigError
+from sentei.methods.genes import Genes, searched_groups
+from sentei.methods.method import Found, Method
+from sentei.methods.pruning import Pruning, accuracy_of
+from sentei.plan import Plan
+from sentei.search import (
+    Recalibrate,
+    Search,
+    SearchResult,
+    Space,
+    Store,
+    Strategy,
+    Train,
+    budgeted,
+    open_executor,
+)
+from sentei.search.executors import Where
+from sentei.search.inherit import Inherit
+from sentei.search.view import SearchView
+from sentei.surgery import cut
+from sentei.train import Recipe
+
+Fitness = Literal["recalibrate", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthSearch(Method):
+    """Settings of a width search. A method adds its strategy."""
+
+    evaluations: int = 200
+    """Structures to evaluate."""
+    genes: Genes | None = None
+    """Groups whose width is searched: all, or only those inside branches, which leaves residual streams whole
+    (inner)."""
+    fitness: Fitness | None = None
+    """Accuracy on validation images after inheriting weights and fresh BatchNorm statistics (recalibrate, seconds a
+    structure) or after a short training (train, as in the ABCPruner paper)."""
+    fitness_epochs: int = 2
+    """Epochs of that training."""
+    fitness_lr: float = 0.01
+    """Its learning rate, constant."""
+    fitness_images: int | None = None
+    """Train on only so many images an epoch."""
+    halving: int = 1
+    """Rounds of successive halving: a batch starts with 1/2^(N-1) of the epochs, and the better half goes on."""
+    inherit: Inherit | None = None
+    """Units of the trained network that a structure takes over: those with the largest weights (l1) or BatchNorm scales
+    (bn_scale), or random ones."""
+    calibration_images: int = 1000
+    """Training images for the BatchNorm statistics of a structure."""
+    validation_images: int = 2000
+    """Validation images on which a structure is measured after recalibration."""
+    executor: Where = "here"
+    """Where structures are evaluated: here, in worker processes of this machine, or on a Ray cluster."""
+    processes: int = 1
+    """Workers, for the executors process and ray."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "evaluations": 1, "fitness_epochs": 1, "halving": 1, "calibration_images": 1, "validation_images": 1,
+            "processes": 1,
+        }  # fmt: skip
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        for name, allowed in (("fitness", get_args(Fitness)), ("executor", get_args(Where))):
+            if getattr(self, name) not in (None, *allowed):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}")
+        if self.halving > 1 and self.fitness == "recalibrate":
+            raise ConfigError("halving shares out epochs of training: it needs fitness='train'")
+        if self.executor == "here" and self.processes > 1:
+            raise ConfigError(f"processes is {self.processes}: choose executor='process' or 'ray' for several workers")
+
+    def defaults(self) -> dict[str, Any]:
+        """What holds for settings that were left at None."""
+        return {
+            "genes": "all",
+            "fitness": "train" if self.halving > 1 else "recalibrate",
+            "inherit": "l1",
+        }
+
+    def resolved(self) -> Self:
+        return replace(self, **{name: v for name, v in self.defaults().items() if getattr(self, name) is None})
+
+    @abstractmethod
+    def strategy(self, space: Space, seed: int) -> Strategy:
+        """The strategy, fresh."""
+
+    def space(self, pruning: Pruning) -> Space:
+        """The structures that the search may propose."""
+        names = searched_groups(pruning.graph, self.genes or "all")
+        return budgeted(pruning.graph, names, pruning.budget, pruning.constraints)
+
+    def find(self, pruning: Pruning) -> Found:
+        """Search, cut the winner, and hand it over with the weights that its fitness was measured with."""
+        space = self.space(pruning)
+        evaluator = self.evaluator(pruning)
+        pruning.say(
+            f"Searching {len(space)} genes ({space.size:.1e} structures before the budget) by "
+            f"{self.fitness} fitness on {_images(evaluator)} validation images ..."
+        )
+        found = self.search(pruning, space, evaluator)
+        done = pruning.run.once("cut1", lambda: self._cut(pruning, evaluator, found.widths))
+        network = cut(pruning.base, pruning.graph, plan := Plan.from_json(done["plan"]))
+        network.load_state_dict(done["model"])
+        pruning.tell_cut(done)
+        pruning.seconds["search"] = found.report["seconds"]
+        return Found(network, plan, [done], {"search": self._report(space, found)})
+
+    def evaluator(self, pruning: Pruning) -> Recalibrate | Train:
+        base, graph, data, seed = pruning.base, pruning.graph, pruning.data, pruning.recipe.seed
+        if self.fitness == "train":
+            return Train(base, graph, data, self._short_recipe(pruning.recipe), inherit=self.inherit or "l1", seed=seed)
+        return Recalibrate(
+            base, graph, data, inherit=self.inherit or "l1", calibration_images=self.calibration_images,
+            validation_images=self.validation_images, seed=seed,
+        )  # fmt: skip
+
+    def search(self, pruning: Pruning, space: Space, evaluator: Recalibrate | Train) -> SearchResult:
+        strategy = self.strategy(space, pruning.recipe.seed)
+        store = Store(evaluator.settings, pruning.run.journal)
+        with (
+            open_executor(self.executor, evaluator, self.processes) as executor,
+            SearchView(self.expected(), pruning.progress) as view,
+        ):
+            return Search(strategy, store, executor, view, self.halving).run()
+
+    def expected(self) -> int:
+        """Evaluations to expect, for the time left."""
+        return self.evaluations
+
+    def _short_recipe(self, recipe: Recipe) -> Recipe:
+        return Recipe(
+            epochs=self.fitness_epochs, lr=self.fitness_lr, schedule="constant", warmup_epochs=0,
+            batch_size=recipe.batch_size, limit=self.fitness_images, seed=recipe.seed, bf16=recipe.bf16,
+        )  # fmt: skip
+
+    def _cut(self, pruning: Pruning, evaluator: Recalibrate | Train, widths: np.ndarray) -> dict[str, Any]:
+        plan = evaluator.inheritance.plan(widths)
+        done = pruning.cut(pruning.base, pruning.graph, plan)
+        if isinstance(evaluator, Train):
+            trained: nn.Module = evaluator.network(widths)
+            done |= {"model": {name: t.cpu() for name, t in trained.state_dict().items()}}
+            done |= {"val_accuracy": accuracy_of(trained, pruning.data.val)}
+        return done
+
+    def _report(self, space: Space, found: SearchResult) -> dict[str, Any]:
+        return {"genes": len(space), "structures": space.size, **found.report}
+
+
+def _images(evaluator: Recalibrate | Train) -> str:
+    if isinstance(evaluator, Train):
+        return f"{len(evaluator.data.val):,}"
+    return f"{sum(len(y) for _, y in evaluator.validation):,}"

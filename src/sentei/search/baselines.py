@@ -1,0 +1,69 @@
+"""Strategies that any other has to beat with equal evaluations: random search and evolution."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sentei.search.space import Levels, Space
+from sentei.search.strategy import Batch, Steps, Strategy
+
+
+class RandomSearch(Strategy):
+    """Independent random structures on the budget, in batches of 16."""
+
+    def steps(self) -> Steps:
+        cycle = 0
+        while True:
+            cycle += 1
+            found = [s for s in (self.fresh(lambda: self.space.random(self.rng)) for _ in range(16)) if s is not None]
+            if not found:
+                return
+            yield Batch("random", cycle, found)
+
+
+class Evolution(Strategy):
+    """Mutation and crossover of the best so far, as in MetaPruning (Liu et al. 2019, arXiv 1903.10258).
+
+    Each generation is bred from the `parents` best structures seen: half by redrawing each gene of one parent with
+    probability `mutation`, half by taking each gene from one of two parents.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        population: int = 20,
+        parents: int = 5,
+        mutation: float = 0.1,
+        seed: int = 0,
+        evaluations: int | None = None,
+        repeats: bool = False,
+    ) -> None:
+        super().__init__(space, seed=seed, evaluations=evaluations, repeats=repeats)
+        self.population, self.parents, self.mutation = population, parents, mutation
+        self.elite: list[tuple[float, Levels]] = []
+
+    def steps(self) -> Steps:
+        first = (self.fresh(lambda: self.space.random(self.rng)) for _ in range(self.population))
+        brood, generation = [s for s in first if s is not None], 0
+        while brood:
+            phase = "evolution" if generation else "first"
+            fitness = yield Batch(phase, generation, brood)
+            told = [*self.elite, *zip(fitness.tolist(), brood, strict=True)]
+            self.elite = sorted(told, key=lambda pair: -pair[0])[: self.parents]
+            generation += 1
+            bred = (self.fresh(self._mutated if i % 2 == 0 else self._crossed) for i in range(self.population))
+            brood = [s for s in bred if s is not None]
+
+    def _parent(self) -> np.ndarray:
+        return np.array(self.elite[self.rng.integers(len(self.elite))][1], np.float64)
+
+    def _mutated(self) -> Levels:
+        parent = self._parent()
+        drawn = self.rng.integers([len(c) for c in self.space.choices])
+        changed = self.rng.random(len(parent)) < self.mutation
+        changed[self.rng.integers(len(parent))] = True
+        return self.space.nearest(np.where(changed, drawn, parent))
+
+    def _crossed(self) -> Levels:
+        return self.space.nearest(np.where(self.rng.random(len(self.space)) < 0.5, self._parent(), self._parent()))

@@ -1,0 +1,136 @@
+"""What makes a structure good, measured on validation images; test images never come here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from sentei.errors import DataError
+from sentei.graph import ChannelGraph
+from sentei.search.inherit import Inherit, Inheritance
+from sentei.surgery import cut
+from sentei.train import Data, Recipe, fit, recalibrate
+from sentei.train.evaluate import evaluating, logits
+
+PER_CLASS = 5
+"""Validation images a class, below which accuracies say nothing."""
+
+
+class Evaluator(Protocol):
+    """Widths in, fitness out. It is pickled once for each worker, with all the data that it needs.
+
+    To plug in another one (a supernet, say), write these two members.
+    """
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything the fitness depends on apart from model and data, as plain values: a part of the cache key."""
+        ...
+
+    def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
+        """Measure the structure with these widths, int64 [n_groups] in the order of `graph.groups`.
+
+        The result has "fitness" (higher is better) and whatever else is worth a note. `share` is the share of the full
+        effort, below 1 in the early rounds of successive halving; ignore it where effort cannot be shared. The result
+        must depend on the arguments alone. A SenteiError marks the structure as failed.
+        """
+        ...
+
+
+class Recalibrate:
+    """Inherit weights, recompute the BatchNorm statistics, measure the accuracy: seconds a structure.
+
+    Li et al. 2020 (EagleEye, arXiv 2007.02491) found this closer to the final accuracy than the accuracy right after
+    the cut. The images for both steps are drawn once and are the same for every structure.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        data: Data,
+        *,
+        inherit: Inherit = "l1",
+        calibration_images: int = 1000,
+        validation_images: int = 2000,
+        seed: int = 0,
+    ) -> None:
+        check_validation(data)
+        self.settings = {
+            "fitness": "recalibrate",
+            "inherit": inherit,
+            "calibration_images": calibration_images,
+            "validation_images": validation_images,
+            "seed": seed,
+        }
+        self.model, self.graph = model, graph
+        self.inheritance = Inheritance(model, graph, inherit, seed)
+        train = data.train.batches(250, train=True, seed=seed, limit=calibration_images)
+        self.calibration = [x for x, _ in train]
+        self.validation = list(data.val.batches(500, limit=validation_images))
+
+    def network(self, widths: np.ndarray) -> nn.Module:
+        """The structure with inherited weights and fresh statistics."""
+        small = cut(self.model, self.graph, self.inheritance.plan(widths))
+        recalibrate(small, self.calibration)
+        return small
+
+    def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
+        network, right, images = self.network(widths), 0, 0
+        with evaluating(network), torch.inference_mode():
+            for x, y in self.validation:
+                right += int((logits(network(x)).argmax(1) == y).sum())
+                images += len(y)
+        return {"fitness": right / images}
+
+
+class Train:
+    """Inherit weights, train for some epochs, measure the accuracy: the fitness of the ABCPruner paper.
+
+    A structure is always trained in the same way, so that `network` can make the best one's weights again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        data: Data,
+        recipe: Recipe,
+        *,
+        inherit: Inherit = "random",
+        seed: int = 0,
+    ) -> None:
+        check_validation(data)
+        self.settings = {"fitness": "train", "inherit": inherit, "seed": seed, "recipe": recipe.to_dict()}
+        self.model, self.graph, self.recipe = model, graph, recipe
+        self.data = replace(data, test=data.val)
+        self.inheritance = Inheritance(model, graph, inherit, seed)
+
+    def network(self, widths: np.ndarray, share: float = 1.0) -> nn.Module:
+        """The structure after its training."""
+        return self._trained(widths, share)[0]
+
+    def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
+        return {"fitness": self._trained(widths, share)[1]}
+
+    def _trained(self, widths: np.ndarray, share: float) -> tuple[nn.Module, float]:
+        small = cut(self.model, self.graph, self.inheritance.plan(widths))
+        recipe = replace(self.recipe, epochs=max(1, round(self.recipe.epochs * share)))
+        result = fit(small, self.data, recipe, progress=False)
+        assert result.accuracy is not None
+        return result.model, result.accuracy
+
+
+def check_validation(data: Data) -> None:
+    """DataError if the validation split is too small to choose by."""
+    needed = PER_CLASS * data.num_classes
+    if len(data.val) < needed:
+        raise DataError(
+            f"The validation split has {len(data.val)} images; a search needs {needed} or more for {data.num_classes} "
+            "classes, because it chooses by their accuracy. Load the data with a larger val."
+        )

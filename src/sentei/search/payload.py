@@ -1,0 +1,43 @@
+"""An evaluator as bytes that another process can open, classes of the user's own files and scripts included."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import cloudpickle
+
+from sentei.search.evaluators import Evaluator
+
+
+def pack(evaluator: Evaluator) -> bytes:
+    """The evaluator, and the folders from which its code may import."""
+    with _by_value(_user_modules()):
+        folders = [str(Path(m.__file__).parent) for m in _user_modules() if m.__file__]
+        return bytes(cloudpickle.dumps((folders, cloudpickle.dumps(evaluator))))
+
+
+def unpack(payload: bytes) -> Evaluator:
+    folders, evaluator = cloudpickle.loads(payload)
+    sys.path.extend(f for f in folders if f not in sys.path)
+    found: Evaluator = cloudpickle.loads(evaluator)
+    return found
+
+
+def _user_modules() -> list[ModuleType]:
+    """Modules that were loaded from a file under a name which another process cannot import."""
+    return [m for name, m in sys.modules.items() if name.startswith("sentei_user_")]
+
+
+@contextmanager
+def _by_value(modules: list[ModuleType]) -> Iterator[None]:
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)

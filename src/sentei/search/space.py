@@ -1,0 +1,126 @@
+"""The structures a search may propose: one gene for each searched group, one level for each width it may take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sentei.errors import ConfigError
+from sentei.graph import ChannelGraph
+from sentei.plan import Budget, Constraints, rescaler
+
+Levels = tuple[int, ...]
+"""A structure: the level of each gene, counted from 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Genes, their widths, and how a structure is brought onto the budget.
+
+    >>> space = budgeted(graph, ["layer1.0.conv1"], Budget(macs=0.5), Constraints())
+    >>> space.widths(space.random(np.random.default_rng(0)))  # int64 [n_groups], in the order of graph.groups
+    """
+
+    names: tuple[str, ...]
+    """Group of each gene."""
+    choices: tuple[np.ndarray, ...]
+    """Widths that each gene may take, rising."""
+    genes: np.ndarray
+    """Place of each gene among the groups of the graph."""
+    full: np.ndarray
+    """Widths of all groups of the dense network."""
+    onto_budget: Callable[[np.ndarray], np.ndarray] | None = None
+    """Brings widths of all groups onto the budget; None where only the choices limit the size."""
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    @property
+    def size(self) -> float:
+        """How many structures the choices allow, before the budget."""
+        return math.prod(float(len(c)) for c in self.choices)
+
+    def widths(self, levels: Sequence[int]) -> np.ndarray:
+        """Widths of all groups, int64 [n_groups]."""
+        out = self.full.copy()
+        out[self.genes] = [c[level] for c, level in zip(self.choices, levels, strict=True)]
+        return out
+
+    def levels(self, widths: np.ndarray) -> Levels:
+        """The structure with these widths; ConfigError if they are not on the grid."""
+        searched = np.asarray(widths)[self.genes]
+        found = [int(np.searchsorted(c, w)) for c, w in zip(self.choices, searched, strict=True)]
+        for name, c, i, w in zip(self.names, self.choices, found, searched, strict=True):
+            if i == len(c) or c[i] != w:
+                raise ConfigError(f"width {w} of group {name} is not among its choices {c.tolist()}")
+        return tuple(found)
+
+    def nearest(self, position: np.ndarray) -> Levels:
+        """The structure nearest to a point between the levels, float [n_genes]; halves round up.
+
+        With a budget, widths are first interpolated between levels and then rescaled together.
+        """
+        top = np.array([len(c) - 1 for c in self.choices])
+        inside = np.clip(position, 0, top)
+        if self.onto_budget is None:
+            return tuple(np.floor(inside + 0.5).astype(int).tolist())
+        target = self.full.astype(np.float64)
+        target[self.genes] = [np.interp(p, range(len(c)), c) for c, p in zip(self.choices, inside, strict=True)]
+        return self.levels(self.onto_budget(target))
+
+    def random(self, rng: np.random.Generator) -> Levels:
+        """Each gene drawn evenly over its full range, then brought onto the budget."""
+        return self.nearest(rng.integers([len(c) for c in self.choices]).astype(np.float64))
+
+
+def budgeted(graph: ChannelGraph, names: Sequence[str], budget: Budget, constraints: Constraints) -> Space:
+    """All structures within `constraints` that use the budget, as far as its steps allow.
+
+    Groups that are not named stay whole. Raises BudgetError if even the smallest structure is above the budget, and
+    ConfigError if the constraints leave nothing to search.
+    """
+    others = tuple(_literal(g.name) for g in graph.groups if g.name not in set(names))
+    constraints = replace(constraints, keep=(*constraints.keep, *others))
+    onto = rescaler(graph, budget, constraints)
+    ladder = constraints.ladder(graph)
+    choices = []
+    for i in (graph.index(name) for name in names):
+        rungs = ladder.group == i
+        choices.append(np.sort(np.append(ladder.after[rungs], ladder.full[i])))
+    return _space(graph, names, choices, onto)
+
+
+def tenths(graph: ChannelGraph, names: Sequence[str], alpha: float) -> Space:
+    """The grid of the ABCPruner paper: {0.1 c, 0.2 c, ..., alpha c} of each group's width c (arXiv 2001.08565, eq. 3).
+
+    As in the official code, widths are rounded down, to at least 1.
+    """
+    top = round(alpha * 10)
+    if not 1 <= top <= 10 or abs(alpha * 10 - top) > 1e-9:
+        raise ConfigError(f"alpha is {alpha}; expected one of 0.1, 0.2, ..., 1.0, the largest share a group may keep")
+    shares = np.arange(1, top + 1)
+    choices = [np.unique(np.maximum(graph.group(name).width * shares // 10, 1)) for name in names]
+    return _space(graph, names, choices, None)
+
+
+def _space(
+    graph: ChannelGraph,
+    names: Sequence[str],
+    choices: Sequence[np.ndarray],
+    onto: Callable[[np.ndarray], np.ndarray] | None,
+) -> Space:
+    free = [i for i, c in enumerate(choices) if len(c) > 1]
+    if onto is not None and not free:
+        raise ConfigError("the constraints leave no group to search: every one has a single width that it may take")
+    used = free if onto is not None else range(len(names))
+    genes = np.array([graph.index(names[i]) for i in used], np.int64)
+    picked = tuple(choices[i].astype(np.int64) for i in used)
+    return Space(tuple(names[i] for i in used), picked, genes, graph.widths(), onto)
+
+
+def _literal(name: str) -> str:
+    """A pattern that matches this name only."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

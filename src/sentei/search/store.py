@@ -1,0 +1,54 @@
+"""Every evaluation ever made, one line each: the memory of a search."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sentei.train.journal import Journal
+
+Key = tuple[str, float, tuple[int, ...]]
+Record = dict[str, Any]
+
+
+@dataclass
+class Store:
+    """Evaluations by evaluator settings, share of effort and widths; appended to a journal if there is one.
+
+    >>> store = Store({"fitness": "recalibrate"}, Journal("run/journal.jsonl"))  # doctest: +SKIP
+
+    A record is on the disk before it is used, so that a kill loses the evaluations in flight and nothing else.
+    Failures are kept too and are not tried again.
+    """
+
+    settings: Mapping[str, Any]
+    journal: Journal | None = None
+    found: dict[Key, Record] = field(init=False)
+
+    def __post_init__(self) -> None:
+        text = json.dumps(self.settings, sort_keys=True)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.found = {}
+        for record in self.journal.records() if self.journal else []:
+            if record.get("event") == "evaluation":
+                self.found[record["evaluator"], record["share"], tuple(record["widths"])] = record
+
+    def get(self, widths: np.ndarray, share: float) -> Record | None:
+        return self.found.get(self._key(widths, share))
+
+    def add(self, widths: np.ndarray, share: float, record: Record) -> Record:
+        """Note an evaluation."""
+        key = self._key(widths, share)
+        whole = {"event": "evaluation", **record, "evaluator": self.digest, "share": share, "widths": list(key[2])}
+        if self.journal is not None:
+            self.journal.append(whole)
+        self.found[key] = whole
+        return whole
+
+    def _key(self, widths: np.ndarray, share: float) -> Key:
+        return self.digest, share, tuple(np.asarray(widths).tolist())

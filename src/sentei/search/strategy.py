@@ -1,0 +1,100 @@
+"""Ask and tell: what a search strategy is.
+
+A strategy is a generator of batches: it yields structures to evaluate and is sent their fitness. Everything it knows
+follows from its seed and what it was told, so that the same answers lead it to the same state: to resume is to replay.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sentei.search.space import Levels, Space
+
+FAILED = float("-inf")
+"""Fitness of a structure that could not be evaluated."""
+
+ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Structures that can be evaluated in any order, or at once."""
+
+    phase: str
+    cycle: int
+    structures: list[Levels]
+
+
+Steps = Generator[Batch, np.ndarray, None]
+
+
+class Strategy(ABC):
+    """Proposes structures and learns from their fitness.
+
+    >>> while batch := strategy.ask():
+    ...     strategy.tell([fitness(space.widths(levels)) for levels in batch.structures])
+    >>> strategy.best, strategy.best_fitness
+
+    Args:
+        evaluations: how many structures to propose at most; None leaves the end to the strategy.
+        repeats: propose structures again that were proposed before.
+    """
+
+    def __init__(self, space: Space, *, seed: int = 0, evaluations: int | None = None, repeats: bool = False) -> None:
+        self.space, self.evaluations, self.repeats = space, evaluations, repeats
+        self.rng = np.random.default_rng(seed)
+        self.proposed = 0
+        self.best: Levels | None = None
+        self.best_fitness = FAILED
+        self._seen: set[Levels] = set()
+        self._steps = self.steps()
+        self._batch: Batch | None = None
+        self._started = False
+
+    @abstractmethod
+    def steps(self) -> Steps:
+        """Yield batches, receive float [len(batch)] for each; return when there is nothing left to propose."""
+
+    def ask(self) -> Batch | None:
+        """The batch to evaluate next, the same until `tell` is called; None at the end."""
+        if not self._started:
+            self._started = True
+            self._advance(None)
+        return self._batch
+
+    def tell(self, fitness: list[float]) -> None:
+        """The fitness of each structure of the last batch, in its order; higher is better."""
+        if self._batch is None or len(fitness) != len(self._batch.structures):
+            expected = "no batch" if self._batch is None else f"{len(self._batch.structures)} values"
+            raise ValueError(f"tell got {len(fitness)} values; expected {expected}")
+        values = np.array([FAILED if np.isnan(f) else f for f in fitness], np.float64)
+        top = int(values.argmax())
+        if self.best is None or values[top] > self.best_fitness:
+            self.best, self.best_fitness = self._batch.structures[top], float(values[top])
+        self._advance(values)
+
+    def fresh(self, propose: Callable[[], Levels]) -> Levels | None:
+        """The first of `propose()` that was not proposed before, failing that a random one; None if none is left."""
+        for attempt in range(2 * ATTEMPTS):
+            levels = propose() if attempt < ATTEMPTS else self.space.random(self.rng)
+            if self.repeats or levels not in self._seen:
+                self._seen.add(levels)
+                return levels
+        return None
+
+    def _advance(self, values: np.ndarray | None) -> None:
+        self._batch = None
+        left = None if self.evaluations is None else self.evaluations - self.proposed
+        if left == 0:
+            return
+        try:
+            batch = next(self._steps) if values is None else self._steps.send(values)
+        except StopIteration:
+            return
+        kept = batch.structures[:left]
+        self.proposed += len(kept)
+        self._batch = Batch(batch.phase, batch.cycle, kept)

@@ -1,0 +1,40 @@
+"""`python -m sentei.search.worker FD PAYLOAD PARENT`: evaluates the jobs that come through a pipe."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from sentei.search.executors import attempt
+from sentei.search.payload import unpack
+from sentei.train.threads import set_threads
+
+
+def main(descriptor: int, payload: Path, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    set_threads()
+    pipe = Connection(descriptor)
+    evaluator = unpack(payload.read_bytes())
+    try:
+        pipe.send(None)
+        while True:
+            pipe.send(attempt(evaluator, pipe.recv()))
+    except (EOFError, OSError):
+        return
+
+
+def _end_with(parent: int) -> None:
+    """A parent that was killed cannot end its workers; they notice that they have another one."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
