@@ -35,16 +35,24 @@ class Abc(WidthSearch):
     alpha: float | None = None
     """Largest share of its width that a group may keep, 0.1 to 1.0; 0.7 in the paper for ResNet-56. Only with paper."""
     sources: int | None = None
-    """Structures that are improved side by side; 10, and 3 in the paper."""
+    """Structures that are improved side by side; 8, and 3 in the paper."""
     cycles: int | None = None
     """Rounds of employed, onlooker and scout bees; as many as the evaluations allow, and 2 in the paper."""
     abandon_after: int | None = None
-    """Moves without improvement after which a scout replaces a structure; 5, and 2 in the paper."""
+    """Moves without improvement after which a scout replaces a structure; 10, and 2 in the paper."""
     onlookers: Onlookers | None = None
     """How onlookers choose: by rank, or by fitness as in the paper, which hardly selects once fitnesses are alike."""
+    moved: float | None = None
+    """Share of the genes that a move changes; 0.5, and all in the paper."""
+    guide: float | None = None
+    """Pull of a move towards the best structure so far; 1.5, and none in the paper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.moved is not None and not 0 < self.moved <= 1:
+            raise ConfigError(f"moved is {self.moved}; expected a share above 0 and up to 1")
+        if self.guide is not None and not 0 <= self.guide <= 4:
+            raise ConfigError(f"guide is {self.guide}; expected 0 to 4")
         if self.alpha is not None and not self.paper:
             raise ConfigError("alpha belongs to the paper's search: give paper=True, or a budget instead of alpha")
         for name in ("sources", "cycles", "abandon_after"):
@@ -65,9 +73,12 @@ class Abc(WidthSearch):
 
     def defaults(self) -> dict[str, Any]:
         if not self.paper:
-            return super().defaults() | {"sources": 10, "abandon_after": 5, "onlookers": "rank"}
-        bees = {"sources": 3, "cycles": 2, "abandon_after": 2, "onlookers": "fitness", "alpha": 0.7}
-        return {"genes": "inner", "fitness": "train", "inherit": "random"} | bees
+            bees = {"sources": 8, "abandon_after": 10, "onlookers": "rank", "moved": 0.5, "guide": 1.5}
+            return {**super().defaults(), **bees}
+        return {
+            "genes": "inner", "fitness": "train", "inherit": "random", "sources": 3, "cycles": 2, "abandon_after": 2,
+            "onlookers": "fitness", "moved": 1.0, "guide": 0.0, "alpha": 0.7,
+        }  # fmt: skip
 
     def space(self, pruning: Pruning) -> Space:
         if not self.paper:
@@ -75,18 +86,12 @@ class Abc(WidthSearch):
         return tenths(pruning.graph, searched_groups(pruning.graph, self.genes or "inner"), self.alpha or 0.7)
 
     def strategy(self, space: Space, seed: int) -> Strategy:
-        return Colony(
-            space,
-            sources=self.sources or 10,
-            cycles=self.cycles,
-            abandon_after=self.abandon_after or 5,
-            onlookers=self.onlookers or "rank",
-            seed=seed,
-            evaluations=self.evaluations,
-        )
+        names = ("sources", "cycles", "abandon_after", "onlookers", "moved", "guide")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return Colony(space, seed=seed, evaluations=self.evaluations, **given)
 
     def expected(self) -> int:
-        n = self.sources or 10
+        n = self.sources or 8
         return self.evaluations if self.cycles is None else min(self.evaluations, n + 2 * n * self.cycles)
 
 

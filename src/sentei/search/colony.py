@@ -28,22 +28,28 @@ class Colony(Strategy):
         onlookers: "fitness" visits source j with the paper's probability 0.9 fit_j / max fit + 0.1, which is close to 1
             for all once fitnesses are alike; "rank" draws n visits with probabilities that fall linearly from the best
             source (twice the mean) to the worst (none).
+        moved: share of the genes that a move changes, on average, at least one; 1 in the paper.
+        guide: pull towards the best structure so far, the C of gbest-guided bees (Zhu and Kwong 2010, "Gbest-guided
+            artificial bee colony algorithm for numerical function optimization"); 0 in the paper.
     """
 
     def __init__(
         self,
         space: Space,
         *,
-        sources: int = 10,
+        sources: int = 8,
         cycles: int | None = None,
-        abandon_after: int = 5,
+        abandon_after: int = 10,
         onlookers: Onlookers = "rank",
+        moved: float = 0.5,
+        guide: float = 1.5,
         seed: int = 0,
         evaluations: int | None = None,
         repeats: bool = False,
     ) -> None:
         super().__init__(space, seed=seed, evaluations=evaluations, repeats=repeats)
         self.n, self.cycles, self.abandon_after, self.onlookers = sources, cycles, abandon_after, onlookers
+        self.moved, self.guide = moved, guide
         self.sources: list[Levels] = []
         self.fitness = np.zeros(0)
         self.trials = np.zeros(0, np.int64)
@@ -70,14 +76,22 @@ class Colony(Strategy):
                 self.settle(j, levels, value)
 
     def _move(self, j: int) -> Levels:
-        """v = x_j + r (x_j - x_g) with another source g and r in [-1, 1] for each gene, to the nearest structure.
+        """v = x_j + r (x_j - x_g) + s (x_best - x_j) for the genes that move, to the nearest structure.
 
-        Where that is x_j itself, one gene takes another level: a bee never stays where it is.
+        g is another source; r in [-1, 1] and s in [0, guide] are drawn for each gene. Where that is x_j itself, one
+        gene takes another level: a bee never stays where it is.
         """
         x = np.array(self.sources[j], np.float64)
         others = [g for g in range(len(self.sources)) if g != j]
         neighbour = x if not others else np.array(self.sources[self.rng.choice(others)], np.float64)
-        levels = self.space.nearest(x + self.rng.uniform(-1, 1, len(x)) * (x - neighbour))
+        step = self.rng.uniform(-1, 1, len(x)) * (x - neighbour)
+        if self.guide and self.best is not None:
+            step += self.rng.uniform(0, self.guide, len(x)) * (np.array(self.best) - x)
+        if self.moved < 1:
+            still = self.rng.random(len(x)) >= self.moved
+            still[self.rng.integers(len(x))] = False
+            step[still] = 0
+        levels = self.space.nearest(x + step)
         return levels if levels != self.sources[j] else self._step_aside(x)
 
     def _step_aside(self, x: np.ndarray) -> Levels:

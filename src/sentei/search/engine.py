@@ -70,13 +70,15 @@ class Search:
 
     def run(self) -> SearchResult:
         """Run to the end of the strategy; SearchError if no structure could be evaluated."""
+        done = 0
         while (batch := self.strategy.ask()) is not None:
             fitness = self._fitness(batch)
             self.strategy.tell(fitness)
-            self.curve.append([self.strategy.proposed, self.strategy.best_fitness])
+            done += len(batch.structures)
+            self.curve.append([done, self.strategy.best_fitness])
             if self.strategy.best_fitness == FAILED:
                 raise SearchError(
-                    f"none of the first {self.strategy.proposed} structures could be evaluated; the first failed with: "
+                    f"none of the first {done} structures could be evaluated; the first failed with: "
                     f"{self.records[0]['error']}"
                 )
             if self.watch:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -43,6 +44,13 @@ class Worker:
         self.pipe.close()
         self.process.kill()
         self.process.wait()
+
+    def ended(self) -> int:
+        """The exit code of a worker that hung up; it may need a moment to end."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        self.stop()
+        return self.process.returncode
 
 
 class Processes:
@@ -101,11 +109,11 @@ class Processes:
 
     def _died(self, worker: Worker, waiting: deque[Job], tries: dict[Job, int]) -> Outcome | None:
         """Give its job to another worker, or up after some attempts."""
-        worker.stop()
+        code = worker.ended()
         self.crew.remove(worker)
         if not worker.ready:
             raise SearchError(
-                f"a worker process ended with code {worker.process.returncode} before it could start; what it said "
+                f"a worker process ended with code {code} before it could start; what it said "
                 "stands above"
             )
         if worker.job is None:
@@ -114,5 +122,5 @@ class Processes:
         if tries[worker.job] <= RETRIES:
             waiting.appendleft(worker.job)
             return None
-        died = f"its worker died {tries[worker.job]} times, last with code {worker.process.returncode}"
+        died = f"its worker died {tries[worker.job]} times, last with code {code}"
         return Outcome(worker.job, None, died, 0.0)

@@ -1,0 +1,165 @@
+"""The colony as a method: budget, paper mode, equal results everywhere, refusals."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import sentei
+from sentei.errors import BudgetError, ConfigError, DataError
+from sentei.methods import METHODS, prune
+from sentei.methods.abc import Abc
+from sentei.methods.registry import method_of
+from sentei.models import build_model
+from sentei.plan import Constraints
+from sentei.train import Recipe, evaluate, fit, load_data
+
+RECIPE = Recipe(epochs=1, batch_size=64, lr=0.02, limit=256)
+QUICK = {"recipe": RECIPE, "images": 128, "evaluations": 24, "constraints": Constraints(round_to=1, max_ratio=0.9)}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    torch.manual_seed(0)
+    net = build_model("digitsnet")
+    return fit(net, data, Recipe(epochs=4, batch_size=64, lr=0.1), progress=False).model
+
+
+@pytest.mark.parametrize("method", ["abc", "evolution", "random_search"])
+def test_a_search_meets_the_budget_and_reports_itself(method, model, data, tmp_path):
+    result = prune(model, data, method=method, budget=sentei.Budget(macs=0.4), run_dir=tmp_path / "run", **QUICK)
+    cost, full = result.graph.cost(result.plan), result.graph.cost()
+    assert 0.38 * full.macs < cost.macs <= 0.4 * full.macs
+    found = result.summary["search"]
+    assert found["evaluations"] == 24
+    assert found["curve"][-1] == [24, found["fitness"]]
+    records = [json.loads(line) for line in (tmp_path / "run/journal.jsonl").read_text().splitlines()]
+    evaluated = [r for r in records if r["event"] == "evaluation"]
+    assert [r["number"] for r in evaluated] == list(range(24))
+    assert found["fitness"] == max(r["fitness"] for r in evaluated)
+    best = max(evaluated, key=lambda r: r["fitness"])
+    assert best["widths"] == result.graph.widths(result.plan).tolist()
+    loaded = sentei.load(build_model("digitsnet"), tmp_path / "run")
+    assert evaluate(loaded, data.test).accuracy == result.summary["pruned"]["accuracy"]
+
+
+def test_the_paper_s_search_is_limited_by_alpha_and_hands_over_trained_weights(model, data):
+    options = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "evaluations": 200}
+    result = prune(model, data, method="abc", paper=True, alpha=0.5, fitness_images=256, **options)
+    widths = result.summary["widths"]
+    assert widths["conv1"] == [32, 32]  # a residual stream stays
+    assert all(after in {before * k // 10 for k in range(1, 6)} for before, after in (widths["conv2"], widths["conv4"]))
+    settings = result.summary["settings"]
+    assert (settings["genes"], settings["fitness"], settings["inherit"]) == ("inner", "train", "random")
+    assert (settings["sources"], settings["cycles"], settings["abandon_after"]) == (3, 2, 2)
+    assert result.summary["search"]["evaluations"] <= 3 + 2 * (2 * 3 + 3)
+    bf16 = options["recipe"].autocast(data.device)
+    assert evaluate(result.model, data.val, bf16=bf16).accuracy == result.summary["search"]["fitness"]
+
+
+def test_workers_change_nothing(model, data):
+    given = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "budget": sentei.Budget(macs=0.4)}
+    here = prune(model, data, method="abc", **given)
+    there = prune(model, data, method="abc", executor="process", processes=2, **given)
+    assert here.plan == there.plan
+    assert here.summary["search"]["curve"] == there.summary["search"]["curve"]
+
+
+def test_a_model_of_the_user_s_own_file_reaches_the_workers(data, tmp_path):
+    (tmp_path / "parts.py").write_text("import torch\nclass Act(torch.nn.ReLU):\n    pass\n")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom parts import Act\n"
+        "class Own(torch.nn.Sequential):\n    pass\n"
+        "def make():\n"
+        "    conv, pool = torch.nn.Conv2d, torch.nn.AdaptiveAvgPool2d(1)\n"
+        "    norm = torch.nn.BatchNorm2d(16)\n"
+        "    return Own(conv(1, 16, 3), norm, Act(), conv(16, 16, 3), pool, torch.nn.Flatten(), torch.nn.Linear(16, 10))\n"
+    )
+    own = build_model(f"{tmp_path / 'net.py'}:make")
+    result = prune(own, data, method="abc", executor="process", processes=1,
+                   **{**QUICK, "evaluations": 3, "recipe": dataclasses.replace(RECIPE, epochs=0)})  # fmt: skip
+    assert result.summary["search"]["failed"] == 0
+
+
+def test_an_interrupted_search_goes_on(model, data, tmp_path):
+    from sentei.search.evaluators import Recalibrate
+
+    given = {**QUICK, "budget": sentei.Budget(macs=0.4)}
+    whole = prune(model, data, method="abc", **given)
+    original, calls = Recalibrate.__call__, []
+
+    def interrupted(self, widths, share=1.0):
+        calls.append(1)
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        return original(self, widths, share)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recalibrate, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prune(model, data, method="abc", run_dir=tmp_path, **given)
+        with pytest.raises(ConfigError, match="another guide: there 1.5, now 0.5"):
+            prune(model, data, method="abc", run_dir=tmp_path, guide=0.5, **given)
+        result = prune(model, data, method="abc", run_dir=tmp_path, **given)
+    assert len(calls) == 25  # 10 before the stop, the one that was in flight, and the 14 that were left
+    assert result.plan == whole.plan
+    assert all(torch.equal(a, b) for a, b in zip(result.model.state_dict().values(), whole.model.state_dict().values(),
+                                                 strict=True))  # fmt: skip
+
+
+def test_successive_halving_trains_the_better_half_longer(model, data, tmp_path):
+    given = {**QUICK, "evaluations": 8, "fitness_images": 128, "run_dir": tmp_path}
+    prune(model, data, method="abc", halving=2, fitness_epochs=2, **given)
+    records = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    shares = [r["share"] for r in records if r["event"] == "evaluation"]
+    assert (shares.count(0.5), shares.count(1.0)) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"paper": True, "alpha": 1.2}, ConfigError, "alpha is 1.2"),
+        ({"alpha": 0.5}, ConfigError, "alpha belongs to the paper's search"),
+        ({"paper": True, "budget": sentei.Budget(macs=0.5)}, ConfigError, "takes no budget"),
+        ({"budget": sentei.Budget(macs=0.001)}, BudgetError, "smallest reachable"),
+        ({"sources": 0}, ConfigError, "sources is 0"),
+        ({"evaluations": 0}, ConfigError, "evaluations is 0"),
+        ({"fitness": "luck"}, ConfigError, "expected 'recalibrate' or 'train'"),
+        ({"halving": 2, "fitness": "recalibrate"}, ConfigError, "needs fitness='train'"),
+        ({"processes": 2}, ConfigError, "choose executor='process'"),
+        ({"bees": 3}, ConfigError, "method abc has no option 'bees'"),
+        ({"constraints": Constraints(max_ratio=0.0)}, BudgetError, "smallest reachable"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(options, error, message, model, data, tmp_path):
+    with pytest.raises(error, match=message):
+        prune(model, data, method="abc", run_dir=tmp_path / "run", **{"recipe": RECIPE, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_validation_images_are_refused(model):
+    with pytest.raises(DataError, match="a search needs 50 or more"):
+        prune(model, load_data("digits", val=0), method="abc", recipe=RECIPE)
+
+
+def test_a_network_without_anything_to_search_is_refused(data):
+    rigid = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    with pytest.raises(ConfigError, match="no group of this network can be searched"):
+        prune(rigid, data, method="abc", recipe=RECIPE)
+
+
+def test_settings_left_open_follow_the_mode():
+    name, method = method_of("abc", {})
+    assert name == "abc"
+    assert (method.genes, method.fitness, method.sources, method.guide) == ("all", "recalibrate", 8, 1.5)
+    assert method_of("abc", {"halving": 2})[1].fitness == "train"
+    assert method_of(Abc(paper=True), {"genes": "all"})[1].genes == "all"
+    assert method_of(METHODS["evolution"], {})[0] == "evolution"
+    assert np.isclose(method_of("abc", {"paper": True})[1].alpha, 0.7)

@@ -1,0 +1,174 @@
+"""The same outcomes from this process, from worker processes and from Ray, whatever dies on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from sentei.errors import ConfigError, SearchError
+from sentei.search import Colony, Job, Search, Store, open_executor
+from sentei.search.testing import small_space
+from tests.search.fakes import Fake
+
+JOBS = [Job(i, (i, 1, 2)) for i in range(7)]
+
+
+def outcomes(where, evaluator, workers=1, jobs=JOBS):
+    with open_executor(where, evaluator, workers) as executor:
+        found = sorted(executor.run(jobs), key=lambda o: o.job.number)
+    return [(o.job.number, o.result and o.result["fitness"], o.error) for o in found]
+
+
+def test_processes_give_what_one_process_gives(tmp_path):
+    evaluator = Fake(tmp_path, fails=(5,), breaks=(8,))
+    here = outcomes("here", evaluator)
+    assert here[2] == (2, None, "the loss is no longer finite")
+    assert here[5] == (5, None, "ZeroDivisionError: oops")
+    assert [fitness for _, fitness, _ in here] == [3, 4, None, 6, 7, None, 9]
+    assert outcomes("process", evaluator, 2) == here
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_done_again(tmp_path):
+    assert outcomes("process", Fake(tmp_path, dies=(4, 6)), 2) == outcomes("here", Fake(tmp_path))
+    assert (tmp_path / "died-4").exists()
+
+
+def test_a_job_that_kills_every_worker_is_given_up(tmp_path):
+    found = outcomes("process", Fake(tmp_path, always_dies=(5,)), 2)
+    assert found[2] == (2, None, "its worker died 3 times, last with code -9")
+    assert [fitness for _, fitness, _ in found] == [3, 4, None, 6, 7, 8, 9]
+
+
+def test_workers_share_the_processors(tmp_path):
+    with open_executor("process", Fake(tmp_path), 2) as executor:
+        threads = {o.result["threads"] for o in executor.run(JOBS[:2])}
+        assert threads == {max(1, executor.executor.threads)}
+        assert executor.executor.threads * 2 <= max(2, len(os.sched_getaffinity(0)))
+
+
+def test_an_evaluator_that_cannot_be_opened_is_said_at_once(tmp_path):
+    class Unpicklable(Fake):
+        def __reduce__(self):
+            return (_explode, ())
+
+    with pytest.raises(SearchError, match="ended with code 1 before it could start"):
+        outcomes("process", Unpicklable(tmp_path), 2)
+
+
+def _explode():
+    raise RuntimeError("cannot be opened")
+
+
+def test_no_worker_outlives_the_executor(tmp_path):
+    with open_executor("process", Fake(tmp_path, slow=30), 2) as executor:
+        run = executor.run([Job(9, (1, 1))])
+        executor.executor._fill(1)
+        worker = executor.executor.crew[0].process
+        del run
+    assert worker.poll() is not None
+
+
+def test_no_worker_outlives_a_parent_that_was_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent(f"""
+        from sentei.search import Job, open_executor
+        from tests.search.fakes import Fake
+        executor = open_executor("process", Fake({str(tmp_path)!r}, slow=60), 1)
+        for outcome in executor.run([Job(0, (1, 1))]):
+            pass
+    """))
+    path = os.pathsep.join(p for p in [*sys.path, os.getcwd()] if p)
+    parent = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": path})
+    worker = _wait_for(lambda: _children(parent.pid))[0]
+    time.sleep(0.2)
+    parent.kill()
+    parent.wait()
+    assert _wait_for(lambda: not _alive(worker))
+
+
+def _children(pid):
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+    return [int(p) for p in found]
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def _wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+@pytest.mark.parametrize(
+    ("where", "workers", "message"),
+    [
+        ("here", 2, "one process has one worker"),
+        ("process", 0, "workers is 0"),
+        ("moon", 1, "expected 'here', 'process' or 'ray'"),
+    ],
+)
+def test_places_that_make_no_sense_are_refused(where, workers, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        open_executor(where, Fake(tmp_path), workers)
+
+
+def search(where, workers, evaluator):
+    strategy = Colony(small_space(budget=True), evaluations=40, seed=2)
+    with open_executor(where, evaluator, workers) as executor:
+        result = Search(strategy, store := Store(evaluator.settings), executor).run()
+    return result.levels, result.fitness, sorted(store.found)
+
+
+def test_a_search_has_one_result_wherever_it_runs(tmp_path):
+    here = search("here", 1, Fake(tmp_path))
+    assert search("process", 3, Fake(tmp_path, dies=(here[1], here[1] - 1))) == here
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_ray_gives_the_same_and_survives_the_death_of_an_actor(ray, tmp_path):
+    evaluator = Fake(tmp_path, dies=(4,), always_dies=(7,), fails=(5,))
+    found = outcomes("ray", evaluator, 2)
+    assert [fitness for _, fitness, _ in found] == [3, 4, None, 6, None, 8, 9]
+    assert found[2][2] == "the loss is no longer finite"
+    assert found[4][2] == "its Ray actor died 3 times"
+    assert (tmp_path / "died-4").exists()
+    here = search("here", 1, Fake(tmp_path))
+    assert search("ray", 2, Fake(tmp_path)) == here
+    assert not ray.is_initialized()
+
+
+def test_ctrl_c_passes_through(tmp_path):
+    with open_executor("here", Fake(tmp_path, interrupts=(4,))) as executor, pytest.raises(KeyboardInterrupt):
+        list(executor.run(JOBS))
+
+
+def test_a_worker_ignores_ctrl_c(tmp_path):
+    with open_executor("process", Fake(tmp_path, slow=0.3), 1) as executor:
+        run = executor.run(JOBS[:2])
+        first = next(run)
+        executor.executor.crew[0].process.send_signal(signal.SIGINT)
+        assert [first.job.number, next(run).job.number] == [0, 1]
+        assert not list(tmp_path.glob("died*"))
