@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from sentei import load
+from sentei.methods import METHODS
 from sentei.models import build_model
 from tests.cli.conftest import QUICK
 
@@ -136,6 +137,33 @@ def test_help(verb, sentei):
     assert done.code == 0
     assert "usage: sentei" in done.out
     assert len(done.out) > 300
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_has_its_own_options(method, sentei):
+    """Option names must not collide with those of data and recipe either: the parser would refuse them."""
+    done = sentei("prune", "--method", method, "--help")
+    assert done.code == 0
+    assert f"method {method.replace('_', '-')} options" in done.out
+    assert ("--evaluations" in done.out) == hasattr(METHODS[method], "evaluations")
+
+
+def test_an_option_of_another_method_is_refused(sentei, trained):
+    done = sentei("prune", trained, "--method", "l1", "--sources", 3)
+    assert done.code == 2
+    assert "--sources" in done.err
+
+
+def test_the_paper_s_search_from_the_command_line(sentei, trained):
+    search = ("--method", "abc", "--paper", "--alpha", 0.5, "--fitness-images", 64, "--cycles", 1)
+    done = sentei("prune", trained, *search, "--run", "x", *QUICK)
+    assert done.code == 0, done.err
+    summary = json.loads(Path("x/summary.json").read_text())
+    assert summary["settings"]["genes"] == "inner"
+    assert summary["widths"]["conv2"][1] <= 16
+    refused = sentei("prune", trained, *search, "--macs", 0.5, "--run", "y", *QUICK)
+    assert refused.code == 2
+    assert "takes no budget" in refused.err
 
 
 def test_demo_tells_its_story(sentei, monkeypatch):

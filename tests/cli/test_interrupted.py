@@ -52,9 +52,17 @@ def dying(monkeypatch):
     return after
 
 
-@pytest.mark.parametrize("verb", ["train", "prune"])
-def test_death_at_every_write_changes_nothing(verb, sentei, dying, trained, tmp_path):
-    model = ("digitsnet", "--data", "digits", *QUICK) if verb == "train" else (trained, *TINY)
+SEARCH = ("--method", "abc", "--round-to", 1, *TINY[:-2], "--evaluations")
+COMMANDS = {
+    "train": ("train", "digitsnet", "--data", "digits", *QUICK),
+    "prune": ("prune", "TRAINED", *TINY),
+    "search": ("prune", "TRAINED", *SEARCH, 4),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_death_at_every_write_changes_nothing(name, sentei, dying, trained, tmp_path):
+    verb, *model = (trained if word == "TRAINED" else word for word in COMMANDS[name])
     assert sentei(verb, *model, "--run", "whole").code == 0
     expected = results(tmp_path / "whole")
     for writes in range(1, 60):
@@ -91,6 +99,52 @@ def test_kill_9_of_a_real_process(trained, tmp_path, capsys):
     assert f"sentei resume {folder}" in capsys.readouterr().err
     assert main(["resume", str(folder)]) == 0
     assert results(folder) == results(tmp_path / "whole")
+
+
+def test_kill_9_in_the_middle_of_a_search(trained, tmp_path):
+    """The journal of a search that was killed and resumed equals that of one that was not."""
+    search = (*SEARCH, 40, "--executor", "process")
+    arguments = [str(a) for a in ("prune", trained, *search)]
+    assert main([*arguments, "--run", str(tmp_path / "whole")]) == 0
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "sentei.cli", *arguments, "--run", folder]
+    first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    wait_for(folder / "journal.jsonl", '"number": 12', first)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert main(["resume", str(folder)]) == 0
+    assert results(folder) == results(tmp_path / "whole")
+    assert evaluations(folder) == evaluations(tmp_path / "whole")
+
+
+def evaluations(folder: Path) -> list[dict]:
+    """What the journal says about the search, without the clock."""
+    records = Journal(folder / "journal.jsonl").records()
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records if r["event"] == "evaluation"]
+
+
+def test_ctrl_c_in_a_search_says_how_to_go_on(sentei, trained, monkeypatch):
+    from sentei.search.evaluators import Recalibrate
+
+    original, calls = Recalibrate.__call__, []
+
+    def interrupted(self, *given):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(self, *given)
+
+    search = (*SEARCH, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recalibrate, "__call__", interrupted)
+        stopped = sentei("prune", trained, "--run", "x", *search)
+        assert stopped.code == 130
+        assert "Go on with:  sentei resume x" in stopped.err
+        done = sentei("resume", "x")
+    assert done.code == 0
+    assert len(calls) == 5 + 4
+    assert "search: cycle 0 sources: best" in done.out
+    assert "4 known" in done.out
 
 
 def wait_for(file: Path, text: str, process: subprocess.Popen) -> None:

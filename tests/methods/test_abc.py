@@ -80,7 +80,8 @@ def test_a_model_of_the_user_s_own_file_reaches_the_workers(data, tmp_path):
         "def make():\n"
         "    conv, pool = torch.nn.Conv2d, torch.nn.AdaptiveAvgPool2d(1)\n"
         "    norm = torch.nn.BatchNorm2d(16)\n"
-        "    return Own(conv(1, 16, 3), norm, Act(), conv(16, 16, 3), pool, torch.nn.Flatten(), torch.nn.Linear(16, 10))\n"
+        "    head = torch.nn.Flatten(), torch.nn.Linear(16, 10)\n"
+        "    return Own(conv(1, 16, 3), norm, Act(), conv(16, 16, 3), pool, *head)\n"
     )
     own = build_model(f"{tmp_path / 'net.py'}:make")
     result = prune(own, data, method="abc", executor="process", processes=1,

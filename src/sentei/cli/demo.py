@@ -25,6 +25,8 @@ from sentei.train import Data, Recipe, evaluate, fit, load_data
 TRAIN = Recipe(epochs=12, batch_size=64, lr=0.1)
 LIMITS = Constraints(round_to=1, max_ratio=0.9)
 """In a network this small, widths in multiples of 8 would leave the methods little to choose from."""
+OWN: dict[str, dict[str, Any]] = {"abc": {"evaluations": 60}}
+"""Settings of the methods that take long by default."""
 TUNE = Recipe(epochs=6, batch_size=64, lr=0.05)
 
 
@@ -35,7 +37,7 @@ class Demo:
     Takes less than a minute on two cores; no network, no GPU, no data to fetch.
     """
 
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD")] = ("uniform", "l1", "taylor")
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD")] = ("uniform", "taylor", "abc")
     """What to compare."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Keep the pruned networks here; by default they go to a temporary folder."""
@@ -66,7 +68,7 @@ class Demo:
         """Prune with one method, load the result from its files and measure that."""
         summary = prune(
             model, data, method=method, budget=Budget(macs=0.5), constraints=LIMITS, run_dir=folder, recipe=TUNE,
-            seed=self.seed, source="digitsnet", overwrite=True,
+            seed=self.seed, source="digitsnet", overwrite=True, **OWN.get(method, {}),
         ).summary  # fmt: skip
         loaded = evaluate(load(build_model("digitsnet"), folder), data.test).accuracy
         about = METHODS[method].about if method in METHODS else ""

@@ -191,7 +191,8 @@ def method_named(argv: Sequence[str]) -> str:
 def prune_with(method: str) -> type[Prune]:
     """`Prune` with the options of one method beside its own."""
     chosen = METHODS.get(method, METHODS[DEFAULT])
-    options = [("how", type(chosen), field(default=chosen))]
+    own: Any = Annotated[type(chosen), tyro.conf.arg(name=f"method {method}")]
+    options = [("how", own, field(default=chosen))]
     return make_dataclass("Prune", options, bases=(Prune,), frozen=True, namespace={"__doc__": Prune.__doc__})
 
 
