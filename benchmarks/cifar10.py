@@ -1,12 +1,14 @@
-"""The baselines side by side: one trained CIFAR-10 network, half its MACs, the same fine-tuning for every method.
+"""The methods side by side: one trained CIFAR-10 network, half its MACs, the same fine-tuning for every method.
 
     python benchmarks/cifar10.py --data-root DATA --runs RUNS
     python benchmarks/cifar10.py --data-root DATA --runs RUNS --model resnet56 --weights FILE --normalize imagenet \\
         --methods uniform taylor
 
 Each method has a run directory below RUNS: finished ones are only read, a broken one goes on where it stopped, so the
-same command may be repeated after a kill. Validation (5,000 of the training images, seed 0) decides nothing here but is
-shown; the test set is read once a run, after fine-tuning. About 10 epochs of training a method.
+same command may be repeated after a kill. Validation images (5,000 of the training images, seed 0) decide which
+structure a search picks and nothing else; the test set is read once a run, after fine-tuning. Searches evaluate
+`--evaluations` structures each; abc_train is abc with the paper's fitness, short training from random filters, here on
+`--short-images` images a structure.
 """
 
 from __future__ import annotations
@@ -28,6 +30,14 @@ from sentei.runs import is_finished, read_summary
 from sentei.train import Data, Recipe, load_data
 from sentei.train.threads import set_threads
 
+SEARCHES = ("abc", "evolution", "random_search", "abc_train")
+
+
+def options(method: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a method that are not its defaults."""
+    short = {"fitness": "train", "inherit": "random", "fitness_epochs": 1, "fitness_images": given.short_images}
+    return ({"evaluations": given.evaluations} if method in SEARCHES else {}) | (short if method == "abc_train" else {})
+
 
 def outcome(
     folder: Path, model: nn.Module, data: Data, method: str, recipe: Recipe, given: argparse.Namespace
@@ -37,25 +47,26 @@ def outcome(
         prune(
             model,
             data,
-            method=method,
+            method=method.removesuffix("_train"),
             budget=Budget(macs=given.macs),
             run_dir=folder,
             recipe=recipe,
             source=given.model,
             say=lambda line: print(f"  {line}", flush=True),
             progress=True,
+            **options(method, given),
         )
     summary = read_summary(folder)
     settings = summary["settings"]
     if (settings["recipe"], settings["budget"]) != (recipe.to_dict(), {"macs": given.macs}):
         raise ConfigError(f"{folder} holds a finished run with other settings; choose another --runs")
-    return summary
+    return {**summary, "title": method}
 
 
 def table(found: list[dict[str, Any]]) -> str:
     base = found[0]["base"]
     head = ("method", "val after cut", "val after fine-tuning", "test", "points lost", "MACs", "parameters",
-            "max error of the cut", "seconds, fine-tuning", "seconds, all")  # fmt: skip
+            "evaluations", "max error of the cut", "seconds, search", "seconds, fine-tuning")  # fmt: skip
     lines = [head, ("---", *["---:"] * (len(head) - 1))]
     lines.append(
         (
@@ -66,25 +77,24 @@ def table(found: list[dict[str, Any]]) -> str:
             "",
             f"{base['macs'] / 1e6:.2f} M",
             f"{base['params']:,}",
-            "",
-            "",
-            "",
+            *[""] * 4,
         )  # fmt: skip
     )
     for r in found:
         pruned, seconds = r["pruned"], r["seconds"]
         lines.append(
             (
-                r["method"] + (f", seed {r['seed']}" if len({f["seed"] for f in found}) > 1 else ""),
+                r["title"] + (f", seed {r['seed']}" if len({f["seed"] for f in found}) > 1 else ""),
                 f"{r['after_cut']['val_accuracy']:.2%}",
                 f"{pruned['val_accuracy']:.2%}",
                 f"{pruned['accuracy']:.2%}",
                 f"{100 * (r['base']['accuracy'] - pruned['accuracy']):.2f}",
                 f"{pruned['macs'] / 1e6:.2f} M ({pruned['macs'] / base['macs']:.1%})",
                 f"{pruned['params']:,} ({pruned['params'] / base['params']:.1%})",
+                f"{r['search']['evaluations']}" if "search" in r else "",
                 f"{r['check']['max_error']:.0e}",
+                f"{seconds['search']:,.0f}" if "search" in seconds else "",
                 f"{seconds['finetune']:,.0f}",
-                f"{seconds['total']:,.0f}",
             )
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -109,12 +119,17 @@ def main() -> None:
     parser.add_argument("--weights", help="weights file, where the model has none of its own")
     parser.add_argument("--normalize", choices=("imagenet", "none"), help="what the weights were trained with")
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=["uniform", "random", "l1", "bn_scale", "taylor"]
+        "--methods",
+        nargs="+",
+        choices=[*METHODS, "abc_train"],
+        default=["uniform", "random", "l1", "bn_scale", "taylor"],
     )
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--evaluations", type=int, default=100, help="structures that a search evaluates")
+    parser.add_argument("--short-images", type=int, default=5000, help="images that abc_train trains on")
     parser.add_argument("--limit", type=int, help="train on only so many images an epoch, to try the script")
     given = parser.parse_args()
 
