@@ -223,3 +223,8 @@ def test_packaged_network_loads_its_weights(tmp_path: Path, monkeypatch: pytest.
     fresh = build_model("sentei:resnet20-cifar10", num_classes=5)
     assert fresh.linear.out_features == 5
     assert torch.equal(fresh.conv1.weight, model.conv1.weight)
+
+
+def test_a_file_without_its_function_is_explained():
+    with pytest.raises(ModelError, match=r"'net.py' is a file; name the function .* net.py:FUNCTION"):
+        build_model("net.py")

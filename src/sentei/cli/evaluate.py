@@ -53,7 +53,7 @@ class Evaluate:
             model = load_run(self.model)
             data = options.images.load()
         else:
-            data = self.images.load()
+            data = self.images.load(self.model)
             weights = None if self.weights is None else str(self.weights)
             ref = packaged_weights(self.model, self.images.data) if weights is None else self.model
             model, dense = dense_model(resolved_ref(ref) or ref, weights, data, 0)

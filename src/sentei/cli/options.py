@@ -45,9 +45,11 @@ class DataOptions:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
 
-    def load(self) -> Data:
+    def load(self, model: str | None = None) -> Data:
+        """The data; `model` is the reference that could have named it, had it been a run."""
         if self.data is None:
-            raise ConfigError(f"--data is missing: give {DATA}")
+            no_run = f" ({model} is not the folder of a run, whose data would be the default)" if model else ""
+            raise ConfigError(f"--data is missing: give {DATA}{no_run}")
         val = None if self.val is None else int(self.val) if self.val >= 1 else self.val
         return load_data(
             self.data,

@@ -29,7 +29,7 @@ from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE, METHODS, prune
 from sentei.methods.method import like, settings_of
 from sentei.plan import Budget, Constraints
-from sentei.report.tables import before_after, percent, widths_table
+from sentei.report.tables import before_after, percent, search_table, widths_table
 from sentei.runs import clear, is_started, refuse_existing
 from sentei.train import Recipe
 
@@ -95,7 +95,7 @@ class Prune:
         options = self
         if is_started(self.model):
             options = replace(self, images=self.images.filled(run_command(self.model)["data"]))
-        data = options.images.load()
+        data = options.images.load(self.model)
         model, dense = dense_model(*options.source(), data, self.recipe.seed)
         options.refuse_untrained(dense)
         announce(self.model, dense, data)
@@ -200,6 +200,13 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
     console = stdout()
     console.print(widths_table(summary["widths"]))
     console.print(before_after(summary))
+    if "search" in summary:
+        search = summary["search"]
+        console.print(search_table(search))
+        say(
+            f"{search['evaluations']} evaluations over {search['genes']} genes took {search['seconds']:,.0f} s, "
+            f"{search['failed']} failed."
+        )
     check, cut = summary["check"], summary["after_cut"]["val_accuracy"]
     if cut is not None:
         say(f"After the cut and before fine-tuning the validation accuracy was {percent(cut)}.")

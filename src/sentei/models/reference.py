@@ -127,6 +127,8 @@ def _maker(ref: str) -> Callable[[dict[str, Any]], nn.Module]:
         return partial(_timm_model, ref.removeprefix("timm:"))
     if ".py:" in ref:
         return partial(_call, ref, load_function(ref))
+    if ref.endswith(".py"):
+        raise ModelError(f"{ref!r} is a file; name the function in it that builds the model as well: {ref}:FUNCTION.")
     raise _unknown("model", ref, ZOO)
 
 

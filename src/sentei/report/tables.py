@@ -14,6 +14,7 @@ from sentei.graph.graph import HasKeep
 
 MOST_ROWS = 32
 BAR = 20
+RISES = 8
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
@@ -51,6 +52,16 @@ def before_after(summary: Mapping[str, Any]) -> Table:
     for name, key in (("MACs", "macs"), ("parameters", "params")):
         a, b = base[key], pruned[key]
         out.add_row(name, count(a), count(b), f"{b / max(a, 1) - 1:+.1%}")
+    return out
+
+
+def search_table(search: Mapping[str, Any]) -> Table:
+    """What a search over widths did, and how its best fitness rose."""
+    out = table("Search", "structures", "best fitness")
+    curve = search["curve"]
+    rises = [c for before, c in zip([[0, float("-inf")], *curve], curve, strict=False) if c[1] > before[1]]
+    for evaluated, best in rises[-RISES:]:
+        out.add_row(str(evaluated), percent(best))
     return out
 
 
