@@ -1,6 +1,6 @@
 """How the packaged network sentei:resnet20-cifar10 was made.
 
-    python benchmarks/resnet20_cifar10.py train --data-root DATA --run RUN   # an hour on two cores; resumable
+    python benchmarks/resnet20_cifar10.py train --data-root DATA --run RUN   # two hours on a core; resumable
     python benchmarks/resnet20_cifar10.py export --run RUN                   # writes the package's weights
 
 Split 45,000 / 5,000 / 10,000 (seed 0); the test images are read once, after the last epoch.
