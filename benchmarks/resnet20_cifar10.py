@@ -49,23 +49,17 @@ def train(run: Path, data_root: Path | None) -> None:
     }
     save_weights(run / "model.safetensors", result.model, {"summary": json.dumps(summary)})
     write_atomic(run / "summary.json", json.dumps(summary, indent=2).encode())
-    print(
-        f"test accuracy {test.accuracy:.2%}, validation {result.accuracy or 0:.2%}, {result.seconds:,.0f} s"
-    )
+    print(f"test accuracy {test.accuracy:.2%}, validation {result.accuracy or 0:.2%}, {result.seconds:,.0f} s")
 
 
 def export(run: Path) -> None:
     write_atomic(WEIGHTS, (run / "model.safetensors").read_bytes())
     accuracy = json.loads((run / "summary.json").read_text())["test_accuracy"]
-    print(
-        f"wrote {WEIGHTS.name} ({WEIGHTS.stat().st_size / 1e6:.2f} MB), test accuracy {accuracy:.2%}"
-    )
+    print(f"wrote {WEIGHTS.name} ({WEIGHTS.stat().st_size / 1e6:.2f} MB), test accuracy {accuracy:.2%}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "export"))
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--data-root", type=Path)

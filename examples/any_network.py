@@ -1,6 +1,6 @@
 """Cut a network that is no classifier: a segmentation model, with the outputs compared before and after.
 
-    python examples/any_network.py
+python examples/any_network.py
 """
 
 import tempfile

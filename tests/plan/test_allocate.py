@@ -38,9 +38,7 @@ BUDGETS = st.builds(
 
 
 @given(graphs(), BUDGETS, KINDS, CONSTRAINTS)
-def test_never_above_the_budget_never_below_the_floor_and_honest_about_the_rest(
-    graph, budget, kind, constraints
-):
+def test_never_above_the_budget_never_below_the_floor_and_honest_about_the_rest(graph, budget, kind, constraints):
     ladder = constraints.ladder(graph)
     least, limits = graph.costs(ladder.floor), budget.resolve(graph)
     if any(getattr(least, name) > limit for name, limit in limits.items()):

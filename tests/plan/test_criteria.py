@@ -54,9 +54,7 @@ def one_group(width, *uses):
 
 def pair():
     """conv -> norm -> relu -> flatten -> linear, 4 channels of 2x2 positions."""
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2, bias=False)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2, bias=False))
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([0.5, -2.0, 0.0, 1.0]))
     names = (
@@ -89,9 +87,7 @@ def test_bn_scale_is_the_absolute_gamma():
 
 def test_bn_scale_falls_back_to_l1_only_where_some_other_group_has_a_norm():
     model, graph = pair()
-    bare = SimpleNamespace(
-        **{**vars(graph.groups[0]), "name": "bare", "members": graph.groups[0].members[-1:]}
-    )
+    bare = SimpleNamespace(**{**vars(graph.groups[0]), "name": "bare", "members": graph.groups[0].members[-1:]})
     both = SimpleNamespace(groups=(graph.groups[0], bare))
     assert np.allclose(bn_scale(model, both)["bare"], l1(model, SimpleNamespace(groups=(bare,)))["bare"])
     with pytest.raises(PlanError, match="bn_scale needs BatchNorm"):
@@ -107,9 +103,7 @@ def test_groups_of_zero_gammas_score_zero():
 def test_fpgm_is_the_summed_distance_between_producing_filters():
     model, graph = pair()
     filters = model[0].weight.flatten(1)
-    np.testing.assert_allclose(
-        fpgm(model, graph)["units"], scaled(torch.cdist(filters, filters).sum(1)), rtol=1e-5
-    )
+    np.testing.assert_allclose(fpgm(model, graph)["units"], scaled(torch.cdist(filters, filters).sum(1)), rtol=1e-5)
 
 
 def test_fpgm_of_equal_filters_is_zero():
@@ -161,9 +155,7 @@ def test_a_transposed_conv_produces_along_dimension_one():
     model = nn.Sequential(nn.ConvTranspose2d(2, 3, 1), nn.Conv2d(3, 5, 1))
     graph = one_group(3, ("0.weight", 1), ("1.weight", 1))
     filters = model[0].weight.transpose(0, 1).flatten(1)
-    np.testing.assert_allclose(
-        fpgm(model, graph)["units"], scaled(torch.cdist(filters, filters).sum(1)), rtol=1e-5
-    )
+    np.testing.assert_allclose(fpgm(model, graph)["units"], scaled(torch.cdist(filters, filters).sum(1)), rtol=1e-5)
 
 
 def test_units_of_several_channels_count_all_of_them():

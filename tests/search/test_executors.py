@@ -74,13 +74,15 @@ def test_no_worker_outlives_the_executor(tmp_path):
 
 def test_no_worker_outlives_a_parent_that_was_killed(tmp_path):
     script = tmp_path / "parent.py"
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(
+        textwrap.dedent(f"""
         from sentei.search import Job, open_executor
         from tests.search.fakes import Fake
         executor = open_executor("process", Fake({str(tmp_path)!r}, slow=60), 1)
         for outcome in executor.run([Job(0, (1, 1))]):
             pass
-    """))
+    """)
+    )
     path = os.pathsep.join(p for p in [*sys.path, os.getcwd()] if p)
     parent = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": path})
     worker = _wait_for(lambda: _children(parent.pid))[0]

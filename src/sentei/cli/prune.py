@@ -146,9 +146,7 @@ class Prune:
         return Budget(macs=self.macs, params=self.params) if given else None
 
     def constraints(self) -> Constraints:
-        return Constraints(
-            round_to=self.round_to, min_width=self.min_width, max_ratio=self.max_ratio, keep=self.keep
-        )
+        return Constraints(round_to=self.round_to, min_width=self.min_width, max_ratio=self.max_ratio, keep=self.keep)
 
     def command(self, dense: Dense) -> dict[str, Any]:
         """What `of` needs to make the same options again from anywhere."""

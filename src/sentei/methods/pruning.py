@@ -180,14 +180,10 @@ class Pruning:
                 "tolerance": last["tolerance"],
                 "approximate": sorted({where for done in cuts for where in done["approximate"]}),
             },
-            "steps": [
-                {"macs": d["macs"], "params": d["params"], "val_accuracy": d["val_accuracy"]} for d in cuts
-            ],
+            "steps": [{"macs": d["macs"], "params": d["params"], "val_accuracy": d["val_accuracy"]} for d in cuts],
             "seconds": {**seconds, "total": round(sum(self.seconds.values()), 2)},
             "widths": {
-                g.name: [g.width, int(w)]
-                for g, w in zip(self.graph.groups, widths, strict=True)
-                if not g.frozen
+                g.name: [g.width, int(w)] for g, w in zip(self.graph.groups, widths, strict=True) if not g.frozen
             },
             "frozen": {g.name: g.why for g in self.graph.groups if g.frozen},
             "machine": machine(self.data.device),
@@ -216,4 +212,3 @@ def _measured(final: Mapping[str, Any], name: str, macs: int, params: int) -> di
         "macs": macs,
         "params": params,
     }
-

@@ -34,9 +34,7 @@ class DenseNet(nn.Module):
     torch.Size([1, 10])
     """
 
-    def __init__(
-        self, num_classes: int = 10, in_channels: int = 3, layers: int = 12, growth: int = 12
-    ) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, layers: int = 12, growth: int = 12) -> None:
         super().__init__()
         width = 2 * growth
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)

@@ -107,9 +107,7 @@ def input_shape_of(ref: str) -> Shape:
 def _load(model: nn.Module, path: str | Path, num_classes: int | None) -> None:
     fresh = load_weights(model, path, new_head=num_classes)
     if fresh:
-        logging.getLogger("sentei").warning(
-            "New last layer for %s classes: %s", num_classes, ", ".join(fresh)
-        )
+        logging.getLogger("sentei").warning("New last layer for %s classes: %s", num_classes, ", ".join(fresh))
 
 
 def _packaged(name: str) -> tuple[str, int]:
@@ -141,9 +139,7 @@ def _torchvision(name: str, given: dict[str, Any]) -> nn.Module:
     if family is None:
         raise _unknown("torchvision model", name, sum(families.values(), []), "torchvision:")
     if given.pop("in_channels", 3) != 3:
-        raise ModelError(
-            f"torchvision:{name} takes 3 channels. Build it in a file.py:function, or use a timm model."
-        )
+        raise ModelError(f"torchvision:{name} takes 3 channels. Build it in a file.py:function, or use a timm model.")
     if family == "segmentation":
         given["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
@@ -181,7 +177,5 @@ def _call(ref: str, function: Callable[..., Any], given: dict[str, Any]) -> nn.M
 def _unknown(kind: str, name: str, names: Iterable[str], prefix: str = "") -> ModelError:
     names = list(names)
     near = get_close_matches(name, names, 3, 0.5)
-    hint = (
-        f"Did you mean {', '.join(prefix + n for n in near)}?" if near else f"Known: {', '.join(names[:20])}."
-    )
+    hint = f"Did you mean {', '.join(prefix + n for n in near)}?" if near else f"Known: {', '.join(names[:20])}."
     return ModelError(f"Unknown {kind} {prefix + name!r}. {hint} A model is {FORMS}.")

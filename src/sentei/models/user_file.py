@@ -39,8 +39,6 @@ def load_function(ref: str, error: type[SenteiError] = ModelError) -> Callable[.
         sys.path.remove(str(path.resolve().parent))
     function = getattr(module, name, None)
     if not callable(function):
-        public = [
-            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module_name
-        ]
+        public = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module_name]
         raise error(f"{path} has no function {name!r}. It defines: {', '.join(public) or 'none'}.")
     return function

@@ -42,11 +42,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def _tensors(path: Path, found: Any) -> dict[str, Tensor]:
-    inner = (
-        next((found[k] for k in NESTED if isinstance(found.get(k), dict)), found)
-        if isinstance(found, dict)
-        else {}
-    )
+    inner = next((found[k] for k in NESTED if isinstance(found.get(k), dict)), found) if isinstance(found, dict) else {}
     state = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
         raise CheckpointError(
@@ -81,11 +77,7 @@ def load_weights(model: nn.Module, path: str | Path, *, new_head: int | None = N
     if missing or unexpected or wrong:
         lists = {"missing in the file": missing, "not in the model": unexpected, "of another shape": wrong}
         text = "; ".join(f"{len(v)} {k} ({_short(v)})" for k, v in lists.items() if v)
-        hint = (
-            " Pass num_classes to put a new last layer on it."
-            if _only_head(shapes, missing, unexpected)
-            else ""
-        )
+        hint = " Pass num_classes to put a new last layer on it." if _only_head(shapes, missing, unexpected) else ""
         raise ModelError(f"{path} does not fit {type(model).__name__}: {text}.{hint}")
     model.load_state_dict({n: t for n, t in state.items() if n not in head}, strict=False)
     return sorted(head)

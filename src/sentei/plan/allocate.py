@@ -104,9 +104,7 @@ def rescaler(
     return onto
 
 
-def plan_from_widths(
-    graph: ChannelGraph, widths: np.ndarray, scores: Scores | None = None, *, note: str = ""
-) -> Plan:
+def plan_from_widths(graph: ChannelGraph, widths: np.ndarray, scores: Scores | None = None, *, note: str = "") -> Plan:
     """The plan that keeps `widths[i]` units of `graph.groups[i]`, those with the highest scores.
 
     >>> plan = plan_from_widths(graph, np.array([3, 24, 16, 10]))  # doctest: +SKIP

@@ -50,9 +50,7 @@ class Constraints:
             if not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
                 raise ConfigError(f"max_ratio of {pattern!r} is {ratio!r}: expected a share between 0 and 1")
         if isinstance(self.keep, str):
-            raise ConfigError(
-                f"keep={self.keep!r}: expected a tuple of name patterns, for instance ({self.keep!r},)"
-            )
+            raise ConfigError(f"keep={self.keep!r}: expected a tuple of name patterns, for instance ({self.keep!r},)")
 
     @property
     def ratios(self) -> Mapping[str, float]:
@@ -65,9 +63,7 @@ class Constraints:
         for pattern in (*self.keep, *(p for p in self.ratios if p != "*")):
             if not any(fnmatchcase(name, pattern) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=1, cutoff=0)
-                raise PlanError(
-                    f"no group is named {pattern!r}" + (f"; the nearest is {near[0]!r}" if near else "")
-                )
+                raise PlanError(f"no group is named {pattern!r}" + (f"; the nearest is {near[0]!r}" if near else ""))
         full = np.array([g.width for g in graph.groups], np.int64)
         step = np.array([self._step(g) for g in graph.groups], np.int64)
         floor = np.array([self._floor(g) for g in graph.groups], np.int64)

@@ -81,15 +81,11 @@ def bn_scale(model: nn.Module, graph: ChannelGraph, **_: object) -> Scores:
     """
     gammas = {g.name: [s for s in g.members if _role(model, s) == "gamma"] for g in _shrinking(graph)}
     if gammas and not any(gammas.values()):
-        raise PlanError(
-            "bn_scale needs BatchNorm layers with a learned scale, and no group has one; use l1 or taylor"
-        )
+        raise PlanError("bn_scale needs BatchNorm layers with a learned scale, and no group has one; use l1 or taylor")
 
     def scale(group: Group) -> Tensor:
         slices = gammas[group.name]
-        return (
-            _total(_sum(s, _tensor(model, s).abs()) for s in slices) if slices else _magnitude(model, group)
-        )
+        return _total(_sum(s, _tensor(model, s).abs()) for s in slices) if slices else _magnitude(model, group)
 
     return _per_group(graph, scale)
 
@@ -103,9 +99,7 @@ def fpgm(model: nn.Module, graph: ChannelGraph, **_: object) -> Scores:
     """
 
     def spread(group: Group) -> Tensor:
-        gram = _total(
-            rows @ rows.T for s in _weights(model, group, "producer") for rows in [_filters(model, s)]
-        )
+        gram = _total(rows @ rows.T for s in _weights(model, group, "producer") for rows in [_filters(model, s)])
         squared = gram.diagonal()[:, None] + gram.diagonal()[None, :] - 2 * gram
         return squared.clamp_min(0).fill_diagonal_(0).sqrt().sum(1)
 
@@ -245,9 +239,7 @@ def _weight_times_gradient(
                 value = loss(model(_to(x, device)), _to(y, device))
             if not torch.isfinite(value):
                 raise ConfigError(f"the loss of batch {i} is {value.item()}; scores need a finite loss")
-            gradients = torch.autograd.grad(
-                value, list(tensors.values()), allow_unused=True, materialize_grads=True
-            )
+            gradients = torch.autograd.grad(value, list(tensors.values()), allow_unused=True, materialize_grads=True)
             yield {name: w.detach() * g for (name, w), g in zip(tensors.items(), gradients, strict=True)}
 
 

@@ -62,9 +62,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text, one line a group; `from_json` reads it back."""
-        groups = ",\n".join(
-            f"    {json.dumps(name)}: {json.dumps(k.tolist())}" for name, k in self.keep.items()
-        )
+        groups = ",\n".join(f"    {json.dumps(name)}: {json.dumps(k.tolist())}" for name, k in self.keep.items())
         structure = None if self.structure is None else self.structure.to_json()
         head = {"format": FORMAT, "version": VERSION, "note": self.note, "structure": structure}
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
@@ -78,15 +76,11 @@ class Plan:
             if data["format"] != FORMAT:
                 raise PlanError(f"expected a file of format {FORMAT!r}, got {data['format']!r}")
             if data["version"] != VERSION:
-                raise PlanError(
-                    f"this sentei reads plans of version {VERSION}, got version {data['version']}"
-                )
+                raise PlanError(f"this sentei reads plans of version {VERSION}, got version {data['version']}")
             structure = None if data["structure"] is None else Structure.from_json(data["structure"])
             return cls(dict(data["keep"]), structure, note=str(data["note"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanError(
-                f"this is not a plan written by sentei: {type(error).__name__}: {error}"
-            ) from error
+            raise PlanError(f"this is not a plan written by sentei: {type(error).__name__}: {error}") from error
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
@@ -98,9 +92,7 @@ class Plan:
         )
 
     def __hash__(self) -> int:
-        return hash(
-            (self._bound_to(), frozenset((name, units.tobytes()) for name, units in self.keep.items()))
-        )
+        return hash((self._bound_to(), frozenset((name, units.tobytes()) for name, units in self.keep.items())))
 
     def __repr__(self) -> str:
         note = f", note={self.note!r}" if self.note else ""

@@ -130,7 +130,5 @@ def _reordered(model: nn.Module, graph: ChannelGraph, order: dict[str, np.ndarra
                     use.indices[order[group.name]].ravel(),
                     use.indices.ravel(),
                 )
-                tensor.index_copy_(
-                    use.dim, torch.as_tensor(new), tensor.index_select(use.dim, torch.as_tensor(old))
-                )
+                tensor.index_copy_(use.dim, torch.as_tensor(new), tensor.index_select(use.dim, torch.as_tensor(old)))
     return model

@@ -113,8 +113,7 @@ class Processes:
         self.crew.remove(worker)
         if not worker.ready:
             raise SearchError(
-                f"a worker process ended with code {code} before it could start; what it said "
-                "stands above"
+                f"a worker process ended with code {code} before it could start; what it said stands above"
             )
         if worker.job is None:
             return None

@@ -72,6 +72,4 @@ class SearchView:
         return f"cycle {self.batch.cycle} {self.batch.phase}"
 
     def _update(self) -> None:
-        self.bar.update(
-            self.task, completed=self.done + self.known, description=self._title(), status=self.status()
-        )
+        self.bar.update(self.task, completed=self.done + self.known, description=self._title(), status=self.status())
