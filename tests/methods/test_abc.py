@@ -11,6 +11,7 @@ import sentei
 from sentei.errors import BudgetError, ConfigError, DataError
 from sentei.methods import METHODS, prune
 from sentei.methods.abc import Abc
+from sentei.methods.method import deciding
 from sentei.methods.registry import method_of
 from sentei.models import build_model
 from sentei.plan import Constraints
@@ -134,7 +135,8 @@ def test_successive_halving_trains_the_better_half_longer(model, data, tmp_path)
         ({"evaluations": 0}, ConfigError, "evaluations is 0"),
         ({"fitness": "luck"}, ConfigError, "expected 'recalibrate' or 'train'"),
         ({"halving": 2, "fitness": "recalibrate"}, ConfigError, "needs fitness='train'"),
-        ({"processes": 2}, ConfigError, "choose executor='process'"),
+        ({"processes": 2}, ConfigError, "processes is 2 with executor='here'"),
+        ({"processes": 0, "executor": "process"}, ConfigError, "expected 1 or more"),
         ({"bees": 3}, ConfigError, "method abc has no option 'bees'"),
         ({"constraints": Constraints(max_ratio=0.0)}, BudgetError, "smallest reachable"),
     ],
@@ -154,6 +156,11 @@ def test_a_network_without_anything_to_search_is_refused(data):
     rigid = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     with pytest.raises(ConfigError, match="no group of this network can be searched"):
         prune(rigid, data, method="abc", recipe=RECIPE)
+
+
+def test_a_run_may_go_on_with_other_workers():
+    assert deciding(Abc(executor="process", processes=2)) == deciding(Abc())
+    assert deciding(Abc(guide=0.5)) != deciding(Abc())
 
 
 def test_settings_left_open_follow_the_mode():

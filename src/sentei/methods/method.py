@@ -29,6 +29,10 @@ class Found:
     """What the summary says beyond that: plain values."""
 
 
+CHANGES_NOTHING = {"changes": "nothing"}
+"""Metadata of a field that the result does not depend on: a run may be resumed with another value."""
+
+
 class Method(ABC):
     """Base of the methods: frozen dataclasses of everything that decides how one runs; all fields are plain values.
 
@@ -59,6 +63,12 @@ def settings_of(method: Method) -> dict[str, Any]:
     """The fields of a method as what JSON and YAML can hold."""
     values = {f.name: getattr(method, f.name) for f in fields(method)}  # type: ignore[arg-type]
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def deciding(method: Method) -> dict[str, Any]:
+    """Those of its settings that decide the result."""
+    free = {f.name for f in fields(method) if f.metadata == CHANGES_NOTHING}  # type: ignore[arg-type]
+    return {name: value for name, value in settings_of(method).items() if name not in free}
 
 
 def like(method: Method, settings: Mapping[str, Any]) -> Method:

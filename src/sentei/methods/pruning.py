@@ -16,7 +16,7 @@ from torch import nn
 
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
-from sentei.methods.method import Found, Method, settings_of
+from sentei.methods.method import Found, Method, deciding
 from sentei.methods.summary import machine
 from sentei.methods.timing import clock
 from sentei.plan import Budget, Constraints, Plan
@@ -74,7 +74,7 @@ class Pruning:
         ratio = dict(given.max_ratio) if isinstance(given.max_ratio, Mapping) else given.max_ratio
         return {
             "method": self.name,
-            **settings_of(method),
+            **deciding(method),
             "budget": self.budget.limits,
             "distill": self.distill,
             "images": self.images,

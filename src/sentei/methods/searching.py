@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import nn
 
 from sentei.errors import ConfigError
 from sentei.methods.genes import Genes, searched_groups
-from sentei.methods.method import Found, Method
+from sentei.methods.method import CHANGES_NOTHING, Found, Method
 from sentei.methods.pruning import Pruning, accuracy_of
 from sentei.plan import Plan
 from sentei.search import (
@@ -30,6 +30,7 @@ from sentei.search.inherit import Inherit
 from sentei.search.view import SearchView
 from sentei.surgery import cut
 from sentei.train import Recipe
+from sentei.train.threads import available_cpus
 
 Fitness = Literal["recalibrate", "train"]
 
@@ -61,15 +62,14 @@ class WidthSearch(Method):
     """Training images for the BatchNorm statistics of a structure."""
     validation_images: int = 2000
     """Validation images on which a structure is measured after recalibration."""
-    executor: Where = "here"
+    executor: Where = field(default="here", metadata=CHANGES_NOTHING)
     """Where structures are evaluated: here, in worker processes of this machine, or on a Ray cluster."""
-    processes: int = 1
-    """Workers, for the executors process and ray."""
+    processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
+    """Workers of the executors process and ray; one for each processor of this machine unless given."""
 
     def __post_init__(self) -> None:
         limits = {
             "evaluations": 1, "fitness_epochs": 1, "halving": 1, "calibration_images": 1, "validation_images": 1,
-            "processes": 1,
         }  # fmt: skip
         for name, least in limits.items():
             if getattr(self, name) < least:
@@ -79,8 +79,11 @@ class WidthSearch(Method):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}")
         if self.halving > 1 and self.fitness == "recalibrate":
             raise ConfigError("halving shares out epochs of training: it needs fitness='train'")
-        if self.executor == "here" and self.processes > 1:
-            raise ConfigError(f"processes is {self.processes}: choose executor='process' or 'ray' for several workers")
+        if self.processes is not None and (self.processes < 1 or self.executor == "here"):
+            raise ConfigError(
+                f"processes is {self.processes} with executor={self.executor!r}; expected 1 or more, with executor="
+                "'process' or 'ray'"
+            )
 
     def defaults(self) -> dict[str, Any]:
         """What holds for settings that were left at None."""
@@ -131,10 +134,14 @@ class WidthSearch(Method):
         strategy = self.strategy(space, pruning.recipe.seed)
         store = Store(evaluator.settings, pruning.run.journal)
         with (
-            open_executor(self.executor, evaluator, self.processes) as executor,
+            open_executor(self.executor, evaluator, self.workers) as executor,
             SearchView(self.expected(), pruning.progress) as view,
         ):
             return Search(strategy, store, executor, view, self.halving).run()
+
+    @property
+    def workers(self) -> int:
+        return 1 if self.executor == "here" else self.processes or available_cpus()
 
     def expected(self) -> int:
         """Evaluations to expect, for the time left."""
@@ -156,7 +163,8 @@ class WidthSearch(Method):
         return done
 
     def _report(self, space: Space, found: SearchResult) -> dict[str, Any]:
-        return {"genes": len(space), "structures": space.size, **found.report}
+        where = {"executor": self.executor, "workers": self.workers}
+        return {"genes": len(space), "structures": space.size, **where, **found.report}
 
 
 def _images(evaluator: Recalibrate | Train) -> str:
