@@ -122,7 +122,7 @@ def test_recalibrate_measures_what_a_cut_and_recalibrated_network_reaches(model,
     widths = narrow(graph)
     network = evaluator.network(widths)
     x, y = next(data.val.batches(100, limit=100))
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=evaluator.bf16):
         expected = float((network(x).argmax(1) == y).float().mean())
     assert evaluator(widths)["fitness"] == pytest.approx(expected)
     assert evaluator(widths) == evaluator(widths)

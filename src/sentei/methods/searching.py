@@ -127,7 +127,7 @@ class WidthSearch(Method):
             return Train(base, graph, data, self._short_recipe(pruning.recipe), inherit=self.inherit or "l1", seed=seed)
         return Recalibrate(
             base, graph, data, inherit=self.inherit or "l1", calibration_images=self.calibration_images,
-            validation_images=self.validation_images, seed=seed,
+            validation_images=self.validation_images, bf16=pruning.recipe.bf16, seed=seed,
         )  # fmt: skip
 
     def search(self, pruning: Pruning, space: Space, evaluator: Recalibrate | Train) -> SearchResult:

@@ -16,6 +16,7 @@ from sentei.search.inherit import Inherit, Inheritance
 from sentei.surgery import cut
 from sentei.train import Data, Recipe, fit, recalibrate
 from sentei.train.evaluate import evaluating, logits
+from sentei.train.recipe import bf16_supported
 
 PER_CLASS = 5
 """Validation images a class, below which accuracies say nothing."""
@@ -46,7 +47,8 @@ class Recalibrate:
     """Inherit weights, recompute the BatchNorm statistics, measure the accuracy: seconds a structure.
 
     Li et al. 2020 (EagleEye, arXiv 2007.02491) found this closer to the final accuracy than the accuracy right after
-    the cut. The images for both steps are drawn once and are the same for every structure.
+    the cut. The images for both steps are drawn once and are the same for every structure. `bf16` computes in bfloat16;
+    None does where the hardware has it.
     """
 
     def __init__(
@@ -58,14 +60,17 @@ class Recalibrate:
         inherit: Inherit = "l1",
         calibration_images: int = 1000,
         validation_images: int = 2000,
+        bf16: bool | None = None,
         seed: int = 0,
     ) -> None:
         check_validation(data)
+        self.bf16 = bf16_supported(data.device) if bf16 is None else bf16
         self.settings = {
             "fitness": "recalibrate",
             "inherit": inherit,
             "calibration_images": calibration_images,
             "validation_images": validation_images,
+            "bf16": self.bf16,
             "seed": seed,
         }
         self.model, self.graph = model, graph
@@ -76,17 +81,21 @@ class Recalibrate:
 
     def network(self, widths: np.ndarray) -> nn.Module:
         """The structure with inherited weights and fresh statistics."""
-        small = cut(self.model, self.graph, self.inheritance.plan(widths))
-        recalibrate(small, self.calibration)
+        small = cut(self.model, self.graph, self.inheritance.plan(widths)).to(memory_format=torch.channels_last)
+        with self._autocast():
+            recalibrate(small, self.calibration)
         return small
 
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
         network, right, images = self.network(widths), 0, 0
-        with evaluating(network), torch.inference_mode():
+        with evaluating(network), torch.inference_mode(), self._autocast():
             for x, y in self.validation:
                 right += int((logits(network(x)).argmax(1) == y).sum())
                 images += len(y)
         return {"fitness": right / images}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.validation[0][0].device.type, torch.bfloat16, enabled=self.bf16)
 
 
 class Train:
