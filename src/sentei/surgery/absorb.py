@@ -45,25 +45,26 @@ def absorb(
     With `carry`, readers that pad get carriers instead of a bias; those without bias and running mean always do.
     """
     moved = constant & removable
-    by_bias: list[tuple[Reader, str, int]] = []
-    by_carrier: list[Reader] = []
-    padded = False
-    for reader in readers:
-        adds = reader.contribution(moved).numpy() != 0
-        matters = adds & ~((reader.outputs >= 0) & removable[reader.outputs])
-        sink = _sink(model, found, reader)
-        padded |= bool(reader.padded and matters.any())
-        if adds.any() and (sink is None or (carry and reader.padded and matters.any())):
-            by_carrier.append(reader)
-        elif adds.any() and sink is not None:
-            by_bias.append((reader, *sink))
-    carriers = _choose(graph, by_carrier, moved)
-    stay = _with_a_last_one(graph, ~removable | carriers, constant)
-    tensors = {r.weight: _carried(graph, r, moved & ~stay, carriers) for r in by_carrier}
-    for reader, name, sign in by_bias:
-        path, _, leaf = name.rpartition(".")
-        old = tensors.get(name, getattr(model.get_submodule(path), leaf).detach())
-        tensors[name] = old + sign * reader.contribution(moved & ~stay).reshape(-1).to(old)
+    adds = {r.weight: r.contribution(moved).numpy() != 0 for r in readers}
+    sinks = {r.weight: _sink(model, found, r) for r in readers}
+    asking = [r for r in readers if adds[r.weight].any()]
+    stay = _with_a_last_one(graph, ~removable, constant)
+    while True:  # a unit that stays may be an output that needs a carrier before it
+        matters = {r.weight: bool((adds[r.weight] & ((r.outputs < 0) | stay[r.outputs])).any()) for r in asking}
+        needy = [r for r in asking if sinks[r.weight] is None or (carry and r.padded and matters[r.weight])]
+        carriers = _choose(graph, needy, moved)
+        before, stay = stay, _with_a_last_one(graph, ~removable | carriers | stay, constant)
+        if np.array_equal(stay, before):
+            break
+    padded = any(r.padded and matters[r.weight] for r in asking)
+    tensors = {r.weight: _carried(graph, r, moved & ~stay, carriers) for r in needy}
+    for reader in asking:
+        sink = sinks[reader.weight]
+        if reader.weight not in tensors and sink is not None:
+            name, sign = sink
+            path, _, leaf = name.rpartition(".")
+            old = tensors.get(name, getattr(model.get_submodule(path), leaf).detach())
+            tensors[name] = old + sign * reader.contribution(moved & ~stay).reshape(-1).to(old)
     return Absorption(tensors, stay, carriers, padded)
 
 
