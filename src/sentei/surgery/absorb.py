@@ -48,13 +48,14 @@ def absorb(
     adds = {r.weight: r.contribution(moved).numpy() != 0 for r in readers}
     sinks = {r.weight: _sink(model, found, r) for r in readers}
     asking = [r for r in readers if adds[r.weight].any()]
-    stay = _with_a_last_one(graph, ~removable, constant)
+    stay, needy = _with_a_last_one(graph, ~removable, constant), [r for r in asking if sinks[r.weight] is None]
     while True:  # a unit that stays may be an output that needs a carrier before it
         matters = {r.weight: bool((adds[r.weight] & ((r.outputs < 0) | stay[r.outputs])).any()) for r in asking}
-        needy = [r for r in asking if sinks[r.weight] is None or (carry and r.padded and matters[r.weight])]
+        more = [r for r in asking if r not in needy and carry and r.padded and matters[r.weight]]
+        needy += more
         carriers = _choose(graph, needy, moved)
-        before, stay = stay, _with_a_last_one(graph, ~removable | carriers | stay, constant)
-        if np.array_equal(stay, before):
+        stay = _with_a_last_one(graph, ~removable | carriers, constant)
+        if not more:
             break
     padded = any(r.padded and matters[r.weight] for r in asking)
     tensors = {r.weight: _carried(graph, r, moved & ~stay, carriers) for r in needy}

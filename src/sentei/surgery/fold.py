@@ -29,7 +29,7 @@ from sentei.plan.plan import Plan
 from sentei.surgery.absorb import Absorption, absorb
 from sentei.surgery.check import DOUBLE, SINGLE, reference, relative_error
 from sentei.surgery.readers import Reader, by_group, readers
-from sentei.surgery.watch import CONVOLUTIONS, Reading, Watch, watch
+from sentei.surgery.watch import CONVOLUTIONS, Reading, Watch, noise, watch
 
 Mode = Literal["exact", "bias"]
 SPREAD = 1e-9
@@ -182,15 +182,14 @@ class _Noise:
     """Answers a reader with strong noise where what it reads varies, and with the truth where it does not."""
 
     def __init__(self, spread: float, seed: int) -> None:
-        self.spread, self.generator = spread, torch.Generator().manual_seed(seed)
+        self.spread, self.noise = spread, noise(seed)
 
     def __call__(self, number: int, t: Tensor, reading: Reading) -> Tensor:
         if reading.weight is None:
             return t
         steady = _one_value(reading.low, reading.high, self.spread).to(t.device)
-        noise = torch.randn(t.shape, generator=self.generator, dtype=torch.float64).to(t)
         shape = [-1] + [1] * (t.ndim - 2) if reading.op in CONVOLUTIONS else [-1]
-        return torch.where(steady.view(shape), t, noise * (1 + reading.high.abs().nanmedian().to(t)) * 3)
+        return torch.where(steady.view(shape), t, self.noise(t))
 
 
 def _spread(model: nn.Module) -> float:
@@ -256,16 +255,13 @@ def _in_double(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
 
 
 def _noisy(inputs: Any, seed: int) -> Any:
-    """The inputs with noise of their own size added."""
-    generator = torch.Generator().manual_seed(seed)
+    """The inputs with noise added."""
+    like = noise(seed)
+    args, kwargs = arguments(inputs)
 
     def shaken(t: Any) -> Any:
-        if isinstance(t, Tensor) and t.is_floating_point():
-            noise = torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)
-            return t + noise * (t.std() if t.numel() > 1 and float(t.std()) > 0 else 1)
-        return t
+        return t + like(t) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim else t
 
-    args, kwargs = arguments(inputs)
     return {k: shaken(v) for k, v in kwargs.items()} if kwargs else tuple(shaken(a) for a in args)
 
 

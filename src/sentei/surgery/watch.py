@@ -141,3 +141,19 @@ def watch(model: nn.Module, graph: ChannelGraph, inputs: Any, answer: Answer | N
         model.eval()
         run(mode, model, args, kwargs)
     return mode.watch
+
+
+SIZES = (1.0, 10.0, 0.1, 100.0)
+
+
+def noise(seed: int) -> Callable[[Tensor], Tensor]:
+    """Noise in the shape of a tensor, from image to image of other sizes: small ones, and some that make any ReLU
+    fire and any clipping clip."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def like(t: Tensor) -> Tensor:
+        sizes = torch.tensor(SIZES, dtype=torch.float64)[(torch.arange(len(t)) + seed) % len(SIZES)]
+        drawn = torch.randn(t.shape, generator=generator, dtype=torch.float64)
+        return (drawn * sizes.view(-1, *[1] * (t.ndim - 1))).to(t)
+
+    return like
