@@ -18,7 +18,10 @@ from sentei.train.checkpoint import load_checkpoint, save_checkpoint
 from sentei.train.journal import Journal
 
 CONFIG, JOURNAL, SUMMARY = "config.yaml", "journal.jsonl", "summary.json"
-OURS = (SUMMARY, JOURNAL, "model.safetensors", "plan.json", CONFIG)
+NETWORK = ("model.safetensors", "plan.json")
+CURVE = "curve"
+"""Folder of the networks that a method passed on its way, one folder each."""
+OURS = (SUMMARY, JOURNAL, *NETWORK, "gammas.png", CONFIG)
 """The files of a run; the config goes last when a run is cleared, so that a kill leaves a resumable one."""
 
 
@@ -143,6 +146,7 @@ def clear(folder: str | Path) -> None:
     if is_started(path):
         (path / SUMMARY).unlink(missing_ok=True)
         remove_checkpoints(path)
+        remove_curve(path)
         for name in OURS:
             (path / name).unlink(missing_ok=True)
 
@@ -151,6 +155,17 @@ def remove_checkpoints(folder: Path) -> None:
     for pattern in ("*.ckpt", ".*.tmp"):
         for file in folder.glob(pattern):
             file.unlink(missing_ok=True)
+
+
+def remove_curve(folder: Path) -> None:
+    """Remove the networks on the way, and nothing else."""
+    for passed in (folder / CURVE).glob("*"):
+        for name in NETWORK:
+            (passed / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            passed.rmdir()
+    with suppress(OSError):
+        (folder / CURVE).rmdir()
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sentei.errors import ConfigError
 from sentei.methods.abc import Abc, EvolutionSearch, RandomWidths
+from sentei.methods.ista import Ista
 from sentei.methods.method import Method
 from sentei.methods.oneshot import OneShot
 
@@ -23,6 +24,7 @@ METHODS: dict[str, Method] = {
     "abc": Abc(),
     "evolution": EvolutionSearch(),
     "random_search": RandomWidths(),
+    "ista": Ista(),
 }
 """Criteria that are comparable between groups rank globally; distances between filters (fpgm) are not."""
 

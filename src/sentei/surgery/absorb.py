@@ -54,8 +54,8 @@ def absorb(
         more = [r for r in asking if r not in needy and carry and r.padded and matters[r.weight]]
         needy += more
         carriers = _choose(graph, needy, moved)
-        stay = _with_a_last_one(graph, ~removable | carriers, constant)
-        if not more:
+        before, stay = stay, _with_a_last_one(graph, ~removable | carriers, constant)
+        if not more and np.array_equal(before, stay):
             break
     padded = any(r.padded and matters[r.weight] for r in asking)
     tensors = {r.weight: _carried(graph, r, moved & ~stay, carriers) for r in needy}

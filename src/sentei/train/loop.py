@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,7 @@ def fit(
     name: str = "train",
     teacher: nn.Module | None = None,
     after_step: AfterStep | None = None,
+    plain: Sequence[str] = (),
     on_epoch: Callable[[Record], None] | None = None,
     progress: bool = True,
 ) -> FitResult:
@@ -69,6 +70,7 @@ def fit(
         teacher: dense network to distil from, weighted by ``recipe.distill_weight``.
         after_step: called with the model and the learning rate after each optimizer step (a proximal step,
             for instance).
+        plain: names of parameters that take plain gradient steps, without momentum and weight decay.
         on_epoch: called with the record of each epoch as it completes.
 
     Raises:
@@ -76,7 +78,7 @@ def fit(
             the model does not fit the data.
         CheckpointError: the checkpoint in ``run_dir`` is damaged or belongs to another model or recipe.
     """
-    run = _Run(model, data, recipe, name, run_dir, teacher, after_step)
+    run = _Run(model, data, recipe, name, run_dir, teacher, after_step, tuple(plain))
     run.resume()
     with Progress(name, recipe.epochs, run.steps, start=len(run.history), shown=progress) as bar:
         for epoch in range(len(run.history), recipe.epochs):
@@ -99,6 +101,7 @@ class _Run:
     run_dir: Path | None
     teacher: nn.Module | None
     after_step: AfterStep | None
+    plain: tuple[str, ...] = ()
     history: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class _Run:
         self.bf16 = recipe.autocast(device)
         self.forward = torch.compile(self.model) if recipe.compile else self.model
         self.optimizer = torch.optim.SGD(
-            parameter_groups(self.model, recipe.weight_decay),
+            parameter_groups(self.model, recipe.weight_decay, self.plain),
             lr=recipe.lr,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
@@ -288,10 +291,13 @@ class _Run:
         )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights with decay; norms, biases and other vectors without."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
+def parameter_groups(model: nn.Module, weight_decay: float, plain: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Weights with decay; norms, biases and other vectors without; those named `plain` without momentum either."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
         raise TrainError("The model has no parameter that requires a gradient.")
+    trained = [p for name, p in named if name not in plain]
     groups = [([p for p in trained if p.ndim > 1], weight_decay), ([p for p in trained if p.ndim <= 1], 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+    found: list[dict[str, Any]] = [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+    still = [p for name, p in named if name in plain]
+    return found + ([{"params": still, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False}] if still else [])

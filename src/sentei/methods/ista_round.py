@@ -1,0 +1,117 @@
+"""The rounds of ISTA: what one has brought, where the first starts, how rho goes on, and what is going wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+SETTLED = 0.005
+"""Sparsity and Lasso term are flat where they change by less than this share in three rounds."""
+
+
+ALPHAS = (1.0, 0.1, 0.01, 0.001)
+"""The paper's choices."""
+STEADY = 1.0
+"""alpha where rho may rise as far as it takes."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One epoch of sparse training and the network at its end."""
+
+    rho: float
+    loss: float
+    """Mean training cross entropy of the epoch."""
+    lasso: float
+    """rho times the sum of lambda |gamma|."""
+    zeros: dict[str, int]
+    """Units whose scales are exactly zero, by group."""
+    widths: dict[str, int]
+    macs: int
+    params: int
+    val_accuracy: float | None
+    """Of the network with fresh BatchNorm statistics."""
+    steps: int
+    reached: int | None
+    """The step after which the live network met the budget; the rest of the epoch trains it on."""
+    seconds: float
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Round:
+        return cls(**{f.name: record[f.name] for f in fields(cls)})
+
+    @property
+    def sparsity(self) -> float:
+        return sum(self.zeros.values()) / max(sum(self.widths.values()), 1)
+
+    @property
+    def ended(self) -> bool:
+        return self.reached is not None
+
+    def line(self, number: int, macs: int) -> str:
+        accuracy = "" if self.val_accuracy is None else f", val {self.val_accuracy:.2%}"
+        bars = "".join("▁▂▃▄▅▆▇█"[round(7 * self.zeros[n] / w)] for n, w in self.widths.items())
+        return (
+            f"ista {number}: rho {self.rho:.2g}  loss {self.loss:.3f}  Lasso {self.lasso:.3f}  "
+            f"{self.sparsity:.1%} zero {bars}  {self.macs / max(macs, 1):.1%} of the MACs{accuracy}"
+        )
+
+    def point(self) -> dict[str, Any]:
+        """What the summary keeps of it."""
+        kept = ("rho", "loss", "lasso", "macs", "params", "val_accuracy", "steps", "reached", "seconds")
+        return {**{name: getattr(self, name) for name in kept}, "sparsity": self.sparsity}
+
+
+def starting_point(
+    alpha: float | None, rho: float | None, gammas: np.ndarray, costs: np.ndarray, lr: float, steps: int
+) -> tuple[float, float]:
+    """alpha and the first rho.
+
+    A rho that is given decides alpha (Ye et al. 2018, section 4.3): the mean |alpha gamma| is about
+    100 mu lambda rho, a hundred steps to zero. A rho that will rise starts where an epoch of `steps` shrinks the mean
+    |alpha gamma| by a tenth, if no gradient holds against it.
+    """
+    mean, pace = max(float(np.abs(gammas).mean()), 1e-12), lr * float(costs.mean())
+    if rho is None:
+        alpha = STEADY if alpha is None else alpha
+        return alpha, alpha * mean / (10 * pace * max(steps, 1))
+    if alpha is None:
+        alpha = min(ALPHAS, key=lambda a: abs(math.log(a) - math.log(100 * pace * rho / mean)))
+    return alpha, rho
+
+
+def next_rho(first: float, growth: float, rounds: Sequence[Round]) -> float:
+    """rho of the next round: it rises, faster while nothing becomes zero, and stays while training has to recover."""
+    rho = first
+    for before, now in zip([None, *rounds[:-1]], rounds, strict=False):
+        gained = now.sparsity - (before.sparsity if before else 0.0)
+        if before is not None and now.loss > 2 * before.loss and gained > 0.02:
+            rho = now.rho  # the loss has jumped: let it come down first
+        elif gained < 0.01:
+            rho = now.rho * growth**2
+        elif gained > 0.3:
+            rho = now.rho
+        else:
+            rho = now.rho * growth
+    return rho
+
+
+def collapsed(now: Round, accuracy: float | None) -> bool:
+    """Whether the round has destroyed the network: accuracy below half of the original's."""
+    return accuracy is not None and now.val_accuracy is not None and now.val_accuracy < accuracy / 2
+
+
+def diagnose(rounds: Sequence[Round], accuracy: float | None, classes: int) -> str | None:
+    """What goes wrong and what to change (Ye et al. 2018, section 4.3), or None."""
+    now, first = rounds[-1], rounds[0]
+    if now.sparsity > 0.95 or (collapsed(now, accuracy) and now.sparsity > first.sparsity + 0.3):
+        return "Nearly everything becomes zero: lower rho or growth."
+    if not math.isfinite(now.loss) or now.loss > 0.9 * math.log(max(classes, 2)):
+        return "The loss is as high as that of guessing: lower the learning rate (lr), or rho."
+    if len(rounds) >= 3 and now.sparsity < 0.01 and now.lasso / now.rho < 0.8 * first.lasso / first.rho:
+        return "The Lasso term falls but no scale reaches zero: use a smaller alpha (0.1, 0.01) and start again."
+    return None
