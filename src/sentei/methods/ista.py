@@ -263,7 +263,7 @@ class _Search:
         folded, closed = self._folded(model), 0
         budget = Budget(**{k: float(v) for k, v in self.limits.items()}) if self.limits else None
         while budget is not None and not _holds(self.graph, folded.plan, self.limits):
-            closed = self._silence_smallest(model, budget)
+            closed += self._silence_smallest(model, budget)
             folded = self._folded(model)
             cost = self.graph.cost(folded.plan)
             over = max(getattr(cost, k) / v for k, v in self.limits.items())

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-SETTLED = 0.005
-"""Sparsity and Lasso term are flat where they change by less than this share in three rounds."""
-
 
 ALPHAS = (1.0, 0.1, 0.01, 0.001)
 """The paper's choices."""
-STEADY = 1.0
+STEADY = 0.1
 """alpha where rho may rise as far as it takes."""
+BRISK = 0.1
+"""Share of units that become zero in an epoch, above which rho has no need to rise."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +84,16 @@ def starting_point(
 
 
 def next_rho(first: float, growth: float, rounds: Sequence[Round]) -> float:
-    """rho of the next round: it rises, faster while nothing becomes zero, and stays while training has to recover."""
-    rho = first
-    for before, now in zip([None, *rounds[:-1]], rounds, strict=False):
-        gained = now.sparsity - (before.sparsity if before else 0.0)
-        if before is not None and now.loss > 2 * before.loss and gained > 0.02:
-            rho = now.rho  # the loss has jumped: let it come down first
-        elif gained < 0.01:
-            rho = now.rho * growth**2
-        elif gained > 0.3:
-            rho = now.rho
-        else:
-            rho = now.rho * growth
-    return rho
+    """rho of the next round: it rises, faster while the scales stand still. While many become zero, or after the loss
+    has jumped, it stays."""
+    if not rounds:
+        return first
+    now, before = rounds[-1], rounds[-2] if len(rounds) > 1 else None
+    gained = now.sparsity - (before.sparsity if before else 0.0)
+    if gained >= BRISK or (before is not None and gained > 0.01 and now.loss > 1.5 * before.loss):
+        return now.rho
+    still = before is not None and gained < 0.01 and now.lasso / now.rho > 0.95 * before.lasso / before.rho
+    return now.rho * growth ** (2 if still else 1)
 
 
 def collapsed(now: Round, accuracy: float | None) -> bool:

@@ -29,7 +29,7 @@ from sentei.plan.plan import Plan
 from sentei.surgery.absorb import Absorption, absorb
 from sentei.surgery.check import DOUBLE, SINGLE, reference, relative_error
 from sentei.surgery.readers import Reader, by_group, readers
-from sentei.surgery.watch import CONVOLUTIONS, Reading, Watch, noise, watch
+from sentei.surgery.watch import CONVOLUTIONS, Reading, Watch, noise, noisy, watch
 
 Mode = Literal["exact", "bias"]
 SPREAD = 1e-9
@@ -156,10 +156,10 @@ def _measure(model: nn.Module, graph: ChannelGraph, inputs: Any) -> tuple[Watch,
     """
     spread = _spread(model)
     first = watch(model, graph, inputs)
-    steady = _steady(first, watch(model, graph, _noisy(inputs, 0)), spread)
+    steady = _steady(first, watch(model, graph, noisy(inputs, 0)), spread)
     for seed in range(PROBES):
         probe = _probe(model, seed)
-        one, two = (watch(probe, graph, _noisy(inputs, s), _Noise(spread, s)) for s in (2 * seed, 2 * seed + 1))
+        one, two = (watch(probe, graph, noisy(inputs, s), _Noise(spread, s)) for s in (2 * seed, 2 * seed + 1))
         if {len(one.readings), len(two.readings)} != {len(first.readings)}:
             raise SurgeryError("the model takes different paths on different inputs, so nothing can be folded safely")
         steady = [a & b for a, b in zip(steady, _steady(one, two, spread), strict=True)]
@@ -252,17 +252,6 @@ def _in_double(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
     except Exception:
         return copy.deepcopy(model).eval(), inputs
     return double, given
-
-
-def _noisy(inputs: Any, seed: int) -> Any:
-    """The inputs with noise added."""
-    like = noise(seed)
-    args, kwargs = arguments(inputs)
-
-    def shaken(t: Any) -> Any:
-        return t + like(t) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim else t
-
-    return {k: shaken(v) for k, v in kwargs.items()} if kwargs else tuple(shaken(a) for a in args)
 
 
 def _probe(model: nn.Module, seed: int) -> nn.Module:

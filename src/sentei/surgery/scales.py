@@ -24,7 +24,7 @@ from sentei.graph.inputs import arguments, cast
 from sentei.graph.resize import named_tensors
 from sentei.surgery.check import relative_error
 from sentei.surgery.readers import Reader, by_group, readers
-from sentei.surgery.watch import CONVOLUTIONS, Answer, Reading, noise, watch
+from sentei.surgery.watch import CONVOLUTIONS, Answer, Reading, noise, noisy, watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def rescale(model: nn.Module, graph: ChannelGraph, names: Sequence[str], alpha: 
     for name in names:
         _scale(factors, precise, graph.group(name), alpha)
     Rescaling(alpha, factors, {}).apply(trial)
-    scaled, refused = _compare(precise, trial, graph, names, alpha, given)
+    scaled, refused = _compare(precise, trial, graph, names, alpha, noisy(given, 0))
     own = {n: torch.ones_like(p) for n, p in precise.named_parameters()}
     for name in names:
         if name not in refused:

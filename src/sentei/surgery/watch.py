@@ -157,3 +157,14 @@ def noise(seed: int) -> Callable[[Tensor], Tensor]:
         return (drawn * sizes.view(-1, *[1] * (t.ndim - 1))).to(t)
 
     return like
+
+
+def noisy(inputs: Any, seed: int) -> Any:
+    """The inputs with noise added."""
+    like = noise(seed)
+    args, kwargs = arguments(inputs)
+
+    def shaken(t: Any) -> Any:
+        return t + like(t) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim else t
+
+    return {k: shaken(v) for k, v in kwargs.items()} if kwargs else tuple(shaken(a) for a in args)
