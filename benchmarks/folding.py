@@ -119,9 +119,8 @@ def main() -> None:
     given = parser.parse_args()
 
     warnings.simplefilter("ignore")
-    print(
-        "| network | way | error, max | error, L2 | parameters left | seconds |\n| --- | --- | ---: | ---: | ---: | ---: |"
-    )
+    print("| network | way | error, max | error, L2 | parameters left | seconds |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
     for name in given.models:
         name = name if name in MODELS or ":" in name else f"torchvision:{name}"
         for way in given.ways:

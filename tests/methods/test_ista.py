@@ -108,7 +108,7 @@ def test_folding_left_the_network_as_it_was(run, data):
 
 
 def test_a_fixed_rho_is_the_papers_mode(model, data):
-    result = prune(model, data, method=Ista(rho=0.02, epochs=3), constraints=FREE, recipe=RECIPE)
+    result = prune(model, data, method=Ista(rho=0.02, sparse_epochs=3), constraints=FREE, recipe=RECIPE)
     report = result.summary["ista"]
     assert [p["rho"] for p in report["curve"]] == [0.02] * 3
     assert report["alpha"] == 0.1
@@ -120,14 +120,16 @@ def test_a_fixed_rho_is_the_papers_mode(model, data):
 
 def test_too_few_epochs_are_closed_with_the_smallest_scales(model, data):
     lines = []
-    result = prune(model, data, method=Ista(epochs=1), budget=HALF, constraints=FREE, recipe=RECIPE, say=lines.append)
+    result = prune(
+        model, data, method=Ista(sparse_epochs=1), budget=HALF, constraints=FREE, recipe=RECIPE, say=lines.append
+    )
     assert result.graph.cost(result.plan).macs <= 0.5 * result.graph.cost().macs
     assert result.summary["ista"]["closed"] > 10
     assert any("Closed the gap" in line for line in lines)
 
 
 def test_streams_too(model, data):
-    how = Ista(genes="all", cost="macs", fold="bias", epochs=6, growth=2)
+    how = Ista(genes="all", cost="macs", fold="bias", sparse_epochs=6, growth=2)
     result = prune(model, data, method=how, budget=sentei.Budget(params=0.6), constraints=FREE, recipe=RECIPE)
     assert result.summary["widths"]["conv1"][1] <= 32
     assert result.graph.cost(result.plan).params <= 0.6 * result.graph.cost().params
@@ -137,7 +139,12 @@ def test_streams_too(model, data):
 def test_limits_of_the_user_hold(model, data):
     given = Constraints(round_to=1, max_ratio=0.5, keep=("conv4",))
     result = prune(
-        model, data, method=Ista(epochs=2, growth=3), budget=sentei.Budget(macs=0.75), constraints=given, recipe=RECIPE
+        model,
+        data,
+        method=Ista(sparse_epochs=2, growth=3),
+        budget=sentei.Budget(macs=0.75),
+        constraints=given,
+        recipe=RECIPE,
     )
     widths = result.summary["widths"]
     assert widths["conv4"] == [64, 64]
@@ -178,8 +185,8 @@ def test_networks_without_usable_batchnorm_are_refused(norm, why, data, tmp_path
         {"rho": 0.0},
         {"growth": 1.0},
         {"alpha": 2.0},
-        {"epochs": 0},
-        {"lr": 0},
+        {"sparse_epochs": 0},
+        {"sparse_lr": 0},
         {"cost": "speed"},
         {"genes": "some"},
         {"fold": "x"},
@@ -198,6 +205,9 @@ def a_round(sparsity=0.0, loss=0.1, lasso=1.0, rho=1.0, val=0.9):
 def test_advice():
     assert diagnose([a_round()], 0.9, 10) is None
     assert "smaller alpha" in diagnose([a_round(), a_round(lasso=0.8), a_round(lasso=0.5)], 0.9, 10)
+    rising = [a_round(lasso=1 / n, rho=n) for n in range(1, 8)]
+    assert diagnose(rising, 0.9, 10) is None
+    assert "smaller alpha" in diagnose([*rising, a_round(lasso=0.1, rho=8)], 0.9, 10)
     assert "lower rho" in diagnose([a_round(), a_round(0.97)], 0.9, 10)
     assert "learning rate" in diagnose([a_round(loss=2.2)], 0.9, 10)
 
@@ -238,7 +248,12 @@ def test_only_training_and_validation_images_are_seen(model, data):
 
     splits = {name: Watched(name, getattr(data, name)) for name in ("train", "val", "test")}
     prune(
-        model, dataclasses.replace(data, **splits), method=Ista(epochs=1), budget=HALF, constraints=FREE, recipe=RECIPE
+        model,
+        dataclasses.replace(data, **splits),
+        method=Ista(sparse_epochs=1),
+        budget=HALF,
+        constraints=FREE,
+        recipe=RECIPE,
     )
     assert seen.count("test") == 2
     assert seen[-4:] == ["val", "test", "val", "test"]

@@ -37,7 +37,7 @@ class Demo:
     Takes less than a minute on two cores; no network, no GPU, no data to fetch.
     """
 
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD")] = ("uniform", "taylor", "abc")
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD")] = ("uniform", "taylor", "abc", "ista")
     """What to compare."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Keep the pruned networks here; by default they go to a temporary folder."""

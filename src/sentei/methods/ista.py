@@ -39,7 +39,7 @@ from sentei.train.splits import training_batches
 class Ista(Method):
     """Sparsify BatchNorm scales by proximal gradient steps, then fold what has become constant.
 
-    >>> sentei.prune(model, data, method=Ista(epochs=15), budget=sentei.Budget(macs=0.5))
+    >>> sentei.prune(model, data, method=Ista(sparse_epochs=15), budget=sentei.Budget(macs=0.5))
 
     Widths are what training leaves: multiples (`round_to`) are not enforced, but `keep`, `min_width` and `max_ratio`
     hold. Weight decay, batch size and augmentation are those of the fine-tuning recipe.
@@ -53,9 +53,9 @@ class Ista(Method):
     alpha: float | None = None
     """Scale gamma and beta by this and their readers' weights by its inverse, so that gammas move faster: 1, 0.1, 0.01
     or 0.001. Unless given, the paper's rule chooses: about 100 steps of shrinking to zero."""
-    epochs: int = 20
+    sparse_epochs: int = 20
     """Epochs of sparse training, at most."""
-    lr: float = 0.01
+    sparse_lr: float = 0.01
     """Learning rate of sparse training, constant."""
     cost: CostKind = "memory"
     """What a unit is penalised for: weights and feature maps as in the paper (memory), macs or params."""
@@ -69,8 +69,8 @@ class Ista(Method):
             "rho": (self.rho is None or self.rho > 0, "above 0"),
             "growth": (self.growth > 1, "above 1"),
             "alpha": (self.alpha is None or 0 < self.alpha <= 1, "above 0, at most 1"),
-            "epochs": (self.epochs >= 1, "1 or more"),
-            "lr": (self.lr > 0, "above 0"),
+            "sparse_epochs": (self.sparse_epochs >= 1, "1 or more"),
+            "sparse_lr": (self.sparse_lr > 0, "above 0"),
             "cost": (self.cost in ("memory", "macs", "params"), "memory, macs or params"),
             "genes": (self.genes in ("inner", "all"), "inner or all"),
             "fold": (self.fold in ("exact", "bias"), "exact or bias"),
@@ -118,7 +118,7 @@ class _Search:
         rounds: list[Round] = []
         state = None
         with LassoView(self.groups, self.limits, self.graph, pruning.progress) as view:
-            while len(rounds) < how.epochs and not (rounds and rounds[-1].ended):
+            while len(rounds) < how.sparse_epochs and not (rounds and rounds[-1].ended):
                 number = len(rounds) + 1
                 rho = how.rho or next_rho(first, how.growth, rounds)
                 done = pruning.run.once(f"ista{number}", partial(self._round, state, rho, number, view))
@@ -128,7 +128,7 @@ class _Search:
                 advice = diagnose(rounds, start["accuracy"], pruning.data.num_classes)
                 if advice:
                     pruning.say(f"  {advice}")
-                if collapsed(rounds[-1], start["accuracy"]) and how.budgeted and number < how.epochs:
+                if collapsed(rounds[-1], start["accuracy"]) and how.budgeted and number < how.sparse_epochs:
                     state = before
         return self._finish(state, rounds, start)
 
@@ -141,7 +141,7 @@ class _Search:
         costs = np.repeat(costs_of_units(self.graph, self.names, None, how.cost), [g.width for g in self.groups])
         images = min(pruning.recipe.limit or len(pruning.data.train), len(pruning.data.train))
         steps = training_batches(images, pruning.recipe.batch_size)
-        alpha, rho = starting_point(how.alpha, how.rho, gammas, costs, how.lr, steps)
+        alpha, rho = starting_point(how.alpha, how.rho, gammas, costs, how.sparse_lr, steps)
         return {"alpha": alpha, "rho": rho, "accuracy": accuracy_of(pruning.base, pruning.data.val), "seconds": {}}
 
     @property
@@ -152,7 +152,7 @@ class _Search:
         units = sum(g.width for g in self.groups)
         self.pruning.say(
             f"Sparse training on {units:,} units of {len(self.groups)} groups: rho {rho:.2g}"
-            f"{'' if self.how.rho else ', rising'}, alpha {self.alpha:g}, learning rate {self.how.lr:g}"
+            f"{'' if self.how.rho else ', rising'}, alpha {self.alpha:g}, learning rate {self.how.sparse_lr:g}"
         )
         for name, why in self.left.items():
             self.pruning.say(f"  {name} stays whole: {why}")
@@ -175,7 +175,7 @@ class _Search:
             view.stepped(trained, penalties, number)
 
         recipe = replace(
-            pruning.recipe, epochs=1, lr=self.how.lr, schedule="constant", warmup_epochs=0.0, ema_decay=None,
+            pruning.recipe, epochs=1, lr=self.how.sparse_lr, schedule="constant", warmup_epochs=0.0, ema_decay=None,
             seed=pruning.recipe.seed + 1009 * number,
         )  # fmt: skip
         plain = sorted({scale.gamma for g in self.groups for scale in g.scales})

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-
 ALPHAS = (1.0, 0.1, 0.01, 0.001)
 """The paper's choices."""
 STEADY = 0.1
@@ -107,7 +106,8 @@ def diagnose(rounds: Sequence[Round], accuracy: float | None, classes: int) -> s
     if now.sparsity > 0.95 or (collapsed(now, accuracy) and now.sparsity > first.sparsity + 0.3):
         return "Nearly everything becomes zero: lower rho or growth."
     if not math.isfinite(now.loss) or now.loss > 0.9 * math.log(max(classes, 2)):
-        return "The loss is as high as that of guessing: lower the learning rate (lr), or rho."
-    if len(rounds) >= 3 and now.sparsity < 0.01 and now.lasso / now.rho < 0.8 * first.lasso / first.rho:
+        return "The loss is as high as that of guessing: lower the learning rate (sparse_lr), or rho."
+    patient = 3 if rounds[max(len(rounds) - 3, 0)].rho == now.rho else 8  # a rho that rises may start too low
+    if len(rounds) >= patient and now.sparsity < 0.01 and now.lasso / now.rho < 0.8 * first.lasso / first.rho:
         return "The Lasso term falls but no scale reaches zero: use a smaller alpha (0.1, 0.01) and start again."
     return None
