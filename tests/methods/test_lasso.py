@@ -109,6 +109,15 @@ def test_zeros_are_held_once_the_budget_is_met():
     assert live_plan(model, prox.graph, groups).keep["layer1.0.conv1"].tolist() == list(range(1, 16))
 
 
+def test_a_step_that_would_close_too_much_spares_the_largest():
+    graph = sentei.trace(build_model("resnet20"), torch.zeros(1, 3, 32, 32))
+    limits = {"macs": graph.cost(sentei.Plan({"layer1.0.conv1": range(10)}, graph.structure)).macs}
+    model, prox, groups = step([0.01 * (i + 1) for i in range(16)], penalty=100.0, limits=limits)
+    assert prox.reached == 1
+    assert model.layer1[0].bn1.weight.nonzero().flatten().tolist() == list(range(6, 16))
+    assert graph.cost(live_plan(model, graph, groups)).macs == limits["macs"]
+
+
 def test_gammas_take_plain_steps():
     model, _ = traced("resnet20")
     groups = parameter_groups(model, 5e-4, ["layer1.0.bn1.weight"])

@@ -51,8 +51,8 @@ class Ista(Method):
     growth: float = 1.5
     """Factor by which rho rises from epoch to epoch."""
     alpha: float | None = None
-    """Scale gamma and beta by this and their readers' weights by its inverse, so that gammas move faster: 1, 0.1, 0.01
-    or 0.001. Unless given, the paper's rule chooses: about 100 steps of shrinking to zero."""
+    """Scale gamma and beta by this and their readers' weights by its inverse, so that gammas move faster. Unless given,
+    0.1, and with a fixed rho by the paper's rule: 1, 0.1, 0.01 or 0.001, about 100 steps of shrinking to zero."""
     sparse_epochs: int = 20
     """Epochs of sparse training, at most."""
     sparse_lr: float = 0.01

@@ -117,7 +117,8 @@ class Proximal:
 
     gamma <- max(1 - mu rho lambda / ||gamma||, 0) gamma with the step's learning rate mu: the soft threshold for a
     single gamma. Zeros are exact and negative gammas stay negative. The largest `least` units of a group are spared
-    where it would close. Once the live network is within `limits`, the penalty ends and zeros are held.
+    where it would close. Once the live network is within `limits`, the penalty ends and zeros are held; a step that
+    would close more than that needs spares the largest.
     """
 
     graph: ChannelGraph
@@ -134,15 +135,36 @@ class Proximal:
         if self.reached is not None:
             self._hold(model)
             return
+        norms, factors = [], []
         for group, penalty in zip(self.groups, self.penalties, strict=True):
-            norms = group.norms(model)
-            factor = (1 - lr * penalty / norms.clamp_min(1e-16)).clamp_min(0)
+            norm = group.norms(model)
+            factor = (1 - lr * penalty / norm.clamp_min(1e-16)).clamp_min(0) * (norm > 0)
             if int((factor > 0).sum()) < group.least:
-                factor[norms.topk(group.least).indices] = 1
+                factor[norm.topk(group.least).indices] = 1
+            norms.append(norm)
+            factors.append(factor)
+        if self.limits and self._within(model, [f > 0 for f in factors]):
+            factors = self._spared(model, norms, factors)
+            self.reached, self.held = self.steps, [(f > 0).float() for f in factors]
+        for group, factor in zip(self.groups, factors, strict=True):
             group.multiply(model, factor)
-        if self.limits and live_within(model, self.graph, self.groups, self.limits):
-            self.reached = self.steps
-            self.held = [(g.norms(model) > 0).float() for g in self.groups]
+
+    def _within(self, model: nn.Module, live: Sequence[Tensor]) -> bool:
+        return live_within(model, self.graph, self.groups, live, self.limits)
+
+    def _spared(self, model: nn.Module, norms: list[Tensor], factors: list[Tensor]) -> list[Tensor]:
+        """Of the units that this step closes, as many of the largest stay as the budget allows."""
+        closing = torch.cat([n * (f == 0) for n, f in zip(norms, factors, strict=True)])
+        order = closing.argsort(descending=True, stable=True)[: int((closing > 0).sum())]
+        flat, widths = torch.cat(factors), [len(f) for f in factors]
+        low, high = 0, len(order)  # the largest number that fits lies in [low, high]
+        while low < high:
+            middle = (low + high + 1) // 2
+            trial = flat.clone()
+            trial[order[:middle]] = 1
+            low, high = (middle, high) if self._within(model, list((trial > 0).split(widths))) else (low, middle - 1)
+        flat[order[:low]] = 1
+        return list(flat.split(widths))
 
     def _hold(self, model: nn.Module) -> None:
         for group, live in zip(self.groups, self.held, strict=True):
@@ -154,13 +176,14 @@ def lasso(model: nn.Module, groups: Sequence[Penalised], penalties: Sequence[flo
     return sum(p * float(g.norms(model).sum()) for g, p in zip(groups, penalties, strict=True))
 
 
-def live_within(model: nn.Module, graph: ChannelGraph, groups: Sequence[Penalised], limits: dict[str, int]) -> bool:
-    """Whether the live network is small enough, with a carrier in each group that lost constants above zero."""
+def live_within(
+    model: nn.Module, graph: ChannelGraph, groups: Sequence[Penalised], live: Sequence[Tensor], limits: dict[str, int]
+) -> bool:
+    """Whether the network of these live units (bool) is small enough, with a carrier in each group that loses constants
+    above zero."""
     widths = graph.widths()
-    for g in groups:
-        norms = g.norms(model)
-        gone = norms == 0
+    for g, stays in zip(groups, live, strict=True):
         beta = model.get_parameter(g.scales[-1].beta).detach()[g.scales[-1].indices[:, 0]]
-        widths[graph.index(g.name)] = int((~gone).sum()) + int(bool((gone & (beta > 0)).any()))
+        widths[graph.index(g.name)] = int(stays.sum()) + int(bool((~stays & (beta > 0)).any()))
     cost = graph.costs(np.maximum(widths, 1))
     return all(float(getattr(cost, name)) <= limit for name, limit in limits.items())
