@@ -38,7 +38,14 @@ def model(data):
 def run(model, data, tmp_path_factory):
     folder, lines = tmp_path_factory.mktemp("ista") / "run", []
     result = prune(
-        model, data, method="ista", budget=HALF, constraints=FREE, recipe=RECIPE, run_dir=folder, say=lines.append
+        model,
+        data,
+        method=Ista(growth=2),
+        budget=HALF,
+        constraints=FREE,
+        recipe=RECIPE,
+        run_dir=folder,
+        say=lines.append,
     )
     return folder, result, lines
 
@@ -82,7 +89,13 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(run, model, data, tmp_path,
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    settings = {"method": "ista", "budget": HALF, "constraints": FREE, "recipe": RECIPE, "run_dir": tmp_path / "run"}
+    settings = {
+        "method": Ista(growth=2),
+        "budget": HALF,
+        "constraints": FREE,
+        "recipe": RECIPE,
+        "run_dir": tmp_path / "run",
+    }
     monkeypatch.setattr(module, "fit", dying)
     with pytest.raises(KeyboardInterrupt):
         prune(model, data, **settings)
