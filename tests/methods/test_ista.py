@@ -233,6 +233,24 @@ def test_rho_rises_faster_while_scales_stand_still_and_waits_while_many_go_or_th
     assert next_rho(1.0, 2.0, [a_round(), a_round(0.05)]) == 2
     assert next_rho(1.0, 2.0, [a_round(), a_round(0.05, loss=0.5)]) == 1
     assert next_rho(1.0, 2.0, [a_round(), a_round(0.5)]) == 1
+    assert next_rho(1.0, 2.0, [a_round(), a_round(0.5, val=0.3)], 0.9) == 0.5
+
+
+def test_a_round_that_destroys_the_network_is_done_over_with_a_smaller_rho(model, data, monkeypatch):
+    real, given = module.accuracy_of, []
+
+    def measured(network, split):
+        found = real(network, split)
+        given.append(found)
+        return 0.1 if len(given) == 3 else found  # the original, the first round, the second one
+
+    monkeypatch.setattr(module, "accuracy_of", measured)
+    report = prune(
+        model, data, method=Ista(growth=1.5, sparse_epochs=3), budget=HALF, constraints=FREE, recipe=RECIPE
+    ).summary["ista"]
+    rho = [p["rho"] for p in report["curve"]]
+    assert rho[2] == rho[1] / 1.5
+    assert report["curve"][1]["val_accuracy"] == 0.1
 
 
 def test_alpha_by_the_papers_rule():

@@ -120,7 +120,7 @@ class _Search:
         with LassoView(self.groups, self.limits, self.graph, pruning.progress) as view:
             while len(rounds) < how.sparse_epochs and not (rounds and rounds[-1].ended):
                 number = len(rounds) + 1
-                rho = how.rho or next_rho(first, how.growth, rounds)
+                rho = how.rho or next_rho(first, how.growth, rounds, start["accuracy"])
                 done = pruning.run.once(f"ista{number}", partial(self._round, state, rho, number, view))
                 before, state = state, done["model"]
                 rounds.append(Round.of(done["record"]))
@@ -128,7 +128,7 @@ class _Search:
                 advice = diagnose(rounds, start["accuracy"], pruning.data.num_classes)
                 if advice:
                     pruning.say(f"  {advice}")
-                if collapsed(rounds[-1], start["accuracy"]) and how.budgeted and number < how.sparse_epochs:
+                if how.budgeted and not rounds[-1].ended and collapsed(rounds[-1], start["accuracy"]):
                     state = before
         return self._finish(state, rounds, start)
 

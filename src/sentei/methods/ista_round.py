@@ -82,11 +82,13 @@ def starting_point(
     return alpha, rho
 
 
-def next_rho(first: float, growth: float, rounds: Sequence[Round]) -> float:
+def next_rho(first: float, growth: float, rounds: Sequence[Round], accuracy: float | None = None) -> float:
     """rho of the next round: it rises, faster while the scales stand still. While many become zero, or after the loss
-    has jumped, it stays."""
+    has jumped, it stays; after a round that has destroyed the network, and is done over, it falls."""
     if not rounds:
         return first
+    if collapsed(rounds[-1], accuracy):
+        return rounds[-1].rho / growth
     now, before = rounds[-1], rounds[-2] if len(rounds) > 1 else None
     gained = now.sparsity - (before.sparsity if before else 0.0)
     if gained >= BRISK or (before is not None and gained > 0.01 and now.loss > 1.5 * before.loss):
