@@ -11,6 +11,7 @@ from sentei.errors import ConfigError
 from sentei.methods.abc import Abc, EvolutionSearch, RandomWidths
 from sentei.methods.method import Method
 from sentei.methods.oneshot import OneShot
+from sentei.methods.stagewise import Stagewise
 
 METHODS: dict[str, Method] = {
     "uniform": OneShot("l1", "local"),
@@ -23,6 +24,7 @@ METHODS: dict[str, Method] = {
     "abc": Abc(),
     "evolution": EvolutionSearch(),
     "random_search": RandomWidths(),
+    "stagewise": Stagewise(),
 }
 """Criteria that are comparable between groups rank globally; distances between filters (fpgm) are not."""
 
