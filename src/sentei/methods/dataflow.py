@@ -84,7 +84,7 @@ def record(model: nn.Module, graph: ChannelGraph) -> Dataflow:
             outputs.append(Output(name, out, out.grad_fn, out._version, layers))
 
     handles = [
-        m.register_forward_hook(lambda module, _, out, name=name: note(name, module, out))  
+        m.register_forward_hook(lambda module, _, out, name=name: note(name, module, out))
         for name, m in model.named_modules()
         if name
     ]

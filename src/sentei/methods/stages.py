@@ -100,8 +100,7 @@ def visiting(model: nn.Module, boundaries: Sequence[Boundary], visit: Visit) -> 
     """Show the features at each boundary to `visit(i, features)`, and go on with what it returns, if anything."""
     modules = dict(model.named_modules())
     hooks = [
-        modules[b.module].register_forward_hook(lambda _, __, out, i=i: visit(i, out))
-        for i, b in enumerate(boundaries)
+        modules[b.module].register_forward_hook(lambda _, __, out, i=i: visit(i, out)) for i, b in enumerate(boundaries)
     ]
     try:
         yield
@@ -165,9 +164,7 @@ def _named(model: nn.Module, flow: Dataflow, names: Sequence[str]) -> list[Outpu
         out = outputs[name]
         _check_single(flow, out)
         if ends and flow.order[out.node] >= flow.order[ends[-1].node]:
-            raise ConfigError(
-                f"stages {ends[-1].module} and {name} do not chain: name them as data flows, each once"
-            )
+            raise ConfigError(f"stages {ends[-1].module} and {name} do not chain: name them as data flows, each once")
         ends.append(out)
     return ends
 

@@ -17,14 +17,13 @@ from torch import nn
 
 from sentei.errors import BudgetError, ConfigError
 from sentei.methods.genes import Genes, searched_groups
-from sentei.methods.measure import measure
 from sentei.methods.method import Found, Method
-from sentei.methods.proxies import StageDistances, SubnetAccuracy
+from sentei.methods.proxies import SubnetAccuracy
 from sentei.methods.pruning import Pruning
 from sentei.methods.shares import shares
 from sentei.methods.stages import Stages, find_stages
+from sentei.methods.stagesearch import StageSearch
 from sentei.methods.supernet import RULES, Rule, Supernet, SupernetLoss, training_bytes
-from sentei.methods.tables import Proposer, Tables, distances_of
 from sentei.plan import Plan, criterion
 from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
 from sentei.search.evaluators import check_validation
@@ -32,6 +31,7 @@ from sentei.search.executors import Where
 from sentei.search.view import SearchView
 from sentei.surgery import cut
 from sentei.train import Recipe, fit
+from sentei.train.evaluate import logits
 
 SearchName = Literal["merge", "abc", "evolution", "random"]
 STRATEGIES: dict[str, type[Strategy]] = {"abc": Colony, "evolution": Evolution, "random": RandomSearch}
@@ -145,7 +145,7 @@ class Stagewise(Method):
         inside = {graph.groups[g].name for g in free}
         names = [name for name in searched_groups(graph, self.genes) if name in inside]
         batches = data.train.batches(pruning.recipe.batch_size, limit=pruning.images)
-        scores = criterion(self.sort_by)(model, graph, batches=batches, loss=loss, seed=pruning.recipe.seed)
+        scores = criterion(self.sort_by)(model, graph, batches=batches, loss=_loss, seed=pruning.recipe.seed)
         return Supernet.of(model, graph, stages, shares(graph, names, pruning.constraints, self.levels), scores)
 
     def refuse(self, pruning: Pruning, net: Supernet) -> None:
@@ -160,7 +160,7 @@ class Stagewise(Method):
             if smallest > limit:
                 kept = [g for i in net.stages.between for g in i if g not in net.space.genes]
                 names = ", ".join(pruning.graph.groups[g].name for g in kept[:4])
-                hint = f"; what ends a stage stays whole ({names}): search it with interfaces='searched'" if kept else ""
+                hint = f"; what ends a stage stays whole ({names}): interfaces='searched' narrows it" if kept else ""
                 raise BudgetError(
                     f"{limit:,} {name} are asked for, the narrowest network of the supernet has {smallest:,} "
                     f"({smallest / full:.1%} of {full:,}){hint}"
@@ -175,7 +175,7 @@ class Stagewise(Method):
             net = self.sorted_net(pruning, net.stages, warm)
         chunk = self.chunk(pruning, net)
         objective = SupernetLoss(net, self.rule, self.subnets, chunk)
-        self._fit(pruning, net.model, self.recipe(pruning, self.supernet_epochs), "supernet", objective)
+        self._fit(pruning, net.model, self.recipe(pruning, self.supernet_epochs), self.rule, objective)
         return net
 
     def recipe(self, pruning: Pruning, epochs: int) -> Recipe:
@@ -201,8 +201,8 @@ class Stagewise(Method):
         chunk = min(batch, max(2, limit // max(image, 1)))
         split = f": batches of {batch} are split into {-(-batch // chunk)}" if chunk < batch else ""
         pruning.say(
-            f"Memory: stage features take {features / 2**10:,.0f} KB an image, training about {image * chunk / 2**20:,.0f}"
-            f" MB at once of {self.memory_mb:,} MB allowed{split}"
+            f"Memory: stage features take {features / 2**10:,.0f} KB an image, training about "
+            f"{image * chunk / 2**20:,.0f} MB at once of {self.memory_mb:,} MB allowed{split}"
         )
         return int(chunk)
 
@@ -211,7 +211,7 @@ class Stagewise(Method):
     def searched(self, pruning: Pruning, net: Supernet) -> tuple[np.ndarray, dict[str, Any]]:
         with pruning.timed("search"):
             if self.search == "merge":
-                return self._merged(pruning, net)
+                return StageSearch(self, pruning, net, self.accuracy(pruning, net)).result()
             evaluator = self.accuracy(pruning, net)
             space = budgeted(pruning.graph, net.space.names, pruning.budget, pruning.constraints)
             strategy = STRATEGIES[self.search](space, seed=pruning.recipe.seed, evaluations=self.evaluations)
@@ -227,56 +227,6 @@ class Stagewise(Method):
         return SubnetAccuracy.of(
             net, pruning.data, images=self.validation_images, recalibrate=self.calibration_images,
             seed=pruning.recipe.seed,
-        )  # fmt: skip
-
-    def _merged(self, pruning: Pruning, net: Supernet) -> tuple[np.ndarray, dict[str, Any]]:
-        """Tables, merge, and the most accurate of the merged structures."""
-        ((cost, limit),) = pruning.budget.resolve(pruning.graph).items()
-        proposer = Proposer(net, pruning.recipe.seed)
-        evaluator = StageDistances.of(net, pruning.data, self.table_images, self.memory_mb * 2**20)
-        tables = self._tables(pruning, net, proposer, evaluator, cost, limit)
-        levels, distances = tables.best(limit, self.candidates, proposer)
-        widths = [net.space.widths(row) for row in levels.tolist()]
-        pruning.say(f"Measuring the {len(widths)} structures of least distance as a whole ...")
-        records = self._measure(pruning, self.accuracy(pruning, net), widths, "candidates")
-        best = int(np.argmax([r["fitness"] for r in records]))
-        tried = [
-            {"distance": float(d), "accuracy": r["accuracy"], "loss": r["loss"], cost: int(c)}
-            for d, r, c in zip(distances, records, getattr(pruning.graph.costs(np.stack(widths)), cost), strict=True)
-        ]
-        rows = [len(t.cost) for t in tables.stages]
-        return widths[best], {"search": {"strategy": "merge", "rows": rows, "picked": best, "candidates": tried}}
-
-    def _tables(
-        self, pruning: Pruning, net: Supernet, proposer: Proposer, evaluator: StageDistances, cost: str, limit: int
-    ) -> Tables:
-        enough = proposer.enough()
-        rounds = 1 if enough is not None and enough <= self.evaluations else self.rounds
-        count = min(self.evaluations, enough or self.evaluations)
-        shares = [len(part) for part in np.array_split(np.arange(count), rounds)]
-        kept = evaluator.feature_bytes <= evaluator.memory
-        how = "are kept" if kept else "exceed the limit and are computed again each time"
-        pruning.say(
-            f"Measuring {count} structures stage by stage on {self.table_images} validation images; the full network's "
-            f"features ({evaluator.feature_bytes / 2**20:,.0f} MB) {how} ..."
-        )
-        levels = proposer.first(shares[0])
-        records = self._measure(pruning, evaluator, [net.space.widths(r) for r in levels.tolist()], "stages")
-        for number, share in enumerate(shares[1:], 1):
-            tables = Tables.of(proposer, cost, levels, distances_of(records, len(net.stages)))
-            parents, distances = tables.best(limit, max(self.candidates, 10), proposer)
-            pruning.say(f"  round {number} of {rounds}: least total distance {distances[0]:.4f} within the budget")
-            new = proposer.bred(parents, share, number)
-            records += self._measure(pruning, evaluator, [net.space.widths(r) for r in new.tolist()], "stages")
-            levels = np.concatenate([levels, new])
-        return Tables.of(proposer, cost, levels, distances_of(records, len(net.stages)))
-
-    def _measure(
-        self, pruning: Pruning, evaluator: StageDistances | SubnetAccuracy, widths: list[np.ndarray], title: str
-    ) -> list[dict[str, Any]]:
-        return measure(
-            evaluator, widths, journal=pruning.run.journal, where=self.executor, workers=self.processes, title=title,
-            shown=pruning.progress,
         )  # fmt: skip
 
 
@@ -295,14 +245,14 @@ def reinitialise(model: nn.Module, seed: int) -> None:
     resets: dict[str, Any] = {n: m.reset_parameters for n, m in model.named_modules() if hasattr(m, "reset_parameters")}
     for name, _ in model.named_parameters():
         if name.rpartition(".")[0] not in resets:
-            raise ConfigError(f"weights='scratch' needs modules that reset themselves; {name} belongs to none that does")
+            raise ConfigError(
+                f"weights='scratch' needs modules with reset_parameters; that of {name} has none"
+            )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for reset in resets.values():
             reset()
 
 
-def loss(output: Any, y: torch.Tensor) -> torch.Tensor:
-    from sentei.train.evaluate import logits
-
+def _loss(output: Any, y: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(logits(output), y)
