@@ -239,12 +239,12 @@ class SupernetLoss:
         self.sums[kind] = self.sums.get(kind, 0.0) + losses.cpu().double().numpy() / share
 
     def status(self) -> str:
-        """Mean distance of the narrowest and of random subnets at each stage."""
+        """Mean loss of the narrowest and of random subnets, at each stage where they learn by stages."""
         parts = [f"{kind} {' '.join(f'{v:.2f}' for v in s / max(self.steps, 1))}" for kind, s in self.sums.items()]
-        return "distance: " + ", ".join(parts) if parts else ""
+        return "subnets: " + ", ".join(parts) if parts else ""
 
     def measured(self) -> dict[str, Any]:
-        found = {f"{k}_distance": np.round(s / max(self.steps, 1), 5).tolist() for k, s in self.sums.items()}
+        found = {f"{k}_losses": np.round(s / max(self.steps, 1), 5).tolist() for k, s in self.sums.items()}
         self.sums, self.steps = {}, 0
         return found
 
