@@ -18,7 +18,8 @@ from sentei.train.checkpoint import load_checkpoint, save_checkpoint
 from sentei.train.journal import Journal
 
 CONFIG, JOURNAL, SUMMARY = "config.yaml", "journal.jsonl", "summary.json"
-OURS = (SUMMARY, JOURNAL, "model.safetensors", "plan.json", CONFIG)
+SUPERNETS = tuple(f"supernet-{rule}.safetensors" for rule in ("stagewise", "sandwich", "random-path"))
+OURS = (SUMMARY, JOURNAL, "model.safetensors", "plan.json", *SUPERNETS, CONFIG)
 """The files of a run; the config goes last when a run is cleared, so that a kill leaves a resumable one."""
 
 

@@ -9,6 +9,7 @@ tables and their merge are ours, because the paper's were not to be had; docs/ho
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,7 +24,9 @@ from sentei.methods.pruning import Pruning
 from sentei.methods.shares import shares
 from sentei.methods.stages import Stages, find_stages
 from sentei.methods.stagesearch import StageSearch
+from sentei.methods.summary import digest
 from sentei.methods.supernet import RULES, Rule, Supernet, SupernetLoss, training_bytes
+from sentei.methods.supernet_file import load_supernet, save_supernet
 from sentei.plan import Plan, criterion
 from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
 from sentei.search.evaluators import check_validation
@@ -57,6 +60,8 @@ class Stagewise(Method):
     rule: Rule = "stagewise"
     """How the supernet learns: each stage imitates the full network's (stagewise), the scores at the end are imitated
     (sandwich), or random subnets learn the labels (random-path)."""
+    supernet: str | None = None
+    """Run whose supernet is used again, for another budget or search, instead of training one."""
     warmup_epochs: int = 0
     """Epochs of the full network alone before; for networks that are not trained yet."""
     supernet_epochs: int = 10
@@ -168,15 +173,30 @@ class Stagewise(Method):
 
     def trained(self, pruning: Pruning, net: Supernet) -> Supernet:
         """Warm-up if asked for, sort, train. Each phase goes on where it was stopped."""
+        about = self._about_supernet(pruning, net)
+        if self.supernet is not None:
+            pruning.say(f"Using the supernet of {self.supernet}")
+            return load_supernet(net, Path(self.supernet), about)
         if self.warmup_epochs:
-            warm = net.unsorted()
             recipe = self.recipe(pruning, self.warmup_epochs)
-            warm = self._fit(pruning, warm, recipe, "warmup", None)
+            warm = self._fit(pruning, net.unsorted(), recipe, "warmup", None)
             net = self.sorted_net(pruning, net.stages, warm)
         chunk = self.chunk(pruning, net)
         objective = SupernetLoss(net, self.rule, self.subnets, chunk)
         self._fit(pruning, net.model, self.recipe(pruning, self.supernet_epochs), self.rule, objective)
+        if pruning.run.folder is not None:
+            save_supernet(net, pruning.run.folder, about)
         return net
+
+    def _about_supernet(self, pruning: Pruning, net: Supernet) -> dict[str, Any]:
+        """What has to agree for a supernet to be used again."""
+        return {
+            "base": digest(pruning.base),
+            "rule": self.rule,
+            "stages": list(net.stages.names),
+            "levels": {name: c.tolist() for name, c in zip(net.space.names, net.space.choices, strict=True)},
+            "epochs": self.supernet_epochs,
+        }
 
     def recipe(self, pruning: Pruning, epochs: int) -> Recipe:
         given = pruning.recipe
