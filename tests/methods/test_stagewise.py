@@ -58,8 +58,8 @@ def same(a, b):
         {"stages": ("a",)},
         {"rule": "sandwich", "search": "abc"},
         {"rule": "random-path", "search": "evolution"},
-        {"search": "random", "weights": "scratch", "imitate": False},
-        {"warmup_epochs": 1, "memory_mb": 1},
+        {"search": "random", "start": "scratch", "imitate": False},
+        {"full_epochs": 1, "memory_mb": 1},
     ],
 )
 def test_the_result_is_within_the_budget_and_proved(options, model, data):

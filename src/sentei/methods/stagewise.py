@@ -3,7 +3,7 @@
 After Zhang, Yu, Rong, Ou: "Stage-wise Channel Pruning for Model Compression" (arXiv 2011.04908; extended as "Effective
 Model Compression via Stage-wise Pruning", Machine Intelligence Research 2023). From the paper: stages, full network
 and narrowest network in every iteration, imitation of the full network in training and in search. Losses, cuts, grid,
-tables and their merge are ours, because the paper's were not to be had; docs/how-it-works.md tells which is which.
+tables and their merge are ours, because the paper's were not to be had; docs/stagewise.md tells which is which.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Stagewise(Method):
     (sandwich), or random subnets learn the labels (random-path)."""
     supernet: str | None = None
     """Run whose supernet is used again, for another budget or search, instead of training one."""
-    warmup_epochs: int = 0
+    full_epochs: int = 0
     """Epochs of the full network alone before; for networks that are not trained yet."""
     supernet_epochs: int = 10
     """Epochs of the supernet; each costs about twice a plain one."""
@@ -87,7 +87,7 @@ class Stagewise(Method):
     """Training images for the BatchNorm statistics of a whole structure."""
     validation_images: int = 2000
     """Validation images for its accuracy."""
-    weights: Literal["supernet", "scratch"] = "supernet"
+    start: Literal["supernet", "scratch"] = "supernet"
     """Where the final network starts: from its slice of the supernet, or from new random weights as in the paper."""
     imitate: bool = True
     """In the final training, imitate the original network too (distillation)."""
@@ -98,7 +98,7 @@ class Stagewise(Method):
 
     def __post_init__(self) -> None:
         limits = {
-            "levels": 2, "warmup_epochs": 0, "supernet_epochs": 0, "subnets": 1, "memory_mb": 1, "evaluations": 1,
+            "levels": 2, "full_epochs": 0, "supernet_epochs": 0, "subnets": 1, "memory_mb": 1, "evaluations": 1,
             "rounds": 1, "table_images": 2, "candidates": 1, "calibration_images": 2, "validation_images": 1,
             "processes": 1,
         }  # fmt: skip
@@ -107,7 +107,7 @@ class Stagewise(Method):
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
         allowed = {
             "interfaces": ("whole", "searched"), "genes": get_args(Genes), "rule": RULES,
-            "search": get_args(SearchName), "weights": ("supernet", "scratch"), "executor": get_args(Where),
+            "search": get_args(SearchName), "start": ("supernet", "scratch"), "executor": get_args(Where),
         }  # fmt: skip
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -137,7 +137,7 @@ class Stagewise(Method):
         network = cut(trained, pruning.graph, plan := Plan.from_json(done["plan"]))
         network.load_state_dict(done["model"])
         pruning.tell_cut(done)
-        if self.weights == "scratch":
+        if self.start == "scratch":
             reinitialise(network, pruning.recipe.seed)
         told = {"stages": list(stages.names), "features_bytes": stages.feature_bytes(), **report}
         return Found(network, plan, [done], {"stagewise": told}, teacher=pruning.base if self.imitate else None)
@@ -172,14 +172,14 @@ class Stagewise(Method):
                 )
 
     def trained(self, pruning: Pruning, net: Supernet) -> Supernet:
-        """Warm-up if asked for, sort, train. Each phase goes on where it was stopped."""
+        """The full network first if asked for, sort, train. Each phase goes on where it was stopped."""
         about = self._about_supernet(pruning, net)
         if self.supernet is not None:
             pruning.say(f"Using the supernet of {self.supernet}")
             return load_supernet(net, Path(self.supernet), about)
-        if self.warmup_epochs:
-            recipe = self.recipe(pruning, self.warmup_epochs)
-            warm = self._fit(pruning, net.unsorted(), recipe, "warmup", None)
+        if self.full_epochs:
+            recipe = self.recipe(pruning, self.full_epochs)
+            warm = self._fit(pruning, net.unsorted(), recipe, "full", None)
             net = self.sorted_net(pruning, net.stages, warm)
         chunk = self.chunk(pruning, net)
         objective = SupernetLoss(net, self.rule, self.subnets, chunk)
@@ -266,7 +266,7 @@ def reinitialise(model: nn.Module, seed: int) -> None:
     for name, _ in model.named_parameters():
         if name.rpartition(".")[0] not in resets:
             raise ConfigError(
-                f"weights='scratch' needs modules with reset_parameters; that of {name} has none"
+                f"start='scratch' needs modules with reset_parameters; that of {name} has none"
             )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

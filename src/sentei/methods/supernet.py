@@ -4,7 +4,7 @@ Three rules of training, all on `slim`, hence for every network that can be trac
 
 - ``stagewise``: each step trains the full network on the labels, and the narrowest and some random subnets to imitate
   it stage by stage, each stage from the full network's features (after Zhang et al. 2020, arXiv 2011.04908; the losses
-  are ours, see docs/how-it-works.md).
+  are ours, see docs/stagewise.md).
 - ``sandwich``: the same subnets imitate the scores at the end only (Yu and Huang 2019, arXiv 1903.05134).
 - ``random-path``: random subnets alone, on the labels (Guo et al. 2019, arXiv 1904.00420).
 """
