@@ -67,8 +67,9 @@ def test_every_proxy_is_held_against_real_trainings(model, data):
 def test_structures_can_be_trained_from_scratch(model, data):
     inherited = measured(model, data, proxies=("recalibrate",))
     scratch = measured(model, data, proxies=("recalibrate",), start="scratch")
-    pairs = zip(inherited["structures"], scratch["structures"], strict=True)
-    assert all(a["widths"] == b["widths"] and a["real"] != b["real"] for a, b in pairs)
+    pairs = list(zip(inherited["structures"], scratch["structures"], strict=True))
+    assert all(a["widths"] == b["widths"] for a, b in pairs)
+    assert np.mean([a["real"] for a, _ in pairs]) > np.mean([b["real"] for _, b in pairs]) + 0.1
 
 
 def test_a_killed_comparison_goes_on_to_the_same_result(model, data, tmp_path, monkeypatch):
@@ -107,8 +108,8 @@ def test_the_test_images_are_never_read(model, data, monkeypatch):
 
 def test_correlations():
     exact = correlation(np.arange(8.0), np.arange(8.0) ** 2)
-    assert exact["tau"] == exact["rho"] == exact["high"] == 1
-    assert correlation(np.arange(8.0), -np.arange(8.0))["tau"] == -1
+    assert [exact[k] for k in ("tau", "rho", "high")] == pytest.approx([1, 1, 1])
+    assert correlation(np.arange(8.0), -np.arange(8.0))["tau"] == pytest.approx(-1)
     assert correlation(np.ones(5), np.arange(5.0)) == {"tau": 0, "low": 0, "high": 0, "rho": 0}
     noisy = correlation(np.arange(12.0), np.array([2, 1, 0, 3, 5, 4, 8, 6, 7, 11, 9, 10.0]))
     assert -1 <= noisy["low"] < noisy["tau"] < noisy["high"] <= 1
@@ -130,8 +131,10 @@ def test_bad_settings_are_refused(options, text):
 
 
 def test_a_band_that_holds_too_few_structures_is_refused(model, data):
-    with pytest.raises(ConfigError, match="of 4 structures were found within 0.0% of the budget"):
-        measured(model, data, band=1e-7)
+    narrow = Constraints(round_to=1, keep=("a.*", "b.*"))
+    with pytest.raises(ConfigError, match="of 30 structures were found within 0.1% of the budget"):
+        measure_fidelity(model, data, Fidelity(structures=30, band=0.001), recipe=RECIPE,
+                         budget=sentei.Budget(macs=0.97), constraints=narrow)  # fmt: skip
 
 
 def test_the_scatter_plot_is_an_svg_with_every_point():
