@@ -163,9 +163,10 @@ class Stagewise(Method):
         for name, limit in limits.items():
             smallest, full = int(getattr(least, name)), int(getattr(pruning.graph.cost(), name))
             if smallest > limit:
-                kept = [g for i in net.stages.between for g in i if g not in net.space.genes]
-                names = ", ".join(pruning.graph.groups[g].name for g in kept[:4])
-                hint = f"; what ends a stage stays whole ({names}): interfaces='searched' narrows it" if kept else ""
+                kept = [g.name for g in pruning.graph.groups if not g.frozen and g.name not in net.space.names]
+                hint = f"; groups between stages stay whole ({', '.join(kept[:4])})" if kept else ""
+                more = self.interfaces == "whole" and any(map(len, net.stages.between))
+                hint += ": interfaces='searched' narrows them" if more else ""
                 raise BudgetError(
                     f"{limit:,} {name} are asked for, the narrowest network of the supernet has {smallest:,} "
                     f"({smallest / full:.1%} of {full:,}){hint}"
