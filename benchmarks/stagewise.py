@@ -165,7 +165,7 @@ def compared(
         stages=tuple(options.stages),
     )  # fmt: skip
     recipe = Recipe(epochs=options.epochs, lr=options.lr, limit=options.limit, seed=options.seeds[0])
-    config = {"task": "fidelity", "macs": budget, "base_sha256": digest(model), **how.to_dict()}
+    config = {"task": "fidelity", "macs": budget, "base_sha256": digest(model), **how.deciding()}
     run = Run.open(folder, json.loads(json.dumps(config | {"recipe": recipe.to_dict()})))
     summary = measure_fidelity(
         model, data, how, recipe=recipe, budget=Budget(macs=budget), run=run, source=options.model, say=say,

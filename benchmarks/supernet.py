@@ -110,7 +110,8 @@ def candidates(net: Supernet, options: argparse.Namespace) -> tuple[float, float
     rng = np.random.default_rng(0)
     widths = [net.space.widths(net.space.random(rng)) for _ in range(options.candidates)]
     rates = []
-    for proxy in (SubnetAccuracy(net, small, batches), StageDistances(net, small[:2])):
+    fast = bf16_supported(images.device)
+    for proxy in (SubnetAccuracy(net, small, batches, fast), StageDistances(net, small[:2], bf16=fast)):
         proxy(widths[0])
         started = time.perf_counter()
         for w in widths[1:]:

@@ -47,7 +47,7 @@ def test_networks_come_apart_where_the_size_changes(name):
         assert stages.costs(graph, cost, graph.widths(plan)).sum() == getattr(graph.cost(plan), cost)
 
 
-@pytest.mark.parametrize("name", ["resnet56", "googlenet", "torchvision:mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet56", "torchvision:mobilenet_v2"])
 def test_costs_of_a_stage_follow_from_its_own_widths(name):
     model, graph = traced(name, ZOO[name][0])
     stages = find_stages(model, graph)
@@ -60,7 +60,7 @@ def test_costs_of_a_stage_follow_from_its_own_widths(name):
             assert changed.tolist() == [j == i for j in range(len(stages))], (cost, i)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(networks())
 def test_random_networks_run_on_from_every_boundary(network):
     """The output follows from a boundary's features, whatever the image was; costs add up; features are untouched."""

@@ -18,7 +18,7 @@ from tests.methods.networks import Three
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.02, limit=256)
 QUICK = {
-    "supernet_epochs": 2, "evaluations": 24, "rounds": 3, "table_images": 60, "candidates": 4,
+    "supernet_epochs": 2, "evaluations": 18, "rounds": 3, "table_images": 60, "candidates": 4,
     "calibration_images": 128, "validation_images": 60, "levels": 6,
 }  # fmt: skip
 FREE = Constraints(round_to=1, max_ratio=0.9)
@@ -54,11 +54,11 @@ def same(a, b):
     "options",
     [
         {},
-        {"interfaces": "searched", "evaluations": 48},
+        {"interfaces": "searched", "evaluations": 36},
         {"stages": ("a",)},
         {"rule": "sandwich", "search": "abc"},
-        {"rule": "random-path", "search": "evolution"},
-        {"search": "random", "start": "scratch", "imitate": False},
+        pytest.param({"rule": "random-path", "search": "evolution"}, marks=pytest.mark.slow),
+        pytest.param({"search": "random", "start": "scratch", "imitate": False}, marks=pytest.mark.slow),
         {"full_epochs": 1, "memory_mb": 1},
     ],
 )
@@ -84,7 +84,9 @@ def test_the_structure_found_beats_the_narrowest_everywhere(model, data):
     assert sum(wider) > 3 * len(wider)
 
 
-PHASES = ("stagewise", "StageDistances", "SubnetAccuracy", "cut", "finetune")
+PHASES = (
+    "stagewise", "StageDistances", *(pytest.param(p, marks=pytest.mark.slow) for p in ("SubnetAccuracy", "cut", "finetune"))
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

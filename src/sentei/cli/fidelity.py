@@ -98,7 +98,7 @@ class FidelityCommand:
     def resolved(self, data: Mapping[str, Any], base: str, constraints: Constraints) -> dict[str, Any]:
         settings = {"task": "fidelity", "base_sha256": base, "data": dict(data), "macs": self.macs}
         return settings | {
-            "round_to": constraints.round_to, **self.how.to_dict(), "recipe": self.recipe.to_dict(),
+            "round_to": constraints.round_to, **self.how.deciding(), "recipe": self.recipe.to_dict(),
         }  # fmt: skip
 
     def command(self, dense: Dense) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import nn
 from sentei.errors import ConfigError
 from sentei.graph import trace
 from sentei.methods.measure import measure
+from sentei.methods.method import CHANGES_NOTHING
 from sentei.methods.proxies import StageDistances, SubnetAccuracy
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS, Pruning
 from sentei.methods.stages import find_stages
@@ -77,10 +78,10 @@ class Fidelity:
     """Training images for the BatchNorm statistics of a structure."""
     validation_images: int = 2000
     """Validation images for a proxy's accuracy."""
-    executor: Where = "here"
+    executor: Where = field(default="here", metadata=CHANGES_NOTHING)
     """Where structures are trained and measured: here, in worker processes, or on a Ray cluster."""
-    processes: int = 1
-    """Workers, for the executors process and ray."""
+    processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
+    """Workers of the executors process and ray; one for each processor of this machine unless given."""
 
     def __post_init__(self) -> None:
         _ = self.supernet
@@ -103,6 +104,11 @@ class Fidelity:
             "executor", "processes",
         )  # fmt: skip
         return Stagewise(**{name: getattr(self, name) for name in names})
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the result."""
+        free = {f.name for f in fields(self) if f.metadata == CHANGES_NOTHING}
+        return {name: value for name, value in self.to_dict().items() if name not in free}
 
     def to_dict(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
@@ -218,11 +224,12 @@ class _Comparison:
         if proxy == "recalibrate":
             return Recalibrate(
                 context.base, context.graph, context.data, calibration_images=how.calibration_images,
-                validation_images=how.validation_images, seed=context.recipe.seed,
+                validation_images=how.validation_images, bf16=context.recipe.bf16,
+                seed=context.recipe.seed,
             )  # fmt: skip
         net = self.net("stagewise" if proxy == "stagewise-distance" else proxy)
         if proxy == "stagewise-distance":
-            return StageDistances.of(net, context.data, how.table_images, how.memory_mb * 2**20)
+            return StageDistances.of(net, context.data, how.table_images, how.memory_mb * 2**20, context.recipe.bf16)
         accuracy: SubnetAccuracy = how.accuracy(context, net)
         return accuracy
 
@@ -240,8 +247,8 @@ class _Comparison:
     def measured(self, evaluator: Evaluator, widths: Sequence[np.ndarray], title: str) -> list[float]:
         context, how = self.context, self.how
         records = measure(
-            evaluator, widths, journal=context.run.journal, where=how.executor, workers=how.processes, title=title,
-            shown=context.progress,
+            evaluator, widths, journal=context.run.journal, where=how.executor, workers=how.supernet.workers,
+            title=title, shown=context.progress,
         )  # fmt: skip
         return [float(record["fitness"]) for record in records]
 
@@ -263,7 +270,7 @@ class _Comparison:
             "epochs": context.recipe.epochs,
             "limit": context.recipe.limit,
             "seed": context.recipe.seed,
-            "settings": self.how.to_dict(),
+            "settings": self.how.deciding(),
             "base_sha256": digest(context.base),
             "proxies": {
                 name: correlation(np.array(v)[banded], mean[banded], context.recipe.seed)

@@ -38,15 +38,20 @@ class StageDistances:
     net: Supernet
     batches: Sequence[Batch]
     memory: int = 2**30
+    bf16: bool = False
     kept: dict[int, tuple[list[Target], Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, net: Supernet, data: Data, images: int, memory: int = 2**30) -> StageDistances:
-        return cls(net, list(data.val.batches(BATCH, limit=images)), memory)
+    def of(
+        cls, net: Supernet, data: Data, images: int, memory: int = 2**30, bf16: bool | None = None
+    ) -> StageDistances:
+        """`images` of the validation split; bfloat16 where the hardware has it unless told otherwise."""
+        return cls(net, list(data.val.batches(BATCH, limit=images)), memory, _bf16(data, bf16))
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {"fitness": "stage distances", "images": sum(len(y) for _, y in self.batches), **self.net.settings}
+        count = sum(len(y) for _, y in self.batches)
+        return {"fitness": "stage distances", "images": count, "bf16": self.bf16, **self.net.settings}
 
     @property
     def feature_bytes(self) -> int:
@@ -54,7 +59,7 @@ class StageDistances:
         return self.net.stages.feature_bytes() * sum(len(y) for _, y in self.batches)
 
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
-        with torch.no_grad(), batch_statistics(self.net.model), fast(self.batches[0][0].device):
+        with torch.no_grad(), batch_statistics(self.net.model), computing(self.batches, self.bf16):
             sums: Tensor | float = 0.0
             for i, (x, _) in enumerate(self.batches):
                 targets, scores = self._full(i, x)
@@ -88,22 +93,25 @@ class SubnetAccuracy:
     net: Supernet
     calibration: Sequence[Batch]
     batches: Sequence[Batch]
+    bf16: bool = False
 
     @classmethod
-    def of(cls, net: Supernet, data: Data, images: int, recalibrate: int, seed: int = 0) -> SubnetAccuracy:
+    def of(
+        cls, net: Supernet, data: Data, images: int, recalibrate: int, seed: int = 0, bf16: bool | None = None
+    ) -> SubnetAccuracy:
         """`recalibrate` training images, augmented as in training, and `images` of the validation split."""
         first = data.train.batches(min(BATCH, recalibrate), train=True, seed=seed, limit=recalibrate)
-        return cls(net, list(first), list(data.val.batches(500, limit=images)))
+        return cls(net, list(first), list(data.val.batches(500, limit=images)), _bf16(data, bf16))
 
     @property
     def settings(self) -> Mapping[str, Any]:
         count = {name: sum(len(y) for _, y in part) for name, part in
                  (("recalibrate", self.calibration), ("images", self.batches))}  # fmt: skip
-        return {"fitness": "supernet accuracy", **count, **self.net.settings}
+        return {"fitness": "supernet accuracy", **count, "bf16": self.bf16, **self.net.settings}
 
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
         right, loss, images = 0, 0.0, 0
-        with self.net.narrow(widths) as subnet, fast(self.batches[0][0].device):
+        with self.net.narrow(widths) as subnet, computing(self.batches, self.bf16):
             recalibrate(subnet, self.calibration)
             with evaluating(subnet), torch.inference_mode():
                 for x, y in self.batches:
@@ -114,9 +122,12 @@ class SubnetAccuracy:
         return {"fitness": right / images, "accuracy": right / images, "loss": loss / images}
 
 
-def fast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the hardware computes in it, as in training."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16_supported(device))
+def computing(batches: Sequence[Batch], bf16: bool) -> torch.autocast:
+    return torch.autocast(batches[0][0].device.type, torch.bfloat16, enabled=bf16)
+
+
+def _bf16(data: Data, given: bool | None) -> bool:
+    return bf16_supported(data.device) if given is None else given
 
 
 @contextmanager

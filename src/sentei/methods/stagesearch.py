@@ -48,7 +48,8 @@ class StageSearch:
     def _tables(self, proposer: Proposer, cost: str, limit: int) -> Tables:
         """Measure structures stage by stage, in rounds that look nearer and nearer to what the merge picks."""
         how, pruning, stages = self.how, self.pruning, len(self.net.stages)
-        evaluator = StageDistances.of(self.net, pruning.data, how.table_images, how.memory_mb * 2**20)
+        memory, bf16 = how.memory_mb * 2**20, pruning.recipe.bf16
+        evaluator = StageDistances.of(self.net, pruning.data, how.table_images, memory, bf16)
         enough = proposer.enough()
         rounds = 1 if enough is not None and enough <= how.evaluations else how.rounds
         count = min(how.evaluations, enough or how.evaluations)
@@ -76,6 +77,6 @@ class StageSearch:
         how, pruning = self.how, self.pruning
         widths = [self.net.space.widths(row) for row in levels.tolist()]
         return measure(
-            evaluator, widths, journal=pruning.run.journal, where=how.executor, workers=how.processes, title=title,
+            evaluator, widths, journal=pruning.run.journal, where=how.executor, workers=how.workers, title=title,
             shown=pruning.progress,
         )  # fmt: skip

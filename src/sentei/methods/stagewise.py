@@ -8,7 +8,7 @@ tables and their merge are ours, because the paper's were not to be had; docs/st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from sentei.errors import BudgetError, ConfigError
 from sentei.methods.genes import Genes, searched_groups
-from sentei.methods.method import Found, Method
+from sentei.methods.method import CHANGES_NOTHING, Found, Method
 from sentei.methods.proxies import SubnetAccuracy
 from sentei.methods.pruning import Pruning
 from sentei.methods.shares import shares
@@ -35,6 +35,7 @@ from sentei.search.view import SearchView
 from sentei.surgery import cut
 from sentei.train import Recipe, fit
 from sentei.train.evaluate import logits
+from sentei.train.threads import available_cpus
 
 SearchName = Literal["merge", "abc", "evolution", "random"]
 STRATEGIES: dict[str, type[Strategy]] = {"abc": Colony, "evolution": Evolution, "random": RandomSearch}
@@ -91,16 +92,15 @@ class Stagewise(Method):
     """Where the final network starts: from its slice of the supernet, or from new random weights as in the paper."""
     imitate: bool = True
     """In the final training, imitate the original network too (distillation)."""
-    executor: Where = "here"
+    executor: Where = field(default="here", metadata=CHANGES_NOTHING)
     """Where structures are measured: here, in worker processes of this machine, or on a Ray cluster."""
-    processes: int = 1
-    """Workers, for the executors process and ray."""
+    processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
+    """Workers of the executors process and ray; one for each processor of this machine unless given."""
 
     def __post_init__(self) -> None:
         limits = {
             "levels": 2, "full_epochs": 0, "supernet_epochs": 0, "subnets": 1, "memory_mb": 1, "evaluations": 1,
             "rounds": 1, "table_images": 2, "candidates": 1, "calibration_images": 2, "validation_images": 1,
-            "processes": 1,
         }  # fmt: skip
         for name, least in limits.items():
             if getattr(self, name) < least:
@@ -116,12 +116,19 @@ class Stagewise(Method):
             raise ConfigError(f"stages is {self.stages!r}; expected several names, for instance ({self.stages!r},)")
         if self.supernet_lr <= 0:
             raise ConfigError(f"supernet_lr is {self.supernet_lr}; expected more than 0")
-        if self.executor == "here" and self.processes > 1:
-            raise ConfigError(f"processes is {self.processes}: choose executor='process' or 'ray' for several workers")
+        if self.processes is not None and (self.processes < 1 or self.executor == "here"):
+            raise ConfigError(
+                f"processes is {self.processes} with executor={self.executor!r}; expected 1 or more, with executor="
+                "'process' or 'ray'"
+            )
 
     @property
     def about(self) -> str:
         return "a supernet in stages, supervised by the full network; widths searched stage by stage (SWP-style)"
+
+    @property
+    def workers(self) -> int:
+        return 1 if self.executor == "here" else self.processes or available_cpus()
 
     def find(self, pruning: Pruning) -> Found:
         check_validation(pruning.data)
@@ -238,7 +245,7 @@ class Stagewise(Method):
             strategy = STRATEGIES[self.search](space, seed=pruning.recipe.seed, evaluations=self.evaluations)
             store = Store(evaluator.settings, pruning.run.journal)
             with (
-                open_executor(self.executor, evaluator, self.processes) as executor,
+                open_executor(self.executor, evaluator, self.workers) as executor,
                 SearchView(self.evaluations, pruning.progress) as view,
             ):
                 found = Search(strategy, store, executor, view).run()
@@ -247,7 +254,7 @@ class Stagewise(Method):
     def accuracy(self, pruning: Pruning, net: Supernet) -> SubnetAccuracy:
         return SubnetAccuracy.of(
             net, pruning.data, images=self.validation_images, recalibrate=self.calibration_images,
-            seed=pruning.recipe.seed,
+            seed=pruning.recipe.seed, bf16=pruning.recipe.bf16,
         )  # fmt: skip
 
 
@@ -266,9 +273,7 @@ def reinitialise(model: nn.Module, seed: int) -> None:
     resets: dict[str, Any] = {n: m.reset_parameters for n, m in model.named_modules() if hasattr(m, "reset_parameters")}
     for name, _ in model.named_parameters():
         if name.rpartition(".")[0] not in resets:
-            raise ConfigError(
-                f"start='scratch' needs modules with reset_parameters; that of {name} has none"
-            )
+            raise ConfigError(f"start='scratch' needs modules with reset_parameters; that of {name} has none")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for reset in resets.values():

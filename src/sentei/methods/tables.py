@@ -47,18 +47,18 @@ class Proposer:
         """Levels int64 [count, n_genes]."""
         rng = np.random.default_rng((self.seed, 0))
         levels = rng.integers(0, self.counts, (count, len(self.counts)))
+        even = np.arange(0, int(self.counts.max()))[:count, None] / max(int(self.counts.max()) - 1, 1)
         for groups, versions in zip(self.net.stages.inside, self.versions(), strict=True):
             columns = self.columns(groups)
-            if versions <= count:
+            if versions <= count and self.enough() is not None:
                 every = np.stack(np.unravel_index(np.arange(int(versions)), self.counts[columns]), 1)
                 levels[:, columns] = np.resize(rng.permutation(every), (count, len(columns)))
+            else:
+                levels[: len(even), columns] = self._evenly(even, columns)
         for groups in self.net.stages.between:
             columns = self.columns(groups)
             levels[:, columns] = self._evenly(rng.integers(0, INTERFACES, (count, 1)) / (INTERFACES - 1), columns)
-        even = np.arange(0, int(self.counts.max()))[:count, None] / max(int(self.counts.max()) - 1, 1)
-        enumerated = self.enough() is not None and (self.enough() or 0) <= count
-        if not enumerated:
-            levels[: len(even)] = self._evenly(even, np.arange(len(self.counts)))
+            levels[: len(even), columns] = self._evenly(even, columns)
         return levels
 
     def bred(self, parents: np.ndarray, count: int, generation: int) -> np.ndarray:
