@@ -21,7 +21,8 @@ CONFIG, JOURNAL, SUMMARY = "config.yaml", "journal.jsonl", "summary.json"
 NETWORK = ("model.safetensors", "plan.json")
 CURVE = "curve"
 """Folder of the networks that a method passed on its way, one folder each."""
-OURS = (SUMMARY, JOURNAL, *NETWORK, "gammas.png", CONFIG)
+SUPERNETS = tuple(f"supernet-{rule}.safetensors" for rule in ("stagewise", "sandwich", "random-path"))
+OURS = (SUMMARY, JOURNAL, *NETWORK, *SUPERNETS, "gammas.png", CONFIG)
 """The files of a run; the config goes last when a run is cleared, so that a kill leaves a resumable one."""
 
 

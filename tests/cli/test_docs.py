@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/tutorial.md", "docs/how-it-works.md", "docs/extending.md", "docs/abc.md")
+PAGES = (
+    "README.md", "docs/tutorial.md", "docs/how-it-works.md", "docs/extending.md", "docs/abc.md", "docs/stagewise.md",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -13,6 +13,7 @@ from rich.text import Text
 from sentei.cli.console import stderr
 from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
+from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
 from sentei.cli.prune import method_named, prune_with
 from sentei.cli.resume import Resume
@@ -34,6 +35,7 @@ def commands(argv: Sequence[str]) -> Any:
         | Annotated[prune_with(method_named(argv)), tyro.conf.subcommand("prune")]
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[FidelityCommand, tyro.conf.subcommand("fidelity")]
     )
 
 

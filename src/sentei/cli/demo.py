@@ -25,7 +25,10 @@ from sentei.train import Data, Recipe, evaluate, fit, load_data
 TRAIN = Recipe(epochs=12, batch_size=64, lr=0.1)
 LIMITS = Constraints(round_to=1, max_ratio=0.9)
 """In a network this small, widths in multiples of 8 would leave the methods little to choose from."""
-OWN: dict[str, dict[str, Any]] = {"abc": {"evaluations": 60}}
+OWN: dict[str, dict[str, Any]] = {
+    "abc": {"evaluations": 60},
+    "stagewise": {"supernet_epochs": 4, "supernet_lr": 0.05, "evaluations": 60, "table_images": 180, "candidates": 8},
+}
 """Settings of the methods that take long by default."""
 TUNE = Recipe(epochs=6, batch_size=64, lr=0.05)
 
@@ -37,7 +40,9 @@ class Demo:
     Takes less than a minute on two cores; no network, no GPU, no data to fetch.
     """
 
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD")] = ("uniform", "taylor", "abc", "ista")
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD")] = (
+        "uniform", "taylor", "abc", "ista", "stagewise",
+    )  # fmt: skip
     """What to compare."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Keep the pruned networks here; by default they go to a temporary folder."""

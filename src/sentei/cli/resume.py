@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from sentei.cli import fidelity as comparing
 from sentei.cli import prune as pruning
 from sentei.cli import train as training
 from sentei.cli.console import say
@@ -16,11 +17,12 @@ from sentei.cli.options import run_command
 from sentei.errors import CheckpointError
 from sentei.runs import is_finished, read_summary, remove_checkpoints
 
-Build = Callable[[Path, Mapping[str, Any]], training.Train | pruning.Prune]
+Build = Callable[[Path, Mapping[str, Any]], training.Train | pruning.Prune | comparing.FidelityCommand]
 Show = Callable[[Path, Mapping[str, Any]], None]
 VERBS: dict[str, tuple[Build, Show]] = {
     "train": (training.Train.of, training.show),
     "prune": (pruning.Prune.of, pruning.show),
+    "fidelity": (comparing.FidelityCommand.of, comparing.show),
 }
 
 
@@ -29,7 +31,7 @@ class Resume:
     """Go on with an interrupted run; its result equals that of a run that was never interrupted."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Run directory of `sentei train` or `sentei prune`."""
+    """Run directory of `sentei train`, `sentei prune` or `sentei fidelity`."""
 
     @property
     def folder(self) -> Path:

@@ -52,9 +52,12 @@ class _Products:
         self.constants = np.array([c for c, _ in self.terms])
         self.matrix = np.stack(self.rows).T
 
-    def total(self, widths: np.ndarray) -> np.ndarray:
+    def parts(self, widths: np.ndarray) -> np.ndarray:
         sizes = widths @ self.matrix[:-1] + self.matrix[-1]
-        return (sizes[..., self.factors].prod(-1) * self.constants).sum(-1)
+        return sizes[..., self.factors].prod(-1) * self.constants
+
+    def total(self, widths: np.ndarray) -> np.ndarray:
+        return self.parts(widths).sum(-1)
 
 
 class CostModel:
@@ -100,6 +103,11 @@ class CostModel:
             else:
                 constant *= f
         products.terms.append((constant, rows))
+
+    def parts(self, name: str, widths: np.ndarray) -> np.ndarray:
+        """One cost in its terms, [..., n_terms]: one for each contraction, for `params` one for each parameter."""
+        products = {"macs": self.macs, "params": self.params, "activation_bytes": self.activations}[name]
+        return products.parts(np.asarray(widths, np.float64))
 
     def __call__(self, widths: np.ndarray) -> Costs:
         w = np.asarray(widths, np.float64)

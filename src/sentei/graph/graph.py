@@ -192,8 +192,8 @@ class ChannelGraph:
                 out.setdefault(name, []).append((dim, np.flatnonzero(part)))
         return out
 
-    def attributes(self, model: nn.Module, plan: HasKeep) -> list[Attribute]:
-        """Module attributes that the plan changes, with their new values."""
+    def attributes(self, model: nn.Module, plan: HasKeep, cuts: Cuts | None = None) -> list[Attribute]:
+        """Module attributes that the plan changes, with their new values; `cuts` are those of the plan, if at hand."""
         kept = self.kept_labels(plan)
         names = {id(t): n for n, t in named_tensors(model).items()}
         sites = {}
@@ -202,7 +202,7 @@ class ChannelGraph:
             stay = (labels < 0) | kept[np.maximum(labels, 0)]
             if not stay.all():
                 sites[site.module, site.attr] = int(stay.sum())
-        return attributes(model, names, self.cuts(plan), sites)
+        return attributes(model, names, self.cuts(plan) if cuts is None else cuts, sites)
 
     def mixing(self, plan: HasKeep) -> tuple[str, ...]:
         """Modules whose statistics run over units that the plan removes (layer norm, softmax over channels, ...)."""

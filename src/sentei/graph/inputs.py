@@ -33,6 +33,17 @@ class Inputs:
         """The same inputs with floating tensors of another dtype."""
         return Inputs(cast(self.args, dtype), cast(dict(self.kwargs), dtype))
 
+    def filled(self, device: torch.device | str = "cpu", seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Real arguments of these shapes: normal numbers where floating, zeros elsewhere."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def fill(t: Tensor) -> Tensor:
+            if t.is_floating_point():
+                return torch.randn(t.shape, generator=generator).to(device, t.dtype)
+            return torch.zeros(t.shape, dtype=t.dtype, device=device)
+
+        return _map(self.args, fill), _map(dict(self.kwargs), fill)
+
     def spec(self) -> Any:
         return [_describe(list(self.args)), _describe(dict(self.kwargs))]
 

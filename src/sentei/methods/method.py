@@ -27,6 +27,8 @@ class Found:
     """One record for each cut, as `Pruning.cut` returns them."""
     report: dict[str, Any] = field(default_factory=dict)
     """What the summary says beyond that: plain values."""
+    teacher: nn.Module | None = None
+    """A network to distil from in the fine-tuning."""
 
 
 CHANGES_NOTHING = {"changes": "nothing"}

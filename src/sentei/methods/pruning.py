@@ -87,7 +87,7 @@ class Pruning:
             self.graph = trace(self.base, torch.zeros(1, *self.data.input_shape, device=self.data.device))
         self.say(f"Traced {self.source or type(self.base).__name__}: {self.graph}")
         found = method.find(self)
-        tuned = self.fit(found.model, self.recipe, "finetune")
+        tuned = self.fit(found.model, self.recipe, "finetune", found.teacher)
         if self.run.folder is not None:
             save(tuned, found.plan, self.run.folder, source=self.source)
         final = self.run.once("final", lambda: self.measure(tuned))
@@ -137,8 +137,8 @@ class Pruning:
 
     # -- training and measuring
 
-    def fit(self, model: nn.Module, recipe: Recipe, name: str) -> nn.Module:
-        teacher = self.base if self.distill else None
+    def fit(self, model: nn.Module, recipe: Recipe, name: str, teacher: nn.Module | None = None) -> nn.Module:
+        teacher = self.base if self.distill else teacher
         found = fit(
             model, self.data, recipe, run_dir=self.run.folder, name=name, teacher=teacher, progress=self.progress
         )

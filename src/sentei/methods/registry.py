@@ -12,6 +12,7 @@ from sentei.methods.abc import Abc, EvolutionSearch, RandomWidths
 from sentei.methods.ista import Ista
 from sentei.methods.method import Method
 from sentei.methods.oneshot import OneShot
+from sentei.methods.stagewise import Stagewise
 
 METHODS: dict[str, Method] = {
     "uniform": OneShot("l1", "local"),
@@ -25,6 +26,7 @@ METHODS: dict[str, Method] = {
     "evolution": EvolutionSearch(),
     "random_search": RandomWidths(),
     "ista": Ista(),
+    "stagewise": Stagewise(),
 }
 """Criteria that are comparable between groups rank globally; distances between filters (fpgm) are not."""
 

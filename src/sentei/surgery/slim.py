@@ -33,5 +33,5 @@ def slim(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Iterator[nn.Mo
                 tensors[id(t)] = select(t, cuts[name])
         else:
             tensors[id(t)] = select(t, cuts.get(name, ())).clone()
-    with swapped(model, tensors, graph.attributes(model, plan)):
+    with swapped(model, tensors, graph.attributes(model, plan, cuts)):
         yield model

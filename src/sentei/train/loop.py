@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,22 @@ from sentei.train.splits import training_batches
 
 Record = dict[str, Any]
 AfterStep = Callable[[nn.Module, float], None]
+
+
+class Objective(Protocol):
+    """What a step minimises, where that is more than the recipe's loss of the model itself."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Add the gradients of one batch to the model's parameters; returns the loss to be shown."""
+        ...
+
+    def status(self) -> str:
+        """A few words for the progress bar."""
+        ...
+
+    def measured(self) -> Record:
+        """Plain values for the record of the epoch that ends here; starts over."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ def fit(
     teacher: nn.Module | None = None,
     after_step: AfterStep | None = None,
     plain: Sequence[str] = (),
+    objective: Objective | None = None,
     on_epoch: Callable[[Record], None] | None = None,
     progress: bool = True,
 ) -> FitResult:
@@ -71,6 +88,7 @@ def fit(
         after_step: called with the model and the learning rate after each optimizer step (a proximal step,
             for instance).
         plain: names of parameters that take plain gradient steps, without momentum and weight decay.
+        objective: replaces the loss, its backward pass included; it knows what it needs of the recipe.
         on_epoch: called with the record of each epoch as it completes.
 
     Raises:
@@ -78,7 +96,7 @@ def fit(
             the model does not fit the data.
         CheckpointError: the checkpoint in ``run_dir`` is damaged or belongs to another model or recipe.
     """
-    run = _Run(model, data, recipe, name, run_dir, teacher, after_step, tuple(plain))
+    run = _Run(model, data, recipe, name, run_dir, teacher, after_step, tuple(plain), objective)
     run.resume()
     with Progress(name, recipe.epochs, run.steps, start=len(run.history), shown=progress) as bar:
         for epoch in range(len(run.history), recipe.epochs):
@@ -101,7 +119,8 @@ class _Run:
     run_dir: Path | None
     teacher: nn.Module | None
     after_step: AfterStep | None
-    plain: tuple[str, ...] = ()
+    plain: tuple[str, ...]
+    objective: Objective | None
     history: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -142,6 +161,8 @@ class _Run:
         self._check_weights(epoch)
         trained = time.perf_counter() - started
         record: Record = {"epoch": epoch + 1, "loss": loss, "lr": self._lr(epoch, 0)}
+        if self.objective is not None:
+            record |= self.objective.measured()
         if len(self.data.val):
             result = evaluate(self.measured, self.data.val, bf16=self.bf16)
             record |= {"accuracy": result.accuracy, "val_loss": result.loss}
@@ -171,13 +192,11 @@ class _Run:
                 lr = self._lr(epoch, step)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
-                loss = self._loss(x, y, first=images == 0)
-                total += loss.detach()
+                self.optimizer.zero_grad(set_to_none=True)
+                total += self._gradients(x, y, first=images == 0)
                 images += len(y)
                 if step % every == 0 or step == self.steps - 1:
                     self._check_finite(float(total), epoch, step, every)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
                 if recipe.clip_grad is not None:
                     nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
                 self.optimizer.step()
@@ -185,8 +204,18 @@ class _Run:
                     self.after_step(self.model, lr)
                 if self.average is not None:
                     self.average.update_parameters(self.model)
-                bar.step_done(len(y), float(total) / (step + 1) if step % every == 0 else None)
+                status = self.objective.status() if self.objective is not None and step % every == 0 else ""
+                bar.step_done(len(y), float(total) / (step + 1) if step % every == 0 else None, status)
         return float(total) / max(self.steps, 1), images
+
+    def _gradients(self, x: Tensor, y: Tensor, first: bool) -> Tensor:
+        """Backward pass of one batch; returns its loss."""
+        if self.objective is not None:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+                return self.objective(self.model, x, y).detach()
+        loss = self._loss(x, y, first)
+        loss.backward()
+        return loss.detach()
 
     def _loss(self, x: Tensor, y: Tensor, first: bool) -> Tensor:
         recipe = self.recipe

@@ -28,7 +28,7 @@ class Progress:
             transient=True,
         )
         self.task = self.bar.add_task(self._title(), total=epochs * steps, completed=start * steps, status="")
-        self.accuracy = ""
+        self.accuracy = self.note = ""
         self.images, self.since = 0, time.perf_counter()
         self.started, self.first = time.perf_counter(), start
 
@@ -44,13 +44,14 @@ class Progress:
     ) -> None:
         self.bar.stop()
 
-    def step_done(self, images: int, loss: float | None) -> None:
+    def step_done(self, images: int, loss: float | None, note: str = "") -> None:
         self.images += images
         if loss is None:
             self.bar.advance(self.task)
             return
         speed = self.images / max(time.perf_counter() - self.since, 1e-9)
-        status = f"{speed:,.0f} images/s  loss {loss:.3f}{self.accuracy}"
+        self.note = f"  {note}" if note else ""
+        status = f"{speed:,.0f} images/s  loss {loss:.3f}{self.note}{self.accuracy}"
         self.bar.update(self.task, advance=1, status=status)
 
     def epoch_done(self, record: dict[str, Any]) -> None:
@@ -61,7 +62,7 @@ class Progress:
             spent = time.perf_counter() - self.started
             left = spent / (self.epoch - self.first) * (self.epochs - self.epoch)
             print(
-                f"{self.name} {self.epoch}/{self.epochs}  loss {record['loss']:.3f}{self.accuracy}  "
+                f"{self.name} {self.epoch}/{self.epochs}  loss {record['loss']:.3f}{self.note}{self.accuracy}  "
                 f"{record['images_per_second']:,.0f} images/s  {left:,.0f} s left",
                 flush=True,
             )

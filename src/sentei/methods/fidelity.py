@@ -1,0 +1,319 @@
+"""How well do proxies foretell accuracy: structures are trained for real, and each proxy's ranking is held against it.
+
+A method that chooses structures by a proxy is worth what the proxy is worth. Between structures of very different
+cost every proxy looks good, because the larger one wins; what counts is the ranking at equal cost. Hence most
+structures come from a narrow band around one budget, and that band's rank correlations are the figures to read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from sentei.errors import ConfigError
+from sentei.graph import trace
+from sentei.methods.measure import measure
+from sentei.methods.method import CHANGES_NOTHING
+from sentei.methods.proxies import StageDistances, SubnetAccuracy
+from sentei.methods.pruning import DEFAULT_CONSTRAINTS, Pruning
+from sentei.methods.stages import find_stages
+from sentei.methods.stagewise import Stagewise, reinitialise
+from sentei.methods.summary import digest, machine
+from sentei.methods.supernet import Rule, Supernet
+from sentei.plan import Budget, Constraints
+from sentei.runs import Run
+from sentei.search import Evaluator, Recalibrate, Train, budgeted
+from sentei.search.evaluators import check_validation
+from sentei.search.executors import Where
+from sentei.train import Data, Recipe
+
+Proxy = Literal["stagewise", "stagewise-distance", "sandwich", "random-path", "recalibrate", "train"]
+PROXIES: tuple[Proxy, ...] = get_args(Proxy)
+ABOUT: dict[str, str] = {
+    "stagewise": "accuracy in a stage-wise supernet",
+    "stagewise-distance": "sum of stage distances in it",
+    "sandwich": "accuracy in a sandwich supernet",
+    "random-path": "accuracy in a random-path supernet",
+    "recalibrate": "accuracy of the trained network's slice, no training",
+    "train": "accuracy after a short training",
+}
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """What is compared. See `measure_fidelity`."""
+
+    structures: int = 12
+    """Structures in the band around the budget."""
+    band: float = 0.02
+    """Half its width, as a share of the budget."""
+    across: int = 0
+    """Further structures, each at another budget between a quarter and the whole of the MACs."""
+    proxies: tuple[Proxy, ...] = PROXIES
+    """What is held against the real accuracy."""
+    short_epochs: int = 1
+    """Epochs of the proxy `train`."""
+    seeds: int = 1
+    """Real trainings of each structure. The mean counts; with two or more, how well one training foretells another is
+    shown, which is the most that any proxy can reach."""
+    start: Literal["inherit", "scratch"] = "inherit"
+    """Train structures from the network's weights or from random ones."""
+    stages: tuple[str, ...] = ()
+    """Modules that end a stage; where the spatial size changes unless given."""
+    supernet_epochs: int = 10
+    """Epochs of each supernet."""
+    supernet_lr: float = 0.02
+    """Their peak learning rate."""
+    table_images: int = 500
+    """Validation images on which stage distances are measured."""
+    calibration_images: int = 1000
+    """Training images for the BatchNorm statistics of a structure."""
+    validation_images: int = 2000
+    """Validation images for a proxy's accuracy."""
+    executor: Where = field(default="here", metadata=CHANGES_NOTHING)
+    """Where structures are trained and measured: here, in worker processes, or on a Ray cluster."""
+    processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
+    """Workers of the executors process and ray; one for each processor of this machine unless given."""
+
+    def __post_init__(self) -> None:
+        _ = self.supernet
+        for name, least in (("structures", 3), ("across", 0), ("short_epochs", 1), ("seeds", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if not 0 < self.band < 1:
+            raise ConfigError(f"band is {self.band}; expected a share above 0 and below 1")
+        unknown = [p for p in self.proxies if p not in PROXIES]
+        if unknown or not self.proxies:
+            raise ConfigError(f"proxies are {list(self.proxies)}; expected some of {', '.join(PROXIES)}")
+        if self.start not in ("inherit", "scratch"):
+            raise ConfigError(f"start is {self.start!r}; expected 'inherit' or 'scratch'")
+
+    @property
+    def supernet(self) -> Stagewise:
+        """Settings of the supernets."""
+        names = (
+            "stages", "supernet_epochs", "supernet_lr", "table_images", "calibration_images", "validation_images",
+            "executor", "processes",
+        )  # fmt: skip
+        return Stagewise(**{name: getattr(self, name) for name in names})
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the result."""
+        free = {f.name for f in fields(self) if f.metadata == CHANGES_NOTHING}
+        return {name: value for name, value in self.to_dict().items() if name not in free}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+class FromScratch(Train):
+    """A structure trained from random weights."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings = {**self.settings, "start": "scratch"}
+        fresh = copy.deepcopy(self.model)
+        reinitialise(fresh, self.recipe.seed)
+        self.model = fresh
+
+
+def measure_fidelity(
+    model: nn.Module,
+    data: Data,
+    how: Fidelity,
+    *,
+    recipe: Recipe,
+    budget: Budget | None = None,
+    constraints: Constraints = DEFAULT_CONSTRAINTS,
+    run: Run | None = None,
+    source: str | None = None,
+    say: Any = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Train random structures with `recipe`, ask every proxy about them, and compare the rankings.
+
+    >>> found = measure_fidelity(model, data, Fidelity(structures=12), recipe=Recipe(epochs=10))
+    >>> found["proxies"]["stagewise"]["tau"], found["proxies"]["random-path"]["tau"]
+
+    Structures are drawn at random on the budget, from groups inside the stages. Real accuracy is that on the whole
+    validation split; the test images are not touched. Kendall's tau and Spearman's rho are those of the band, with a
+    90 % interval of tau by resampling structures; `across_tau` is over all structures where there are others. Each
+    training and measurement is in the run's journal, and a call after a kill goes on where it stopped.
+    """
+    check_validation(data)
+    run = run or Run(None)
+    base = copy.deepcopy(model).to(data.device).eval()
+    context = Pruning(
+        "fidelity", base, data, budget or Budget(macs=0.5), constraints, recipe, False, 2048, run, source,
+        say or (lambda line: None), progress,
+    )  # fmt: skip
+    return _Comparison(context, how).result()
+
+
+@dataclass
+class _Comparison:
+    context: Pruning
+    how: Fidelity
+    nets: dict[str, Supernet] = field(default_factory=dict)
+
+    def result(self) -> dict[str, Any]:
+        context, how = self.context, self.how
+        with context.timed("trace"):
+            context.graph = trace(context.base, torch.zeros(1, *context.data.input_shape, device=context.data.device))
+        widths, banded = self.structures(self.untrained())
+        values: dict[str, list[float]] = {}
+        for proxy in how.proxies:
+            context.say(f"Proxy {proxy}: {ABOUT[proxy]} ...")
+            with context.timed(proxy):
+                values[proxy] = self.measured(self.evaluator(proxy), widths, proxy)
+        real = []
+        for seed in range(how.seeds):
+            context.say(f"Real trainings, {seed + 1} of {how.seeds}: {len(widths)} structures ...")
+            with context.timed("real"):
+                real.append(self.measured(self.real(seed), widths, "real"))
+        return self.summary(widths, banded, values, np.array(real))
+
+    # -- structures
+
+    def structures(self, net: Supernet) -> tuple[list[np.ndarray], np.ndarray]:
+        """Widths of every structure, and which of them lie in the band."""
+        context, how = self.context, self.how
+        rng, names = np.random.default_rng(context.recipe.seed), net.space.names
+        ((cost, limit),) = _one_limit(context.budget).resolve(context.graph).items()
+        aimed = replace(context.budget, **{cost: float(int(limit * (1 + how.band / 2)))})
+        space = budgeted(context.graph, names, aimed, context.constraints)
+        drawn: dict[tuple[int, ...], np.ndarray] = {}
+        for _ in range(200 * how.structures):
+            widths = space.widths(space.random(rng))
+            used = float(getattr(context.graph.costs(widths), cost)) / limit
+            if abs(used - 1) <= how.band and len(drawn) < how.structures:
+                drawn.setdefault(tuple(widths.tolist()), widths)
+        if len(drawn) < how.structures:
+            raise ConfigError(
+                f"only {len(drawn)} of {how.structures} structures were found within {how.band:.1%} of the budget; "
+                "widen the band or ask for fewer"
+            )
+        others = []
+        for share in np.linspace(0.25, 1, how.across + 2)[1:-1].tolist():
+            wide = budgeted(context.graph, names, Budget(macs=share), context.constraints)
+            others.append(wide.widths(wide.random(rng)))
+        return [*drawn.values(), *others], np.arange(how.structures + how.across) < how.structures
+
+    # -- evaluators
+
+    def real(self, seed: int) -> Evaluator:
+        return self.training(replace(self.context.recipe, seed=self.context.recipe.seed + seed))
+
+    def training(self, recipe: Recipe) -> Evaluator:
+        kind = FromScratch if self.how.start == "scratch" else Train
+        context = self.context
+        return kind(context.base, context.graph, context.data, recipe, inherit="l1", seed=context.recipe.seed)
+
+    def evaluator(self, proxy: Proxy) -> Evaluator:
+        context, how = self.context, self.how.supernet
+        if proxy == "train":
+            return self.training(replace(context.recipe, epochs=self.how.short_epochs))
+        if proxy == "recalibrate":
+            return Recalibrate(
+                context.base, context.graph, context.data, calibration_images=how.calibration_images,
+                validation_images=how.validation_images, bf16=context.recipe.bf16,
+                seed=context.recipe.seed,
+            )  # fmt: skip
+        net = self.net("stagewise" if proxy == "stagewise-distance" else proxy)
+        if proxy == "stagewise-distance":
+            return StageDistances.of(net, context.data, how.table_images, how.memory_mb * 2**20, context.recipe.bf16)
+        accuracy: SubnetAccuracy = how.accuracy(context, net)
+        return accuracy
+
+    def net(self, rule: Rule) -> Supernet:
+        """The supernet of that rule, trained once."""
+        if rule not in self.nets:
+            how = replace(self.how.supernet, rule=rule)
+            self.nets[rule] = how.trained(self.context, self.untrained())
+        return self.nets[rule]
+
+    def untrained(self) -> Supernet:
+        base, graph = self.context.base, self.context.graph
+        return self.how.supernet.sorted_net(self.context, find_stages(base, graph, self.how.stages), base)
+
+    def measured(self, evaluator: Evaluator, widths: Sequence[np.ndarray], title: str) -> list[float]:
+        context, how = self.context, self.how
+        records = measure(
+            evaluator, widths, journal=context.run.journal, where=how.executor, workers=how.supernet.workers,
+            title=title, shown=context.progress,
+        )  # fmt: skip
+        return [float(record["fitness"]) for record in records]
+
+    # -- what is told
+
+    def summary(
+        self, widths: Sequence[np.ndarray], banded: np.ndarray, values: Mapping[str, list[float]], real: np.ndarray
+    ) -> dict[str, Any]:
+        context, mean = self.context, real.mean(0)
+        costs = context.graph.costs(np.stack(widths))
+        agreement = [
+            _tau(a[banded], b[banded]) for i, a in enumerate(real) for b in real[i + 1 :]
+        ]  # between trainings of the same structures
+        return {
+            "task": "fidelity",
+            "model": context.source or type(context.base).__name__,
+            "data": context.data.name,
+            "budget": context.budget.limits,
+            "epochs": context.recipe.epochs,
+            "limit": context.recipe.limit,
+            "seed": context.recipe.seed,
+            "settings": self.how.deciding(),
+            "base_sha256": digest(context.base),
+            "proxies": {
+                name: correlation(np.array(v)[banded], mean[banded], context.recipe.seed)
+                | ({"across_tau": _tau(np.array(v), mean)} if not banded.all() else {})
+                for name, v in values.items()
+            },
+            "agreement": float(np.mean(agreement)) if agreement else None,
+            "structures": [
+                {
+                    "widths": w.tolist(),
+                    "macs": int(costs.macs[i]),
+                    "band": bool(banded[i]),
+                    "real": real[:, i].tolist(),
+                    **{name: v[i] for name, v in values.items()},
+                }
+                for i, w in enumerate(widths)
+            ],
+            "seconds": {k: round(v, 1) for k, v in context.seconds.items()},
+            "machine": machine(context.data.device),
+        }
+
+
+def correlation(proxy: np.ndarray, real: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Kendall's tau-b with a 90 % interval (percentiles over resampled structures), and Spearman's rho.
+
+    >>> round(correlation(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.1, 0.2, 0.4, 0.3]))["tau"], 2)
+    0.67
+    """
+    rng, n = np.random.default_rng(seed), len(real)
+    draws = rng.integers(0, n, (RESAMPLES, n))
+    taus = np.array([_tau(proxy[d], real[d]) for d in draws])
+    low, high = np.percentile(taus, [5, 95])
+    constant = np.ptp(proxy) == 0 or np.ptp(real) == 0
+    rho = 0.0 if constant else float(stats.spearmanr(proxy, real).statistic)
+    return {"tau": _tau(proxy, real), "low": float(low), "high": float(high), "rho": rho}
+
+
+def _tau(a: np.ndarray, b: np.ndarray) -> float:
+    """Kendall's tau-b; 0 where one side is constant."""
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(stats.kendalltau(a, b).statistic)
+
+
+def _one_limit(budget: Budget) -> Budget:
+    if len(budget.limits) != 1:
+        raise ConfigError(f"a band needs one limit, not {' and '.join(budget.limits)}")
+    return budget

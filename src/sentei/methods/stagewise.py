@@ -1,0 +1,284 @@
+"""Stage-wise pruning: a supernet in stages, each supervised by the full network, and widths searched stage by stage.
+
+After Zhang, Yu, Rong, Ou: "Stage-wise Channel Pruning for Model Compression" (arXiv 2011.04908; extended as "Effective
+Model Compression via Stage-wise Pruning", Machine Intelligence Research 2023). From the paper: stages, full network
+and narrowest network in every iteration, imitation of the full network in training and in search. Losses, cuts, grid,
+tables and their merge are ours, because the paper's were not to be had; docs/stagewise.md tells which is which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from sentei.errors import BudgetError, ConfigError
+from sentei.methods.genes import Genes, searched_groups
+from sentei.methods.method import CHANGES_NOTHING, Found, Method
+from sentei.methods.proxies import SubnetAccuracy
+from sentei.methods.pruning import Pruning
+from sentei.methods.shares import shares
+from sentei.methods.stages import Stages, find_stages
+from sentei.methods.stagesearch import StageSearch
+from sentei.methods.summary import digest
+from sentei.methods.supernet import RULES, Rule, Supernet, SupernetLoss, training_bytes
+from sentei.methods.supernet_file import load_supernet, save_supernet
+from sentei.plan import Plan, criterion
+from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
+from sentei.search.evaluators import check_validation
+from sentei.search.executors import Where
+from sentei.search.view import SearchView
+from sentei.surgery import cut
+from sentei.train import Recipe, fit
+from sentei.train.evaluate import logits
+from sentei.train.threads import available_cpus
+
+SearchName = Literal["merge", "abc", "evolution", "random"]
+STRATEGIES: dict[str, type[Strategy]] = {"abc": Colony, "evolution": Evolution, "random": RandomSearch}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stagewise(Method):
+    """Train a stage-wise supernet, search it, cut the best structure out of it.
+
+    >>> sentei.prune(model, data, method="stagewise", budget=sentei.Budget(macs=0.5), supernet_epochs=5)
+    """
+
+    stages: tuple[str, ...] = ()
+    """Modules that end a stage, in order; where the spatial size changes unless given."""
+    interfaces: Literal["whole", "searched"] = "whole"
+    """Widths of the tensors between stages: kept whole, or searched too."""
+    genes: Genes = "all"
+    """Groups inside a stage whose width is searched: all, or only those inside branches (inner)."""
+    levels: int = 10
+    """Widths that each group may take: 1/N, 2/N, ... of all its units."""
+    sort_by: str = "l1"
+    """Criterion by which units are sorted once; narrow networks keep the first."""
+    rule: Rule = "stagewise"
+    """How the supernet learns: each stage imitates the full network's (stagewise), the scores at the end are imitated
+    (sandwich), or random subnets learn the labels (random-path)."""
+    supernet: str | None = None
+    """Run whose supernet is used again, for another budget or search, instead of training one."""
+    full_epochs: int = 0
+    """Epochs of the full network alone before; for networks that are not trained yet."""
+    supernet_epochs: int = 10
+    """Epochs of the supernet; each costs about twice a plain one."""
+    supernet_lr: float = 0.02
+    """Its peak learning rate."""
+    subnets: int = 1
+    """Random subnets in each step, beside the full and the narrowest."""
+    memory_mb: int = 4096
+    """Memory for training and for stage features; larger batches are split."""
+    search: SearchName = "merge"
+    """Tables of stage distances merged under the budget, or a search by the accuracy of whole subnets: abc, evolution,
+    random."""
+    evaluations: int = 400
+    """Structures measured for the tables, or by the search."""
+    rounds: int = 4
+    """Rounds in which the tables grow; later ones measure versions near the best so far."""
+    table_images: int = 500
+    """Validation images on which distances are measured."""
+    candidates: int = 20
+    """Merged structures that are measured as a whole; the most accurate is cut."""
+    calibration_images: int = 1000
+    """Training images for the BatchNorm statistics of a whole structure."""
+    validation_images: int = 2000
+    """Validation images for its accuracy."""
+    start: Literal["supernet", "scratch"] = "supernet"
+    """Where the final network starts: from its slice of the supernet, or from new random weights as in the paper."""
+    imitate: bool = True
+    """In the final training, imitate the original network too (distillation)."""
+    executor: Where = field(default="here", metadata=CHANGES_NOTHING)
+    """Where structures are measured: here, in worker processes of this machine, or on a Ray cluster."""
+    processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
+    """Workers of the executors process and ray; one for each processor of this machine unless given."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "levels": 2, "full_epochs": 0, "supernet_epochs": 0, "subnets": 1, "memory_mb": 1, "evaluations": 1,
+            "rounds": 1, "table_images": 2, "candidates": 1, "calibration_images": 2, "validation_images": 1,
+        }  # fmt: skip
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        allowed = {
+            "interfaces": ("whole", "searched"), "genes": get_args(Genes), "rule": RULES,
+            "search": get_args(SearchName), "start": ("supernet", "scratch"), "executor": get_args(Where),
+        }  # fmt: skip
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, values))}")
+        if isinstance(self.stages, str):
+            raise ConfigError(f"stages is {self.stages!r}; expected several names, for instance ({self.stages!r},)")
+        if self.supernet_lr <= 0:
+            raise ConfigError(f"supernet_lr is {self.supernet_lr}; expected more than 0")
+        if self.processes is not None and (self.processes < 1 or self.executor == "here"):
+            raise ConfigError(
+                f"processes is {self.processes} with executor={self.executor!r}; expected 1 or more, with executor="
+                "'process' or 'ray'"
+            )
+
+    @property
+    def about(self) -> str:
+        return "a supernet in stages, supervised by the full network; widths searched stage by stage (SWP-style)"
+
+    @property
+    def workers(self) -> int:
+        return 1 if self.executor == "here" else self.processes or available_cpus()
+
+    def find(self, pruning: Pruning) -> Found:
+        check_validation(pruning.data)
+        stages = find_stages(pruning.base, pruning.graph, self.stages)
+        net = self.sorted_net(pruning, stages, pruning.base)
+        self.refuse(pruning, net)
+        tell_stages(pruning, net)
+        net = self.trained(pruning, net)
+        widths, report = self.searched(pruning, net)
+        plan = net.plan(widths)
+        trained = net.unsorted()
+        done = pruning.run.once("cut", lambda: pruning.cut(trained, pruning.graph, plan))
+        network = cut(trained, pruning.graph, plan := Plan.from_json(done["plan"]))
+        network.load_state_dict(done["model"])
+        pruning.tell_cut(done)
+        if self.start == "scratch":
+            reinitialise(network, pruning.recipe.seed)
+        told = {"stages": list(stages.names), "features_bytes": stages.feature_bytes(), **report}
+        return Found(network, plan, [done], {"stagewise": told}, teacher=pruning.base if self.imitate else None)
+
+    # -- the supernet
+
+    def sorted_net(self, pruning: Pruning, stages: Stages, model: nn.Module) -> Supernet:
+        graph, data = pruning.graph, pruning.data
+        free = np.concatenate([*stages.inside, *(stages.between if self.interfaces == "searched" else ())])
+        inside = {graph.groups[g].name for g in free}
+        names = [name for name in searched_groups(graph, self.genes) if name in inside]
+        batches = data.train.batches(pruning.recipe.batch_size, limit=pruning.images)
+        scores = criterion(self.sort_by)(model, graph, batches=batches, loss=_loss, seed=pruning.recipe.seed)
+        return Supernet.of(model, graph, stages, shares(graph, names, pruning.constraints, self.levels), scores)
+
+    def refuse(self, pruning: Pruning, net: Supernet) -> None:
+        """Refuse a budget that no structure meets, before any work."""
+        limits, least = pruning.budget.resolve(pruning.graph), pruning.graph.costs(net.tiny)
+        if self.search == "merge" and len(limits) > 1:
+            raise ConfigError(
+                f"the merge of stage tables knows one limit, not {' and '.join(limits)}; give one, or search='abc'"
+            )
+        for name, limit in limits.items():
+            smallest, full = int(getattr(least, name)), int(getattr(pruning.graph.cost(), name))
+            if smallest > limit:
+                kept = [g.name for g in pruning.graph.groups if not g.frozen and g.name not in net.space.names]
+                hint = f"; groups between stages stay whole ({', '.join(kept[:4])})" if kept else ""
+                more = self.interfaces == "whole" and any(map(len, net.stages.between))
+                hint += ": interfaces='searched' narrows them" if more else ""
+                raise BudgetError(
+                    f"{limit:,} {name} are asked for, the narrowest network of the supernet has {smallest:,} "
+                    f"({smallest / full:.1%} of {full:,}){hint}"
+                )
+
+    def trained(self, pruning: Pruning, net: Supernet) -> Supernet:
+        """The full network first if asked for, sort, train. Each phase goes on where it was stopped."""
+        about = self._about_supernet(pruning, net)
+        if self.supernet is not None:
+            pruning.say(f"Using the supernet of {self.supernet}")
+            return load_supernet(net, Path(self.supernet), about)
+        if self.full_epochs:
+            recipe = self.recipe(pruning, self.full_epochs)
+            warm = self._fit(pruning, net.unsorted(), recipe, "full", None)
+            net = self.sorted_net(pruning, net.stages, warm)
+        chunk = self.chunk(pruning, net)
+        objective = SupernetLoss(net, self.rule, self.subnets, chunk)
+        self._fit(pruning, net.model, self.recipe(pruning, self.supernet_epochs), self.rule, objective)
+        if pruning.run.folder is not None:
+            save_supernet(net, pruning.run.folder, about)
+        return net
+
+    def _about_supernet(self, pruning: Pruning, net: Supernet) -> dict[str, Any]:
+        """What has to agree for a supernet to be used again."""
+        return {
+            "base": digest(pruning.base),
+            "rule": self.rule,
+            "stages": list(net.stages.names),
+            "levels": {name: c.tolist() for name, c in zip(net.space.names, net.space.choices, strict=True)},
+            "epochs": self.supernet_epochs,
+        }
+
+    def recipe(self, pruning: Pruning, epochs: int) -> Recipe:
+        given = pruning.recipe
+        return replace(given, epochs=epochs, lr=self.supernet_lr, ema_decay=None, label_smoothing=0.0, compile=False)
+
+    def _fit(
+        self, pruning: Pruning, model: nn.Module, recipe: Recipe, name: str, objective: SupernetLoss | None
+    ) -> nn.Module:
+        found = fit(
+            model, pruning.data, recipe, run_dir=pruning.run.folder, name=name, objective=objective,
+            progress=pruning.progress,
+        )  # fmt: skip
+        pruning.seconds[name] = pruning.seconds.get(name, 0.0) + found.seconds
+        return found.model
+
+    def chunk(self, pruning: Pruning, net: Supernet) -> int:
+        """Images that fit into the memory at once."""
+        batch = pruning.recipe.batch_size
+        x = next(pruning.data.train.batches(2, limit=2))[0]
+        features = net.stages.feature_bytes()
+        image, limit = training_bytes(net.model, x) + features, self.memory_mb * 2**20
+        chunk = min(batch, max(2, limit // max(image, 1)))
+        split = f": batches of {batch} are split into {-(-batch // chunk)}" if chunk < batch else ""
+        pruning.say(
+            f"Memory: stage features take {features / 2**10:,.0f} KB an image, training about "
+            f"{image * chunk / 2**20:,.0f} MB at once of {self.memory_mb:,} MB allowed{split}"
+        )
+        return int(chunk)
+
+    # -- the search
+
+    def searched(self, pruning: Pruning, net: Supernet) -> tuple[np.ndarray, dict[str, Any]]:
+        with pruning.timed("search"):
+            if self.search == "merge":
+                return StageSearch(self, pruning, net, self.accuracy(pruning, net)).result()
+            evaluator = self.accuracy(pruning, net)
+            space = budgeted(pruning.graph, net.space.names, pruning.budget, pruning.constraints)
+            strategy = STRATEGIES[self.search](space, seed=pruning.recipe.seed, evaluations=self.evaluations)
+            store = Store(evaluator.settings, pruning.run.journal)
+            with (
+                open_executor(self.executor, evaluator, self.workers) as executor,
+                SearchView(self.evaluations, pruning.progress) as view,
+            ):
+                found = Search(strategy, store, executor, view).run()
+            return found.widths, {"search": {"strategy": self.search, **found.report}}
+
+    def accuracy(self, pruning: Pruning, net: Supernet) -> SubnetAccuracy:
+        return SubnetAccuracy.of(
+            net, pruning.data, images=self.validation_images, recalibrate=self.calibration_images,
+            seed=pruning.recipe.seed, bf16=pruning.recipe.bf16,
+        )  # fmt: skip
+
+
+def tell_stages(pruning: Pruning, net: Supernet) -> None:
+    """One line on where the network was taken apart."""
+    whole = net.stages.costs(net.graph, "macs", net.graph.widths())
+    parts = [
+        f"{name} ({np.isin(groups, net.space.genes).sum()} genes, {share:.0%} of the MACs)"
+        for name, groups, share in zip(net.stages.names, net.stages.inside, whole / max(whole.sum(), 1), strict=True)
+    ]
+    pruning.say(f"{len(net.stages)} stages, up to the output of: {', '.join(parts)}")
+
+
+def reinitialise(model: nn.Module, seed: int) -> None:
+    """New random weights, each module's own; ConfigError, naming the parameter, if one has no such thing."""
+    resets: dict[str, Any] = {n: m.reset_parameters for n, m in model.named_modules() if hasattr(m, "reset_parameters")}
+    for name, _ in model.named_parameters():
+        if name.rpartition(".")[0] not in resets:
+            raise ConfigError(f"start='scratch' needs modules with reset_parameters; that of {name} has none")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for reset in resets.values():
+            reset()
+
+
+def _loss(output: Any, y: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits(output), y)

@@ -1,0 +1,266 @@
+"""Weight-shared supernets: one network, trained so that its narrow versions work too.
+
+Three rules of training, all on `slim`, hence for every network that can be traced:
+
+- ``stagewise``: each step trains the full network on the labels, and the narrowest and some random subnets to imitate
+  it stage by stage, each stage from the full network's features (after Zhang et al. 2020, arXiv 2011.04908; the losses
+  are ours, see docs/stagewise.md).
+- ``sandwich``: the same subnets imitate the scores at the end only (Yu and Huang 2019, arXiv 1903.05134).
+- ``random-path``: random subnets alone, on the labels (Guo et al. 2019, arXiv 1904.00420).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sentei.errors import ConfigError
+from sentei.graph import ChannelGraph
+from sentei.methods.stages import Stages, visiting
+from sentei.methods.summary import digest
+from sentei.plan import Plan
+from sentei.search import Space
+from sentei.surgery import permute, slim
+from sentei.train import distillation_loss
+from sentei.train.evaluate import check_logits, logits
+
+Rule = Literal["stagewise", "sandwich", "random-path"]
+RULES: tuple[str, ...] = get_args(Rule)
+
+
+@dataclass(frozen=True, eq=False)
+class Supernet:
+    """A network whose units are sorted once by importance, so that a narrow one is the first units of each group.
+
+    >>> net = Supernet.of(model, graph, stages, space, scores)
+    >>> with net.narrow(widths) as subnet: subnet(x)
+    """
+
+    model: nn.Module
+    """The sorted network; training changes its weights."""
+    graph: ChannelGraph
+    stages: Stages
+    space: Space
+    order: Mapping[str, np.ndarray]
+    """Place in the sorted network -> unit of the dense one, for each gene's group."""
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, graph: ChannelGraph, stages: Stages, space: Space, scores: Mapping[str, np.ndarray]
+    ) -> Supernet:
+        """Sort a copy of the model by scores, best first. Where the order of channels matters, it stays."""
+        order = {}
+        for group in map(graph.group, space.names):
+            free = group.name in scores and not graph.ordered(group.name)
+            order[group.name] = np.argsort(-scores[group.name], kind="stable") if free else np.arange(group.width)
+        moved = {name: units for name, units in order.items() if not graph.ordered(name)}
+        return cls(permute(model, graph, moved), graph, stages, space, order)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells this supernet, with its weights of now, from any other."""
+        return {"supernet": digest(self.model), "stages": list(self.stages.names)}
+
+    @property
+    def tiny(self) -> np.ndarray:
+        """The narrowest network, int64 [n_groups]."""
+        return self.space.widths([0] * len(self.space))
+
+    def prefix(self, widths: np.ndarray) -> Plan:
+        """The first units of each gene's group: a plan of the sorted network."""
+        kept = zip(self.space.names, np.asarray(widths)[self.space.genes].tolist(), strict=True)
+        return Plan({name: np.arange(width) for name, width in kept}, self.graph.structure)
+
+    def plan(self, widths: np.ndarray) -> Plan:
+        """The same units in the dense network's numbering."""
+        return Plan({n: self.order[n][: len(k)] for n, k in self.prefix(widths).keep.items()}, self.graph.structure)
+
+    def narrow(self, widths: np.ndarray) -> AbstractContextManager[nn.Module]:
+        """Context in which the model runs at these widths (see `slim`)."""
+        return slim(self.model, self.graph, self.prefix(widths))
+
+    def unsorted(self) -> nn.Module:
+        """A copy with the weights of now, its units back in the dense network's order."""
+        back = {name: np.argsort(units) for name, units in self.order.items() if not self.graph.ordered(name)}
+        return permute(self.model, self.graph, back)
+
+    def kept(self, i: int, widths: np.ndarray) -> Tensor | None:
+        """Channels at boundary i that a narrow network has; None where it has all."""
+        if not np.isin(self.stages.between[i], self.space.genes).any():
+            return None
+        grouping, units = self.graph.grouping, self.stages.boundaries[i].units
+        place = np.zeros(len(grouping.group_of), np.int64)
+        for g in self.stages.between[i]:
+            place[grouping.units[g]] = np.arange(len(grouping.units[g]))
+        group = np.where(units >= 0, grouping.group_of[units], -1)
+        kept = (group < 0) | (place[units] < np.asarray(widths)[group])
+        return None if kept.all() else torch.from_numpy(np.flatnonzero(kept))
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What a stage is to make of its input: the full network's features at a boundary, detached."""
+
+    features: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Target:
+        return cls(features, features.float().var().clamp_min(1e-8))
+
+    def distance(self, found: Tensor, kept: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
+        """Mean squared error over the variance, so that stages can be compared: 0 is equal, 1 no better than the mean.
+
+        With `kept`, over these channels alone. Also returns what the next stage goes on with.
+        """
+        wanted = self.features if kept is None else self.features.index_select(dim, kept.to(found.device))
+        return _SquaredError.apply(found, wanted) / self.variance, wanted
+
+
+class _SquaredError(torch.autograd.Function):
+    """Mean squared error, summed in float32. Keeps the difference only, in the precision of the features."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, wanted: Tensor) -> Tensor:
+        error = found - wanted
+        ctx.save_for_backward(error)
+        return error.square().sum(dtype=torch.float32) / error.numel()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (error,) = ctx.saved_tensors
+        return error * (2 * grad / error.numel()).to(error.dtype), None
+
+
+def stage_losses(
+    net: Supernet, widths: np.ndarray, x: Tensor, targets: Sequence[Target], scores: Tensor
+) -> list[Tensor]:
+    """How far each stage of a narrow network is from the full one, given the full one's input to the stage.
+
+    `targets` are the full network's features at the boundaries, `scores` its logits, detached. Boundaries count by
+    `Target.distance` over the channels that the narrow network has, the last stage by the Kullback-Leibler divergence
+    of the scores. One pass of the network: at each boundary it goes on with the full network's features.
+    """
+    losses: list[Tensor] = []
+
+    def visit(i: int, out: Tensor) -> Tensor:
+        loss, wanted = targets[i].distance(out, net.kept(i, widths), net.stages.boundaries[i].dim)
+        losses.append(loss)
+        return wanted
+
+    with net.narrow(widths) as subnet, visiting(subnet, net.stages.boundaries[: len(targets)], visit):
+        found = logits(subnet(x))
+    return [*losses, distillation_loss(found, scores, temperature=1.0)]
+
+
+def full_pass(model: nn.Module, stages: Stages, x: Tensor) -> tuple[list[Target], Tensor]:
+    """The full network's features at the boundaries, detached, and its logits."""
+    targets: list[Target] = []
+
+    def visit(i: int, out: Tensor) -> None:
+        targets.append(Target.of(out.detach()))
+
+    with visiting(model, stages.boundaries, visit):
+        return targets, logits(model(x))
+
+
+@dataclass(eq=False)
+class SupernetLoss:
+    """The objective of a supernet's training, for `sentei.train.fit`: one call, gradients of every subnet."""
+
+    net: Supernet
+    rule: Rule = "stagewise"
+    subnets: int = 1
+    """Random subnets a step."""
+    chunk: int = 2**31
+    """Images that are processed at once; a larger batch is split and its gradients are added up."""
+    sums: dict[str, np.ndarray] = field(default_factory=dict)
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ConfigError(f"rule is {self.rule!r}; expected one of {', '.join(RULES)}")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        widths = self._drawn()
+        pieces = math.ceil(len(x) / self.chunk)
+        total = torch.zeros((), device=x.device)
+        for part, labels in zip(x.tensor_split(pieces), y.tensor_split(pieces), strict=True):
+            total += self._part(model, widths, part, labels, len(part) / len(x))
+        self.steps += 1
+        return total
+
+    def _drawn(self) -> dict[str, np.ndarray]:
+        """Widths of this step's subnets; torch's generator decides, which `fit` seeds for each epoch."""
+        rng, space = np.random.default_rng(int(torch.randint(2**62, ()))), self.net.space
+        found = {f"random {i}": space.widths(space.random(rng)) for i in range(self.paths)}
+        return found if self.rule == "random-path" else {"tiny": self.net.tiny, **found}
+
+    @property
+    def paths(self) -> int:
+        """Random subnets a step; without full and narrowest network two more, for the same number of passes."""
+        return self.subnets + 2 * (self.rule == "random-path")
+
+    def _part(self, model: nn.Module, widths: Mapping[str, np.ndarray], x: Tensor, y: Tensor, share: float) -> Tensor:
+        if self.rule == "random-path":
+            return torch.stack([self._labelled(name, w, x, y, share) for name, w in widths.items()]).mean()
+        stages = self.net.stages if self.rule == "stagewise" else None
+        targets, scores = full_pass(model, stages, x) if stages else ([], logits(model(x)))
+        check_logits(scores, y)
+        loss = F.cross_entropy(scores.float(), y) * share
+        loss.backward()
+        for name, w in widths.items():
+            losses = torch.stack(stage_losses(self.net, w, x, targets, scores.detach()))
+            (losses.sum() * share).backward()
+            self._note(name.split()[0], losses.detach() * share)
+        return loss.detach()
+
+    def _labelled(self, name: str, widths: np.ndarray, x: Tensor, y: Tensor, share: float) -> Tensor:
+        with self.net.narrow(widths) as subnet:
+            scores = logits(subnet(x))
+            check_logits(scores, y)
+            loss = F.cross_entropy(scores.float(), y) * share
+        loss.backward()
+        self._note("random", loss.detach()[None])
+        return loss.detach()
+
+    # -- what is shown
+
+    def _note(self, kind: str, losses: Tensor) -> None:
+        share = 1 if kind == "tiny" else self.paths
+        self.sums[kind] = self.sums.get(kind, 0.0) + losses.cpu().double().numpy() / share
+
+    def status(self) -> str:
+        """Mean loss of the narrowest and of random subnets, at each stage where they learn by stages."""
+        parts = [f"{kind} {' '.join(f'{v:.2f}' for v in s / max(self.steps, 1))}" for kind, s in self.sums.items()]
+        return "subnets: " + ", ".join(parts) if parts else ""
+
+    def measured(self) -> dict[str, Any]:
+        found = {f"{k}_losses": np.round(s / max(self.steps, 1), 5).tolist() for k, s in self.sums.items()}
+        self.sums, self.steps = {}, 0
+        return found
+
+
+def training_bytes(model: nn.Module, x: Tensor) -> int:
+    """What one image of `x` keeps in memory for the backward pass of the full network, measured."""
+    held: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            held[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = logits(model(x))
+        del out
+    return sum(held.values()) // len(x)
