@@ -65,6 +65,29 @@ def test_the_paper_s_search_is_limited_by_alpha_and_hands_over_trained_weights(m
     assert evaluate(result.model, data.val, bf16=bf16).accuracy == result.summary["search"]["fitness"]
 
 
+def test_constraints_hold_in_the_paper_s_search_too(model, data):
+    given = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "fitness_images": 64, "cycles": 1}
+    limits = Constraints(keep=("conv2",), min_width=10, max_ratio={"conv4": 0.5})
+    result = prune(model, data, method="abc", paper=True, **{**given, "constraints": limits})
+    assert result.summary["widths"]["conv2"] == [32, 32]
+    assert 32 <= result.summary["widths"]["conv4"][1] <= 44
+    assert result.summary["budget"] is None
+    with pytest.raises(ConfigError, match="all of them stay whole"):
+        prune(model, data, method="abc", paper=True, **{**given, "constraints": Constraints(max_ratio=0.1)})
+
+
+def test_an_exhausted_space_and_an_unused_budget_are_said(model, data):
+    said = []
+    given = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "constraints": Constraints(), "evaluations": 100}
+    result = prune(model, data, method="abc", say=said.append, **given)
+    found = result.summary["search"]
+    assert found["exhausted"]
+    assert found["evaluations"] < 100
+    assert any("Every structure within reach was tried" in line and "--round-to 1" in line for line in said)
+    used = result.summary["pruned"]["macs"] / (0.5 * result.summary["base"]["macs"])
+    assert (result.summary["note"] == "") == (used >= 0.99)
+
+
 def test_workers_change_nothing(model, data):
     given = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "budget": sentei.Budget(macs=0.4)}
     here = prune(model, data, method="abc", **given)
@@ -137,6 +160,11 @@ def test_successive_halving_trains_the_better_half_longer(model, data, tmp_path)
         ({"halving": 2, "fitness": "recalibrate"}, ConfigError, "needs fitness='train'"),
         ({"processes": 2}, ConfigError, "processes is 2 with executor='here'"),
         ({"processes": 0, "executor": "process"}, ConfigError, "expected 1 or more"),
+        ({"halving": 3, "fitness_epochs": 2}, ConfigError, "no whole number"),
+        ({"onlookers": "all"}, ConfigError, "expected 'fitness' or 'rank'"),
+        ({"evaluations": 20.5}, ConfigError, "expected a whole number"),
+        ({"inherit": "best"}, ConfigError, "expected 'l1' or 'bn_scale' or 'random'"),
+        ({"fitness_lr": -1.0}, ConfigError, "expected more than 0"),
         ({"bees": 3}, ConfigError, "method abc has no option 'bees'"),
         ({"constraints": Constraints(max_ratio=0.0)}, BudgetError, "smallest reachable"),
     ],

@@ -93,8 +93,46 @@ def test_halving_gives_the_better_half_more(tmp_path):
     best = sorted(by_share[0.25], key=sum)[-4:]
     assert sorted(by_share[0.5], key=sum) == best
     assert result.fitness == max(sum(w) for w in by_share[1.0])
+    assert (result.report["evaluations"], result.report["measurements"]) == (8, 14)
     with pytest.raises(ConfigError, match="rounds is 0"):
         run(Fake(tmp_path), rounds=0)
+
+
+def test_no_structure_wins_by_a_partial_effort(tmp_path):
+    class Falling(Fake):
+        def __call__(self, widths, share=1.0):
+            return {"fitness": super().__call__(widths)["fitness"] * (2 - share)}
+
+    result = run(Falling(tmp_path), Journal(tmp_path / "j"), evaluations=24, rounds=2)
+    full = [r["fitness"] for r in plain(tmp_path / "j") if r["share"] == 1.0]
+    assert result.fitness == max(full)
+
+
+def test_what_need_not_last_is_tried_again_after_a_resume(tmp_path):
+    run(Fake(tmp_path), Journal(tmp_path / "whole"))
+    best = int(max(r["fitness"] for r in plain(tmp_path / "whole")))
+    for kind, again in (("breaks", True), ("fails", False)):
+        journal = tmp_path / kind
+        assert run(Fake(tmp_path, **{kind: (best,)}), Journal(journal)).fitness < best
+        assert (run(Fake(tmp_path), Journal(journal)).fitness == best) == again
+
+
+@pytest.mark.parametrize("answer", [None, 0.5, {"accuracy": 0.5}, {"fitness": float("nan")}, {"fitness": float("inf")}])
+def test_an_evaluator_that_answers_nonsense_is_told_so(tmp_path, answer):
+    class Odd(Fake):
+        def __call__(self, widths, share=1.0):
+            return answer
+
+    with pytest.raises(SearchError, match=r"the first failed with: the (evaluator returned|fitness is)"):
+        run(Odd(tmp_path))
+
+
+def test_numbers_of_any_kind_are_taken(tmp_path):
+    class Kinds(Fake):
+        def __call__(self, widths, share=1.0):
+            return {"fitness": torch.tensor(float(widths.sum())), "other": np.float32(1)}
+
+    assert run(Kinds(tmp_path), Journal(tmp_path / "j")).fitness == run(Fake(tmp_path)).fitness
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +208,7 @@ def test_a_validation_split_that_is_too_small_is_refused(model, graph):
     for make in (Recalibrate, lambda m, g, d: Train(m, g, d, Recipe())):
         with pytest.raises(DataError, match="has 20 images; a search needs 50 or more for 10 classes"):
             make(model, graph, small)
+    with pytest.raises(DataError, match="3 validation images are asked for; a search needs 50"):
+        Recalibrate(model, graph, load_data("digits"), validation_images=3)
+    with pytest.raises(ConfigError, match="BatchNorm needs 32 or more"):
+        Recalibrate(model, graph, load_data("digits"), calibration_images=1)

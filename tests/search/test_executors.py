@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
 
 from sentei.errors import ConfigError, SearchError
 from sentei.search import Colony, Job, Search, Store, open_executor
+from sentei.search.processes import Worker
 from sentei.search.testing import small_space
 from tests.search.fakes import Fake
 
@@ -57,6 +59,20 @@ def test_an_evaluator_that_cannot_be_opened_is_said_at_once(tmp_path):
 
     with pytest.raises(SearchError, match="ended with code 1 before it could start"):
         outcomes("process", Unpicklable(tmp_path), 2)
+    evaluator = Fake(tmp_path)
+    evaluator.lock = threading.Lock()
+    with pytest.raises(SearchError, match="cannot be sent to another process: cannot pickle"):
+        outcomes("process", evaluator, 2)
+
+
+def test_a_worker_that_died_while_it_was_idle_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "calendar.py").write_text("raise ImportError('shadowed')")
+    monkeypatch.chdir(tmp_path)  # what lies here must not shadow the worker's modules
+    with open_executor("process", Fake(tmp_path), 1) as executor:
+        assert next(executor.run(JOBS[:1])).result["fitness"] == 3
+        executor.executor.crew[0].process.kill()
+        executor.executor.crew[0].process.wait()
+        assert [o.result["fitness"] for o in executor.run(JOBS[1:3])] == [4, 5]
 
 
 def _explode():
@@ -66,7 +82,7 @@ def _explode():
 def test_no_worker_outlives_the_executor(tmp_path):
     with open_executor("process", Fake(tmp_path, slow=30), 2) as executor:
         run = executor.run([Job(9, (1, 1))])
-        executor.executor._fill(1)
+        executor.executor.crew.append(Worker(1))
         worker = executor.executor.crew[0].process
         del run
     assert worker.poll() is not None

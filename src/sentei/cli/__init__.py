@@ -15,7 +15,7 @@ from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
-from sentei.cli.prune import method_named, prune_with
+from sentei.cli.prune import method_named, prune_with, refuse_options_of_others
 from sentei.cli.resume import Resume
 from sentei.cli.train import Train
 from sentei.errors import SenteiError
@@ -28,11 +28,14 @@ ABOUT = "Make trained convolutional networks smaller by removing channels, and p
 
 def commands(argv: Sequence[str]) -> Any:
     """The commands as tyro sees them; the options of `prune` are those of the method that is asked for."""
+    method = method_named(argv)
+    if argv[:1] == ["prune"]:
+        refuse_options_of_others(argv, method)
     return (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[prune_with(method_named(argv)), tyro.conf.subcommand("prune")]
+        | Annotated[prune_with(method), tyro.conf.subcommand("prune")]
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[FidelityCommand, tyro.conf.subcommand("fidelity")]

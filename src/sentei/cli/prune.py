@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -186,6 +186,20 @@ def method_named(argv: Sequence[str]) -> str:
     return DEFAULT
 
 
+def refuse_options_of_others(argv: Sequence[str], method: str) -> None:
+    """ConfigError, naming whose it is, for an option that another method has and this one has not."""
+    own = type(METHODS.get(method, METHODS[DEFAULT]))
+    known = {f.name for kind in (Prune, DataOptions, Recipe, own) for f in fields(kind)}  # type: ignore[arg-type]
+    for word in argv:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        owners = [n for n, m in METHODS.items() if name in {f.name for f in fields(m)}]  # type: ignore[arg-type]
+        if word.startswith("--") and owners and name not in known:
+            raise ConfigError(
+                f"method {method} has no option {word.partition('=')[0]}; it belongs to {', '.join(owners)}. "
+                f"See:  sentei prune --method {method} --help"
+            )
+
+
 def prune_with(method: str) -> type[Prune]:
     """`Prune` with the options of one method beside its own."""
     chosen = METHODS.get(method, METHODS[DEFAULT])
@@ -202,7 +216,7 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
         search = summary["search"]
         console.print(search_table(search))
         say(
-            f"{search['evaluations']} evaluations over {search['genes']} genes took {search['seconds']:,.0f} s, "
+            f"{search['evaluations']} structures of {search['genes']} genes took {search['seconds']:,.0f} s of work, "
             f"{search['failed']} failed."
         )
     check, cut = summary["check"], summary["after_cut"]["val_accuracy"]

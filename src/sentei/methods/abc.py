@@ -8,12 +8,12 @@ inherited, and a structure's fitness is the accuracy that it reaches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from sentei.errors import ConfigError
 from sentei.methods.genes import searched_groups
 from sentei.methods.pruning import Pruning
-from sentei.methods.searching import WidthSearch
+from sentei.methods.searching import WidthSearch, whole_numbers
 from sentei.search import Colony, Evolution, RandomSearch, Space, Strategy, tenths
 from sentei.search.colony import Onlookers
 
@@ -39,7 +39,7 @@ class Abc(WidthSearch):
     cycles: int | None = None
     """Rounds of employed, onlooker and scout bees; as many as the evaluations allow, and 2 in the paper."""
     abandon_after: int | None = None
-    """Moves without improvement after which a scout replaces a structure; 10, and 2 in the paper."""
+    """A scout replaces a structure after more moves without improvement than this; 10, and 2 in the paper."""
     onlookers: Onlookers | None = None
     """How onlookers choose: by rank, or by fitness as in the paper, which hardly selects once fitnesses are alike."""
     moved: float | None = None
@@ -55,10 +55,9 @@ class Abc(WidthSearch):
             raise ConfigError(f"guide is {self.guide}; expected 0 to 4")
         if self.alpha is not None and not self.paper:
             raise ConfigError("alpha belongs to the paper's search: give paper=True, or a budget instead of alpha")
-        for name in ("sources", "cycles", "abandon_after"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; expected 1 or more")
+        whole_numbers(self, "sources", "cycles", "abandon_after")
+        if self.onlookers not in (None, *get_args(Onlookers)):
+            raise ConfigError(f"onlookers is {self.onlookers!r}; expected 'fitness' or 'rank'")
         alpha = 0.7 if self.alpha is None else self.alpha
         if not any(abs(alpha * 10 - tenth) < 1e-9 for tenth in range(1, 11)):
             raise ConfigError(f"alpha is {alpha}; expected 0.1, 0.2, ... or 1.0, the largest share a group may keep")
@@ -83,7 +82,8 @@ class Abc(WidthSearch):
     def space(self, pruning: Pruning) -> Space:
         if not self.paper:
             return super().space(pruning)
-        return tenths(pruning.graph, searched_groups(pruning.graph, self.genes or "inner"), self.alpha or 0.7)
+        names = searched_groups(pruning.graph, self.genes or "inner")
+        return tenths(pruning.graph, names, self.alpha or 0.7, pruning.constraints)
 
     def strategy(self, space: Space, seed: int) -> Strategy:
         names = ("sources", "cycles", "abandon_after", "onlookers", "moved", "guide")
@@ -108,6 +108,7 @@ class EvolutionSearch(WidthSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        whole_numbers(self, "population", "parents")
         if self.population < 2 or not self.parents >= 1 or not 0 < self.mutation <= 1:
             raise ConfigError(
                 f"population is {self.population} (2 or more), parents {self.parents} (1 or more), mutation "

@@ -125,12 +125,12 @@ class Pruning:
             "seconds": seconds,
         }
 
-    def tell_cut(self, done: Mapping[str, Any]) -> None:
-        full = self.graph.cost()
-        accuracy = "" if done["val_accuracy"] is None else f", validation accuracy {done['val_accuracy']:.2%}"
+    def tell_cut(self, done: Mapping[str, Any], after: str = "recalibration") -> None:
+        full, reached = self.graph.cost(), done["val_accuracy"]
+        accuracy = "" if reached is None else f", validation accuracy {reached:.2%} after {after}"
         self.say(
             f"Cut to {done['macs'] / max(full.macs, 1):.1%} of the MACs and {done['params'] / full.params:.1%} of the "
-            f"parameters; checked: max error {done['max_error']:.1e}{accuracy} after recalibration"
+            f"parameters; checked: max error {done['max_error']:.1e}{accuracy}"
         )
         for where in done["approximate"]:
             self.say(f"  {where} takes statistics over removed channels: there the cut changes what is computed")
@@ -170,7 +170,7 @@ class Pruning:
             "method": self.name,
             "model": self.source or type(self.base).__name__,
             "data": self.data.name,
-            "budget": self.budget.limits,
+            "budget": self.budget.limits if method.budgeted else None,
             "seed": self.recipe.seed,
             "base": _measured(final, "base", full.macs, full.params),
             "pruned": _measured(final, "pruned", cost.macs, cost.params),

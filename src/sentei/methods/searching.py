@@ -13,7 +13,7 @@ from sentei.errors import ConfigError
 from sentei.methods.genes import Genes, searched_groups
 from sentei.methods.method import CHANGES_NOTHING, Found, Method
 from sentei.methods.pruning import Pruning, accuracy_of
-from sentei.plan import Plan
+from sentei.plan import Plan, note_on_use
 from sentei.search import (
     Recalibrate,
     Search,
@@ -42,11 +42,12 @@ class WidthSearch(Method):
     evaluations: int = 200
     """Structures to evaluate."""
     genes: Genes | None = None
-    """Groups whose width is searched: all, or only those inside branches, which leaves residual streams whole
-    (inner)."""
+    """Groups whose width is searched: all, or only those inside branches, which leaves residual streams whole (inner).
+    Unless given all, with --paper inner."""
     fitness: Fitness | None = None
     """Accuracy on validation images after inheriting weights and fresh BatchNorm statistics (recalibrate, seconds a
-    structure) or after a short training (train, as in the ABCPruner paper)."""
+    structure) or after a short training (train, as in the ABCPruner paper). Unless given recalibrate, with --paper or
+    halving train."""
     fitness_epochs: int = 2
     """Epochs of that training."""
     fitness_lr: float = 0.01
@@ -57,7 +58,7 @@ class WidthSearch(Method):
     """Rounds of successive halving: a batch starts with 1/2^(N-1) of the epochs, and the better half goes on."""
     inherit: Inherit | None = None
     """Units of the trained network that a structure takes over: those with the largest weights (l1) or BatchNorm scales
-    (bn_scale), or random ones."""
+    (bn_scale), or random ones. Unless given l1, with --paper random."""
     calibration_images: int = 1000
     """Training images for the BatchNorm statistics of a structure."""
     validation_images: int = 2000
@@ -68,15 +69,20 @@ class WidthSearch(Method):
     """Workers of the executors process and ray; one for each processor of this machine unless given."""
 
     def __post_init__(self) -> None:
-        limits = {
-            "evaluations": 1, "fitness_epochs": 1, "halving": 1, "calibration_images": 1, "validation_images": 1,
-        }  # fmt: skip
-        for name, least in limits.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
-        for name, allowed in (("fitness", get_args(Fitness)), ("executor", get_args(Where))):
-            if getattr(self, name) not in (None, *allowed):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}")
+        whole_numbers(self, "evaluations", "fitness_epochs", "halving", "calibration_images", "validation_images",
+                      "fitness_images")  # fmt: skip
+        choices = {"fitness": Fitness, "executor": Where, "genes": Genes, "inherit": Inherit}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in (None, *get_args(allowed)):
+                expected = " or ".join(map(repr, get_args(allowed)))
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        if not self.fitness_lr > 0:
+            raise ConfigError(f"fitness_lr is {self.fitness_lr}; expected more than 0")
+        if self.fitness_epochs % 2 ** (self.halving - 1):
+            raise ConfigError(
+                f"halving={self.halving} starts with 1/{2 ** (self.halving - 1)} of {self.fitness_epochs} fitness_epochs, "
+                "no whole number; raise fitness_epochs or lower halving"
+            )
         if self.halving > 1 and self.fitness == "recalibrate":
             raise ConfigError("halving shares out epochs of training: it needs fitness='train'")
         if self.processes is not None and (self.processes < 1 or self.executor == "here"):
@@ -114,12 +120,25 @@ class WidthSearch(Method):
             f"{self.fitness} fitness on {_images(evaluator)} validation images ..."
         )
         found = self.search(pruning, space, evaluator)
+        self._tell(pruning, found)
         done = pruning.run.once("cut1", lambda: self._cut(pruning, evaluator, found.widths))
         network = cut(pruning.base, pruning.graph, plan := Plan.from_json(done["plan"]))
         network.load_state_dict(done["model"])
-        pruning.tell_cut(done)
-        pruning.seconds["search"] = found.report["seconds"]
+        pruning.tell_cut(done, "its short training" if self.fitness == "train" else "recalibration")
+        pruning.seconds["search"] = found.report["seconds"] / self.workers
         return Found(network, plan, [done], {"search": self._report(space, found)})
+
+    def _tell(self, pruning: Pruning, found: SearchResult) -> None:
+        report = found.report
+        pruning.say(f"Best of {report['evaluations']} structures: {found.fitness:.2%} on the images of the search")
+        if report["exhausted"] and report["evaluations"] < self.evaluations:
+            finer = "" if self.coarsest(pruning) == 1 else "; widths in smaller steps (--round-to 1) give more"
+            pruning.say(f"  Every structure within reach was tried, {report['evaluations']} of at most "
+                        f"{self.evaluations}{finer}")  # fmt: skip
+
+    def coarsest(self, pruning: Pruning) -> int:
+        """The largest step of a searched width."""
+        return int(pruning.constraints.ladder(pruning.graph).step.max()) if self.budgeted else 1
 
     def evaluator(self, pruning: Pruning) -> Recalibrate | Train:
         base, graph, data, seed = pruning.base, pruning.graph, pruning.data, pruning.recipe.seed
@@ -155,6 +174,8 @@ class WidthSearch(Method):
 
     def _cut(self, pruning: Pruning, evaluator: Recalibrate | Train, widths: np.ndarray) -> dict[str, Any]:
         plan = evaluator.inheritance.plan(widths)
+        if self.budgeted:
+            plan = replace(plan, note=note_on_use(pruning.graph, pruning.budget, widths))
         done = pruning.cut(pruning.base, pruning.graph, plan)
         if isinstance(evaluator, Train):
             trained: nn.Module = evaluator.network(widths)
@@ -171,3 +192,11 @@ def _images(evaluator: Recalibrate | Train) -> str:
     if isinstance(evaluator, Train):
         return f"{len(evaluator.data.val):,}"
     return f"{sum(len(y) for _, y in evaluator.validation):,}"
+
+
+def whole_numbers(method: Method, *names: str, least: int = 1) -> None:
+    """ConfigError if a setting is neither None nor a whole number from `least` up."""
+    for name in names:
+        value = getattr(method, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ConfigError(f"{name} is {value!r}; expected a whole number of {least} or more")

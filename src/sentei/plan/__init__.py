@@ -1,6 +1,6 @@
 """From a budget to a plan: which units of each group stay."""
 
-from sentei.plan.allocate import allocate, plan_from_widths, rescaler, uniform
+from sentei.plan.allocate import allocate, note_on_use, plan_from_widths, rescaler, uniform
 from sentei.plan.budget import Budget
 from sentei.plan.constraints import Constraints
 from sentei.plan.criteria import CRITERIA, Criterion, criterion
@@ -14,6 +14,7 @@ __all__ = [
     "Plan",
     "allocate",
     "criterion",
+    "note_on_use",
     "plan_from_widths",
     "rescaler",
     "uniform",

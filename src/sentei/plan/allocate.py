@@ -94,14 +94,28 @@ def rescaler(
     """
     constraints = constraints or Constraints()
     ladder = constraints.ladder(graph)
-    middle = (ladder.before + ladder.after) / 2
+    middle, load = (ladder.before + ladder.after) / 2, _load(graph, budget)
     _check_reachable(graph, budget, constraints, ladder)
 
     def onto(target: np.ndarray) -> np.ndarray:
         order = np.argsort(-middle / np.asarray(target, np.float64)[ladder.group], kind="stable")
-        return _descend(_load(graph, budget), ladder, order)[0]
+        widths, used = _descend(load, ladder, order)[0], 0.0
+        while used < load(widths) < FILL:
+            widths, used = _exchange(load, ladder, widths), float(load(widths))
+        return widths
 
     return onto
+
+
+def note_on_use(graph: ChannelGraph, budget: Budget, widths: np.ndarray) -> str:
+    """What to tell about a budget that these widths, int [n_groups], leave unused; empty if they use it."""
+    return _note(float(_load(graph, budget)(np.asarray(widths))))
+
+
+def _note(used: float) -> str:
+    if used >= FILL:
+        return ""
+    return f"{used:.1%} of the budget is used: the groups shrink in steps too coarse to use more"
 
 
 def plan_from_widths(graph: ChannelGraph, widths: np.ndarray, scores: Scores | None = None, *, note: str = "") -> Plan:
@@ -189,10 +203,7 @@ def _descend(load: Load, ladder: Ladder, order: np.ndarray) -> tuple[np.ndarray,
         middle = (low + high) // 2
         low, high = (low, middle) if load(ladder.without(order[:middle])) <= 1 else (middle, high)
     widths = _refine(load, ladder, order[:high])
-    used = float(load(widths))
-    if used >= FILL:
-        return widths, ""
-    return widths, f"{used:.1%} of the budget is used: the groups shrink in steps too coarse to use more"
+    return widths, _note(float(load(widths)))
 
 
 def _load(graph: ChannelGraph, budget: Budget) -> Load:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from sentei.errors import ConfigError
 from sentei.search.space import Levels, Space
 from sentei.search.strategy import Batch, Steps, Strategy
 
@@ -48,6 +49,10 @@ class Colony(Strategy):
         repeats: bool = False,
     ) -> None:
         super().__init__(space, seed=seed, evaluations=evaluations, repeats=repeats)
+        if sources < 1 or onlookers not in get_args(Onlookers):
+            raise ConfigError(
+                f"sources is {sources}, onlookers {onlookers!r}; expected 1 or more, and 'fitness' or 'rank'"
+            )
         self.n, self.cycles, self.abandon_after, self.onlookers = sources, cycles, abandon_after, onlookers
         self.moved, self.guide = moved, guide
         self.sources: list[Levels] = []

@@ -34,7 +34,8 @@ class SearchResult:
     """Of all groups, int64 [n_groups]."""
     fitness: float
     report: dict[str, Any]
-    """evaluations, failed, fitness, seconds (summed over workers), and `curve`: the best fitness after each batch."""
+    """evaluations (structures), measurements (more of them where effort is shared out), failed, exhausted (no structure
+    was left), fitness, seconds (summed over workers), and `curve`: structures and best fitness after each batch."""
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Search:
     Args:
         rounds: successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): a batch is first evaluated with
             1 / 2^(rounds - 1) of the effort; the better half goes on to twice as much, and so on. Whoever drops out
-            keeps the fitness it had. 1 evaluates everything in full.
+            ranks below the last that did not. 1 evaluates everything in full.
     """
 
     strategy: Strategy
@@ -58,7 +59,7 @@ class Search:
     watch: Watch | None = None
     rounds: int = 1
     records: list[Record] = field(default_factory=list)
-    curve: list[list[float]] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -75,11 +76,12 @@ class Search:
             fitness = self._fitness(batch)
             self.strategy.tell(fitness)
             done += len(batch.structures)
-            self.curve.append([done, self.strategy.best_fitness])
+            self.curve.append((done, self.strategy.best_fitness))
             if self.strategy.best_fitness == FAILED:
                 raise SearchError(
                     f"none of the first {done} structures could be evaluated; the first failed with: "
-                    f"{self.records[0]['error']}"
+                    f"{self.records[0]['error']}. What failed for good is not tried again: change the settings and "
+                    "start over (--overwrite, overwrite=True)"
                 )
             if self.watch:
                 self.watch.told(batch, self.strategy.best_fitness)
@@ -100,7 +102,9 @@ class Search:
                 fitness[i] = _value(record)
             if left:
                 going = sorted(going, key=lambda i: -fitness[i])[: -(-len(going) // 2)]
-        return fitness
+        # Whoever dropped out must not win by a fitness that was not measured in full.
+        below = float(np.nextafter(min(fitness[i] for i in going), -np.inf))
+        return [value if i in going else min(value, below) for i, value in enumerate(fitness)]
 
     def _evaluate(self, batch: Batch, widths: Sequence[np.ndarray], share: float) -> list[Record]:
         known = [self.store.get(w, share) for w in widths]
@@ -123,11 +127,13 @@ class Search:
 
     def _report(self) -> dict[str, Any]:
         return {
-            "evaluations": len(self.records),
+            "evaluations": self.curve[-1][0],
+            "measurements": len(self.records),
+            "exhausted": self.strategy.exhausted,
             "failed": sum(r["error"] is not None for r in self.records),
             "fitness": self.strategy.best_fitness,
             "seconds": round(sum(r["seconds"] for r in self.records), 2),
-            "curve": self.curve,
+            "curve": [list(point) for point in self.curve],
         }
 
 
@@ -138,6 +144,7 @@ def _record(batch: Batch, outcome: Outcome) -> Record:
         "cycle": batch.cycle,
         **(outcome.result or {}),
         "error": outcome.error,
+        **({} if outcome.lasting else {"lasting": False}),
         "seconds": outcome.seconds,
     }
 

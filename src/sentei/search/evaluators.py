@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sentei.errors import DataError
+from sentei.errors import ConfigError, DataError
 from sentei.graph import ChannelGraph
 from sentei.search.inherit import Inherit, Inheritance
 from sentei.surgery import cut
@@ -20,6 +20,10 @@ from sentei.train.recipe import bf16_supported
 
 PER_CLASS = 5
 """Validation images a class, below which accuracies say nothing."""
+
+
+CALIBRATION = 32
+"""Training images, below which BatchNorm statistics say nothing."""
 
 
 class Evaluator(Protocol):
@@ -63,7 +67,9 @@ class Recalibrate:
         bf16: bool | None = None,
         seed: int = 0,
     ) -> None:
-        check_validation(data)
+        check_validation(data, validation_images)
+        if calibration_images < CALIBRATION:
+            raise ConfigError(f"calibration_images is {calibration_images}; BatchNorm needs {CALIBRATION} or more")
         self.bf16 = bf16_supported(data.device) if bf16 is None else bf16
         self.settings = {
             "fitness": "recalibrate",
@@ -135,11 +141,11 @@ class Train:
         return result.model, result.accuracy
 
 
-def check_validation(data: Data) -> None:
-    """DataError if the validation split is too small to choose by."""
+def check_validation(data: Data, images: int | None = None) -> None:
+    """DataError if the validation split, or the part of it that is used, is too small to choose by."""
     needed = PER_CLASS * data.num_classes
+    why = f"a search needs {needed} or more for {data.num_classes} classes, because it chooses by their accuracy"
     if len(data.val) < needed:
-        raise DataError(
-            f"The validation split has {len(data.val)} images; a search needs {needed} or more for {data.num_classes} "
-            "classes, because it chooses by their accuracy. Load the data with a larger val."
-        )
+        raise DataError(f"The validation split has {len(data.val)} images; {why}. Load the data with a larger val.")
+    if images is not None and images < needed:
+        raise DataError(f"{images} validation images are asked for; {why}.")

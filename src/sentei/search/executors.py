@@ -5,15 +5,16 @@ The result of a search does not depend on that, nor on the number of workers.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
 import numpy as np
 
-from sentei.errors import ConfigError, SenteiError
+from sentei.errors import ConfigError, SearchError, SenteiError
 from sentei.search.evaluators import Evaluator
 
 Where = Literal["here", "process", "ray"]
@@ -38,6 +39,8 @@ class Outcome:
     result: dict[str, float] | None
     error: str | None
     seconds: float
+    lasting: bool = True
+    """Whether another attempt would fail alike; not so where memory ran out or a worker died."""
 
 
 class Executor(Protocol):
@@ -55,14 +58,24 @@ class Executor(Protocol):
 def attempt(evaluator: Evaluator, job: Job) -> Outcome:
     """Evaluate one job; an exception becomes its outcome."""
     started = time.perf_counter()
-    result, error = None, None
+    result, error, lasting = None, None, True
     try:
-        result = evaluator(np.array(job.widths, np.int64), job.share)
+        result = _checked(evaluator(np.array(job.widths, np.int64), job.share))
     except SenteiError as problem:
         error = str(problem)
     except Exception as problem:
-        error = f"{type(problem).__name__}: {problem}"
-    return Outcome(job, result, error, round(time.perf_counter() - started, 3))
+        error, lasting = f"{type(problem).__name__}: {problem}", False
+    return Outcome(job, result, error, round(time.perf_counter() - started, 3), lasting)
+
+
+def _checked(result: Mapping[str, float]) -> dict[str, float]:
+    """What an evaluator returned, as plain numbers; SearchError if there is no fitness to compare."""
+    if not isinstance(result, Mapping) or "fitness" not in result:
+        raise SearchError(f"the evaluator returned {result!r}; expected a dictionary with 'fitness'")
+    plain = {name: float(value) for name, value in result.items()}
+    if not math.isfinite(plain["fitness"]):
+        raise SearchError(f"the fitness is {plain['fitness']}; expected a finite number")
+    return plain
 
 
 class InProcess:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import cloudpickle
 
+from sentei.errors import SearchError
 from sentei.search.evaluators import Evaluator
 
 
@@ -17,7 +18,13 @@ def pack(evaluator: Evaluator) -> bytes:
     """The evaluator, and the folders from which its code may import."""
     with _by_value(_user_modules()):
         folders = [str(Path(m.__file__).parent) for m in _user_modules() if m.__file__]
-        return bytes(cloudpickle.dumps((folders, cloudpickle.dumps(evaluator))))
+        try:
+            return bytes(cloudpickle.dumps((folders, cloudpickle.dumps(evaluator))))
+        except Exception as error:
+            raise SearchError(
+                f"the model or what its file defines cannot be sent to another process: {error}. Search in this "
+                "process (executor 'here'), or keep such objects out of the module"
+            ) from error
 
 
 def unpack(payload: bytes) -> Evaluator:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from pathlib import Path
 
 from sentei.errors import SearchError
 from sentei.search.evaluators import Evaluator
@@ -19,26 +17,28 @@ from sentei.search.executors import RETRIES, Job, Outcome
 from sentei.search.payload import pack
 from sentei.train.threads import available_cpus
 
+HELLO, READY = "hello", "ready"
+
 
 class Worker:
-    """A child process that evaluates what it is sent; it ends when its parent does."""
+    """A child process that evaluates what it is sent; it ends when its parent does.
 
-    def __init__(self, payload: Path, threads: int) -> None:
+    It says HELLO once it runs, gets the evaluator, and says READY.
+    """
+
+    def __init__(self, threads: int) -> None:
         self.pipe, theirs = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         environment["OMP_NUM_THREADS"] = str(threads)
+        # -P: modules in the working directory must not shadow others.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sentei.search.worker", str(theirs.fileno()), str(payload), str(os.getpid())],
+            [sys.executable, "-P", "-m", "sentei.search.worker", str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             env=environment,
         )
         theirs.close()
         self.ready = False
         self.job: Job | None = None
-
-    def send(self, job: Job) -> None:
-        self.job = job
-        self.pipe.send(job)
 
     def stop(self) -> None:
         self.pipe.close()
@@ -57,24 +57,24 @@ class Processes:
     """As many workers as asked for, each with processors / workers threads; one that dies is replaced.
 
     Workers are started afresh rather than forked, because a fork would inherit the state of the parent's threads, and
-    without running the parent's script again.
+    without running the parent's script again. OMP_NUM_THREADS bounds the threads of each.
     """
 
     def __init__(self, evaluator: Evaluator, workers: int) -> None:
         self.workers = workers
-        self.threads = max(1, available_cpus() // workers)
-        self.folder = tempfile.TemporaryDirectory(prefix="sentei-search-")
-        self.payload = Path(self.folder.name) / "evaluator"
-        self.payload.write_bytes(pack(evaluator))
+        bound = int(os.environ.get("OMP_NUM_THREADS") or available_cpus())
+        self.threads = max(1, min(available_cpus() // workers, bound))
+        self.payload = pack(evaluator)
         self.crew: list[Worker] = []
+        self.stillborn, self.any_ready = 0, False
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         waiting, tries = deque(jobs), dict.fromkeys(jobs, 0)
         left = len(jobs)
         while left:
-            self._fill(min(self.workers, left))
-            self._hand_out(waiting)
-            for pipe in wait([w.pipe for w in self.crew]):
+            while len(self.crew) < min(self.workers, left):
+                self.crew.append(Worker(self.threads))
+            for pipe in wait([w.pipe for w in self.crew], 0 if self._hand_out(waiting) else None):
                 worker = next(w for w in self.crew if w.pipe is pipe)
                 try:
                     outcome = self._receive(worker)
@@ -88,33 +88,41 @@ class Processes:
         for worker in self.crew:
             worker.stop()
         self.crew.clear()
-        self.folder.cleanup()
 
-    def _fill(self, wanted: int) -> None:
-        while len(self.crew) < wanted:
-            self.crew.append(Worker(self.payload, self.threads))
-
-    def _hand_out(self, waiting: deque[Job]) -> None:
+    def _hand_out(self, waiting: deque[Job]) -> bool:
+        """Give jobs to the idle; True if a worker turned out to be dead, which its pipe will tell."""
+        dead = False
         for worker in self.crew:
             if worker.ready and worker.job is None and waiting:
-                worker.send(waiting.popleft())
+                worker.job = waiting.popleft()
+                try:
+                    worker.pipe.send(worker.job)
+                except OSError:
+                    dead = True
+        return dead
 
     def _receive(self, worker: Worker) -> Outcome | None:
-        message: Outcome | None = worker.pipe.recv()
-        if message is None:
-            worker.ready = True
-        else:
+        message: Outcome | str = worker.pipe.recv()
+        if message == HELLO:
+            worker.pipe.send_bytes(self.payload)
+        elif message == READY:
+            worker.ready = self.any_ready = True
+            self.stillborn = 0
+        elif isinstance(message, Outcome):
             worker.job = None
-        return message
+            return message
+        return None
 
     def _died(self, worker: Worker, waiting: deque[Job], tries: dict[Job, int]) -> Outcome | None:
         """Give its job to another worker, or up after some attempts."""
         code = worker.ended()
         self.crew.remove(worker)
         if not worker.ready:
-            raise SearchError(
-                f"a worker process ended with code {code} before it could start; what it said stands above"
-            )
+            self.stillborn += 1
+            if not self.any_ready or self.stillborn > RETRIES:
+                raise SearchError(
+                    f"a worker process ended with code {code} before it could start; if it said why, that stands above"
+                )
         if worker.job is None:
             return None
         tries[worker.job] += 1
@@ -122,4 +130,4 @@ class Processes:
             waiting.appendleft(worker.job)
             return None
         died = f"its worker died {tries[worker.job]} times, last with code {code}"
-        return Outcome(worker.job, None, died, 0.0)
+        return Outcome(worker.job, None, died, 0.0, lasting=False)

@@ -92,7 +92,7 @@ class RayCluster:
         if tries[job] <= RETRIES:
             waiting.appendleft(job)
         else:
-            yield Outcome(job, None, f"its Ray actor died {tries[job]} times", 0.0)
+            yield Outcome(job, None, f"its Ray actor died {tries[job]} times", 0.0, lasting=False)
 
     def close(self) -> None:
         for actor in self.crew:

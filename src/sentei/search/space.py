@@ -82,6 +82,7 @@ def budgeted(graph: ChannelGraph, names: Sequence[str], budget: Budget, constrai
     Groups that are not named stay whole. Raises BudgetError if even the smallest structure is above the budget, and
     ConfigError if the constraints leave nothing to search.
     """
+    _check_names(graph, names)
     others = tuple(_literal(g.name) for g in graph.groups if g.name not in set(names))
     constraints = replace(constraints, keep=(*constraints.keep, *others))
     onto = rescaler(graph, budget, constraints)
@@ -93,17 +94,40 @@ def budgeted(graph: ChannelGraph, names: Sequence[str], budget: Budget, constrai
     return _space(graph, names, choices, onto)
 
 
-def tenths(graph: ChannelGraph, names: Sequence[str], alpha: float) -> Space:
+def tenths(
+    graph: ChannelGraph, names: Sequence[str], alpha: float, constraints: Constraints | None = None
+) -> Space:
     """The grid of the ABCPruner paper: {0.1 c, 0.2 c, ..., alpha c} of each group's width c (arXiv 2001.08565, eq. 3).
 
-    As in the official code, widths are rounded down, to at least 1.
+    As in the official code, widths are rounded down, to at least 1. Of the constraints, `keep`, `min_width` and
+    `max_ratio` hold (a share of 0.1 c counts as a loss of nine tenths, however it is rounded); a group that they leave
+    no share stays whole. `round_to` has no meaning on this grid.
     """
+    _check_names(graph, names)
     top = round(alpha * 10)
     if not 1 <= top <= 10 or abs(alpha * 10 - top) > 1e-9:
         raise ConfigError(f"alpha is {alpha}; expected one of 0.1, 0.2, ..., 1.0, the largest share a group may keep")
-    shares = np.arange(1, top + 1)
-    choices = [np.unique(np.maximum(graph.group(name).width * shares // 10, 1)) for name in names]
-    return _space(graph, names, choices, None)
+    constraints = replace(constraints or Constraints(), round_to=1)
+    floors = replace(constraints, min_width=1).ladder(graph).floor
+    shares, choices = np.arange(1, top + 1), []
+    for i in map(graph.index, names):
+        full = graph.groups[i].width
+        widths = np.maximum(full * shares // 10, 1)
+        allowed = (np.ceil(full * shares / 10 - 1e-9) >= floors[i]) & (widths >= min(constraints.min_width, full))
+        choices.append(np.unique(widths[allowed]))
+    left = [i for i, c in enumerate(choices) if len(c)]
+    if not left:
+        raise ConfigError("the constraints leave no group to search: all of them stay whole")
+    return _space(graph, [names[i] for i in left], [choices[i] for i in left], None)
+
+
+def _check_names(graph: ChannelGraph, names: Sequence[str]) -> None:
+    for name in names:
+        group = graph.group(name)
+        if group.frozen:
+            raise ConfigError(f"group {name} cannot be searched: {group.why}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"some groups are named twice among {list(names)}")
 
 
 def _space(

@@ -23,7 +23,7 @@ class Store:
     >>> store = Store({"fitness": "recalibrate"}, Journal("run/journal.jsonl"))  # doctest: +SKIP
 
     A record is on the disk before it is used, so that a kill loses the evaluations in flight and nothing else.
-    Failures are kept too and are not tried again.
+    Failures are kept too; those that need not last are forgotten when the journal is read again.
     """
 
     settings: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Store:
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.found = {}
         for record in self.journal.records() if self.journal else []:
-            if record.get("event") == "evaluation":
+            if record.get("event") == "evaluation" and (record["error"] is None or record.get("lasting", True)):
                 self.found[record["evaluator"], record["share"], tuple(record["widths"])] = record
 
     def get(self, widths: np.ndarray, share: float) -> Record | None:

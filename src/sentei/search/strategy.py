@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sentei.errors import ConfigError
 from sentei.search.space import Levels, Space
 
 FAILED = float("-inf")
@@ -45,11 +46,15 @@ class Strategy(ABC):
     """
 
     def __init__(self, space: Space, *, seed: int = 0, evaluations: int | None = None, repeats: bool = False) -> None:
+        if evaluations is not None and evaluations < 1:
+            raise ConfigError(f"evaluations is {evaluations}; expected 1 or more")
         self.space, self.evaluations, self.repeats = space, evaluations, repeats
         self.rng = np.random.default_rng(seed)
         self.proposed = 0
         self.best: Levels | None = None
         self.best_fitness = FAILED
+        self.exhausted = False
+        """Whether structures that were not proposed before have run out."""
         self._seen: set[Levels] = set()
         self._steps = self.steps()
         self._batch: Batch | None = None
@@ -84,6 +89,7 @@ class Strategy(ABC):
             if self.repeats or levels not in self._seen:
                 self._seen.add(levels)
                 return levels
+        self.exhausted = True
         return None
 
     def _advance(self, values: np.ndarray | None) -> None:
@@ -95,6 +101,8 @@ class Strategy(ABC):
             batch = next(self._steps) if values is None else self._steps.send(values)
         except StopIteration:
             return
+        if not batch.structures:
+            raise ValueError(f"{type(self).__name__} yielded a batch without structures; return instead")
         kept = batch.structures[:left]
         self.proposed += len(kept)
         self._batch = Batch(batch.phase, batch.cycle, kept)

@@ -1,4 +1,4 @@
-"""`python -m sentei.search.worker FD PAYLOAD PARENT`: evaluates the jobs that come through a pipe."""
+"""`python -m sentei.search.worker FD PARENT`: evaluates the jobs that come through a pipe."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from sentei.search.executors import attempt
 from sentei.search.payload import unpack
+from sentei.search.processes import HELLO, READY
 from sentei.train.threads import set_threads
 
 
-def main(descriptor: int, payload: Path, parent: int) -> None:
+def main(descriptor: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     set_threads()
     pipe = Connection(descriptor)
-    evaluator = unpack(payload.read_bytes())
     try:
-        pipe.send(None)
+        pipe.send(HELLO)
+        evaluator = unpack(pipe.recv_bytes())
+        pipe.send(READY)
         while True:
             pipe.send(attempt(evaluator, pipe.recv()))
-    except (EOFError, OSError):
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
@@ -37,4 +38,4 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
