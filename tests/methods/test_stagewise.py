@@ -84,9 +84,8 @@ def test_the_structure_found_beats_the_narrowest_everywhere(model, data):
     assert sum(wider) > 3 * len(wider)
 
 
-PHASES = (
-    "stagewise", "StageDistances", *(pytest.param(p, marks=pytest.mark.slow) for p in ("SubnetAccuracy", "cut", "finetune"))
-)  # fmt: skip
+LATE = ("SubnetAccuracy", "cut", "finetune")
+PHASES = ("stagewise", "StageDistances", *(pytest.param(phase, marks=pytest.mark.slow) for phase in LATE))
 
 
 @pytest.fixture(scope="module")
