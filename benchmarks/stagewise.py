@@ -157,9 +157,7 @@ def fidelity(model: nn.Module, data: Data, options: argparse.Namespace) -> None:
             print(f"\nTwo real trainings of the same structures agree to tau {summary['agreement']:+.2f}.")
 
 
-def compared(
-    model: nn.Module, data: Data, budget: float, folder: Path, options: argparse.Namespace
-) -> dict[str, Any]:
+def compared(model: nn.Module, data: Data, budget: float, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     how = Fidelity(
         structures=options.structures, seeds=options.real_seeds, supernet_epochs=options.supernet_epochs,
         stages=tuple(options.stages),

@@ -73,6 +73,7 @@ def test_structures_can_be_trained_from_scratch(model, data):
     assert np.mean([a["real"] for a, _ in pairs]) > np.mean([b["real"] for _, b in pairs])
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_to_the_same_result(model, data, tmp_path, monkeypatch):
     proxies = ("stagewise", "recalibrate")
     expected = measured(model, data, proxies=proxies)

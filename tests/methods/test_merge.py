@@ -23,9 +23,7 @@ def chains(draw):
         def ints(low, high, n=n):
             return np.array(draw(st.lists(st.integers(low, high), min_size=n, max_size=n)))
 
-        tables.append(
-            Table(ints(1, 30).astype(float), ints(0, 8) / 8, ints(0, ends[i] - 1), ints(0, ends[i + 1] - 1))
-        )
+        tables.append(Table(ints(1, 30).astype(float), ints(0, 8) / 8, ints(0, ends[i] - 1), ints(0, ends[i + 1] - 1)))
     return tables, draw(st.integers(1, 120)), draw(st.integers(1, 5))
 
 
@@ -53,9 +51,7 @@ def test_equals_brute_force_with_integer_costs(drawn):
     assert len({m.rows for m in found}) == len(found)
     for m in found:
         assert m.cost == sum(t.cost[r] for t, r in zip(tables, m.rows, strict=True)) <= limit
-        assert all(
-            a.exit[i] == b.entry[j] for (a, i), (b, j) in itertools.pairwise(zip(tables, m.rows, strict=True))
-        )
+        assert all(a.exit[i] == b.entry[j] for (a, i), (b, j) in itertools.pairwise(zip(tables, m.rows, strict=True)))
     assert merge(tables, limit, top=top) == found
 
 

@@ -84,8 +84,8 @@ def test_the_structure_found_beats_the_narrowest_everywhere(model, data):
     assert sum(wider) > 3 * len(wider)
 
 
-LATER = [pytest.param(phase, marks=pytest.mark.slow) for phase in ("SubnetAccuracy", "cut", "finetune")]
-PHASES = ("stagewise", "StageDistances", *LATER)
+LATE = ("SubnetAccuracy", "cut", "finetune")
+PHASES = ("stagewise", "StageDistances", *(pytest.param(phase, marks=pytest.mark.slow) for phase in LATE))
 
 
 @pytest.fixture(scope="module")

@@ -234,9 +234,8 @@ ZOO = ["resnet56", "vgg16", "mobilenetv2", "densenet40", "googlenet", "torchvisi
        "torchvision:mobilenet_v2"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["vgg16", pytest.param("mobilenetv2", marks=pytest.mark.slow), *(
-    pytest.param(n, marks=pytest.mark.slow) for n in ZOO if n not in ("vgg16", "mobilenetv2")
-)])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
 def test_networks_of_the_zoo_learn_as_supernets(name):
     """Unmodified: losses of a short training fall, and narrow networks beat their untrained selves."""
     torch.manual_seed(0)

@@ -80,8 +80,8 @@ class WidthSearch(Method):
             raise ConfigError(f"fitness_lr is {self.fitness_lr}; expected more than 0")
         if self.fitness_epochs % 2 ** (self.halving - 1):
             raise ConfigError(
-                f"halving={self.halving} starts with 1/{2 ** (self.halving - 1)} of {self.fitness_epochs} fitness_epochs, "
-                "no whole number; raise fitness_epochs or lower halving"
+                f"halving={self.halving} starts with 1/{2 ** (self.halving - 1)} of the epochs, and fitness_epochs="
+                f"{self.fitness_epochs} leaves no whole number; raise fitness_epochs or lower halving"
             )
         if self.halving > 1 and self.fitness == "recalibrate":
             raise ConfigError("halving shares out epochs of training: it needs fitness='train'")

@@ -27,9 +27,7 @@ def save_supernet(net: Supernet, folder: Path, about: Mapping[str, Any]) -> None
     """Write weights, the order of units, and what tells this supernet from others; no pickle."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in net.model.state_dict().items()}
     orders = {f"{ORDER}{name}": torch.from_numpy(units.copy()) for name, units in net.order.items()}
-    write_atomic(
-        file_of(folder, about["rule"]), safetensors_bytes({**tensors, **orders}, {"about": json.dumps(about)})
-    )
+    write_atomic(file_of(folder, about["rule"]), safetensors_bytes({**tensors, **orders}, {"about": json.dumps(about)}))
 
 
 def load_supernet(net: Supernet, folder: Path, about: Mapping[str, Any]) -> Supernet:
