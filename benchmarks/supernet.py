@@ -21,14 +21,14 @@ from torch import nn
 
 import sentei
 from sentei.methods.genes import searched_groups
-from sentei.methods.proxies import StageDistances, SubnetAccuracy
-from sentei.methods.shares import shares
-from sentei.methods.stages import find_stages
 from sentei.methods.summary import machine
-from sentei.methods.supernet import Supernet, SupernetLoss
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.plan.criteria import l1
+from sentei.supernet.proxies import StageDistances, SubnetAccuracy
+from sentei.supernet.shares import shares
+from sentei.supernet.stages import find_stages
+from sentei.supernet.training import Supernet, SupernetLoss
 from sentei.train.recipe import bf16_supported
 from sentei.train.threads import set_threads
 

@@ -30,12 +30,12 @@ from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE
 from sentei.methods.fidelity import ABOUT, Fidelity, measure_fidelity
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS
-from sentei.methods.summary import digest
 from sentei.plan import Budget, Constraints
 from sentei.report.scatter import scatter
 from sentei.report.tables import percent, table
 from sentei.runs import Run, is_started, refuse_existing
 from sentei.train import Recipe
+from sentei.train.checkpoint import digest
 
 PLOT = "fidelity.svg"
 

@@ -15,11 +15,11 @@ from sentei.cli.console import say, stdout
 from sentei.cli.options import DataOptions, Dense, Ref, announce, dense_model, plain, recipe_from, resolved_ref
 from sentei.graph import trace
 from sentei.methods.pruning import accuracy_of
-from sentei.methods.summary import digest, machine
+from sentei.methods.summary import machine
 from sentei.report.tables import count, percent, table
 from sentei.runs import Run, clear, refuse_existing
 from sentei.train import Data, Recipe, fit
-from sentei.train.checkpoint import save_weights
+from sentei.train.checkpoint import digest, save_weights
 
 
 @dataclass(frozen=True)

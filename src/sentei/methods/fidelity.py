@@ -21,18 +21,19 @@ from sentei.errors import ConfigError
 from sentei.graph import trace
 from sentei.methods.measure import measure
 from sentei.methods.method import CHANGES_NOTHING
-from sentei.methods.proxies import StageDistances, SubnetAccuracy
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS, Pruning
-from sentei.methods.stages import find_stages
 from sentei.methods.stagewise import Stagewise, reinitialise
-from sentei.methods.summary import digest, machine
-from sentei.methods.supernet import Rule, Supernet
+from sentei.methods.summary import machine
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
 from sentei.search import Evaluator, Recalibrate, Train, budgeted
 from sentei.search.evaluators import check_validation
 from sentei.search.executors import Where
+from sentei.supernet.proxies import StageDistances, SubnetAccuracy
+from sentei.supernet.stages import find_stages
+from sentei.supernet.training import Rule, Supernet
 from sentei.train import Data, Recipe
+from sentei.train.checkpoint import digest
 
 Proxy = Literal["stagewise", "stagewise-distance", "sandwich", "random-path", "recalibrate", "train"]
 PROXIES: tuple[Proxy, ...] = get_args(Proxy)

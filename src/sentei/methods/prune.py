@@ -14,10 +14,10 @@ from sentei.errors import ConfigError, SenteiError
 from sentei.methods.method import Method
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, PruneResult, Pruning, Say
 from sentei.methods.registry import method_of
-from sentei.methods.summary import digest
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
 from sentei.train import Data, Recipe, load_data
+from sentei.train.checkpoint import digest
 
 
 def prune(

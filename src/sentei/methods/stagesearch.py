@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentei.methods.measure import measure
-from sentei.methods.proxies import StageDistances, SubnetAccuracy
 from sentei.methods.pruning import Pruning
-from sentei.methods.supernet import Supernet
-from sentei.methods.tables import Proposer, Tables, distances_of
+from sentei.supernet.proxies import StageDistances, SubnetAccuracy
+from sentei.supernet.tables import Proposer, Tables, distances_of
+from sentei.supernet.training import Supernet
 
 if TYPE_CHECKING:
     from sentei.methods.stagewise import Stagewise

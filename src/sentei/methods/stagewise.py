@@ -19,21 +19,21 @@ from torch import nn
 from sentei.errors import BudgetError, ConfigError
 from sentei.methods.genes import Genes, searched_groups
 from sentei.methods.method import CHANGES_NOTHING, Found, Method
-from sentei.methods.proxies import SubnetAccuracy
 from sentei.methods.pruning import Pruning
-from sentei.methods.shares import shares
-from sentei.methods.stages import Stages, find_stages
 from sentei.methods.stagesearch import StageSearch
-from sentei.methods.summary import digest
-from sentei.methods.supernet import RULES, Rule, Supernet, SupernetLoss, training_bytes
-from sentei.methods.supernet_file import load_supernet, save_supernet
 from sentei.plan import Plan, criterion
 from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
 from sentei.search.evaluators import check_validation
 from sentei.search.executors import Where
 from sentei.search.view import SearchView
+from sentei.supernet.files import load_supernet, save_supernet
+from sentei.supernet.proxies import SubnetAccuracy
+from sentei.supernet.shares import shares
+from sentei.supernet.stages import Stages, find_stages
+from sentei.supernet.training import RULES, Rule, Supernet, SupernetLoss, training_bytes
 from sentei.surgery import cut
 from sentei.train import Recipe, fit
+from sentei.train.checkpoint import digest
 from sentei.train.evaluate import logits
 from sentei.train.threads import available_cpus
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -21,16 +19,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": str(device),
     }
     return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
-
-
-def digest(model: nn.Module) -> str:
-    """Checksum of a model's weights, so that a run is never resumed on others."""
-    sha = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]
 
 
 def _cpu() -> str:

@@ -61,3 +61,13 @@ def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, str] | 
     """Save a model's parameters and buffers as safetensors, atomically; shared tensors once a name."""
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     write_atomic(path, safetensors_bytes(tensors, metadata))
+
+
+def digest(model: nn.Module) -> str:
+    """Checksum of a model's weights, so that a run is never resumed on others."""
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]

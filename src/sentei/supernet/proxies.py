@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sentei.methods.supernet import Supernet, Target, full_pass, stage_losses
+from sentei.supernet.training import Supernet, Target, full_pass, stage_losses
 from sentei.train import Data, recalibrate
 from sentei.train.evaluate import evaluating, logits
 from sentei.train.recipe import bf16_supported

@@ -23,7 +23,7 @@ from sentei.graph import labels as lab
 from sentei.graph.forward import output_tensors, run
 from sentei.graph.resize import modes_kept, named_tensors
 from sentei.graph.tracer import LabelMode
-from sentei.methods.dataflow import Dataflow, Output, record
+from sentei.supernet.dataflow import Dataflow, Output, record
 
 Visit = Callable[[int, Tensor], Tensor | None]
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
-from sentei.methods.stages import Stages, visiting
-from sentei.methods.summary import digest
 from sentei.plan import Plan
 from sentei.search import Space
+from sentei.supernet.stages import Stages, visiting
 from sentei.surgery import permute, slim
 from sentei.train import distillation_loss
+from sentei.train.checkpoint import digest
 from sentei.train.evaluate import check_logits, logits
 
 Rule = Literal["stagewise", "sandwich", "random-path"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sentei.methods.merge import Table, merge
-from sentei.methods.supernet import Supernet
+from sentei.supernet.merge import Table, merge
+from sentei.supernet.training import Supernet
 
 INTERFACES = 5
 """Widths of a boundary that are tried; the groups there take the same share."""

@@ -14,7 +14,7 @@ from safetensors.torch import save as safetensors_bytes
 
 from sentei.atomic import write_atomic
 from sentei.errors import CheckpointError
-from sentei.methods.supernet import Supernet
+from sentei.supernet.training import Supernet
 
 ORDER = "order:"
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import sentei
-from sentei.methods.proxies import StageDistances, SubnetAccuracy, batch_statistics
-from sentei.methods.shares import shares
-from sentei.methods.stages import find_stages
-from sentei.methods.supernet import Supernet, SupernetLoss, full_pass, stage_losses, training_bytes
 from sentei.models import build_model
 from sentei.plan import CRITERIA, Constraints
+from sentei.supernet.proxies import StageDistances, SubnetAccuracy, batch_statistics
+from sentei.supernet.shares import shares
+from sentei.supernet.stages import find_stages
+from sentei.supernet.training import Supernet, SupernetLoss, full_pass, stage_losses, training_bytes
 from sentei.surgery import cut
 from sentei.train import Recipe, distillation_loss, evaluate, fit, load_data, recalibrate
 from tests.methods.networks import Three

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sentei.errors import BudgetError
-from sentei.methods.merge import Table, merge
+from sentei.supernet.merge import Table, merge
 
 
 @st.composite

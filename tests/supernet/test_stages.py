@@ -9,8 +9,8 @@ from torch import nn
 import sentei
 from sentei.errors import ConfigError
 from sentei.graph.forward import output_tensors
-from sentei.methods.stages import find_stages, visiting
 from sentei.models import build_model
+from sentei.supernet.stages import find_stages, visiting
 from tests.methods.networks import Three
 from tests.proof import random_plan
 from tests.random_networks import networks
