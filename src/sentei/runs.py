@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -12,12 +13,17 @@ from typing import Any
 
 import yaml
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None  # type: ignore[assignment]
+
 from sentei.atomic import write_atomic
 from sentei.errors import CheckpointError, ConfigError
 from sentei.train.checkpoint import load_checkpoint, save_checkpoint
 from sentei.train.journal import Journal
 
-CONFIG, JOURNAL, SUMMARY = "config.yaml", "journal.jsonl", "summary.json"
+CONFIG, JOURNAL, SUMMARY, LOCK = "config.yaml", "journal.jsonl", "summary.json", ".lock"
 NETWORK = ("model.safetensors", "plan.json")
 CURVE = "curve"
 """Folder of the networks that a method passed on its way, one folder each."""
@@ -38,6 +44,7 @@ class Run:
 
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = None if folder is None else Path(folder)
+        self.lock = None if self.folder is None else _lock(self.folder)
         self.journal = None if self.folder is None else Journal(self.folder / JOURNAL)
 
     @classmethod
@@ -106,6 +113,32 @@ class Run:
             return
         write_atomic(self.folder / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         remove_checkpoints(self.folder)
+        (self.folder / LOCK).unlink(missing_ok=True)
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+
+def _lock(folder: Path) -> int | None:
+    """Keep other processes out of a run while this one lives; ConfigError if one is at work there.
+
+    Returns the open file that holds the lock.
+    """
+    if fcntl is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise CheckpointError(f"Could not write into {folder}: {error.strerror or error}.") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        raise ConfigError(
+            f"another process is working in {folder}; wait until it has ended, or choose another run directory"
+        ) from error
+    return file
 
 
 BULKY = ("model", "plan")
@@ -148,7 +181,7 @@ def clear(folder: str | Path) -> None:
         (path / SUMMARY).unlink(missing_ok=True)
         remove_checkpoints(path)
         remove_curve(path)
-        for name in OURS:
+        for name in (*OURS, LOCK):
             (path / name).unlink(missing_ok=True)
 
 

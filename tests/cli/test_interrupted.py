@@ -147,6 +147,25 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(sentei, trained, monkeypatch):
     assert "4 known" in done.out
 
 
+def test_two_processes_cannot_work_on_one_run(trained, tmp_path, capsys):
+    folder = tmp_path / "busy"
+    arguments = [str(a) for a in ("prune", trained, *TINY, "--epochs", 50, "--run", folder)]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "sentei.cli", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(folder / "journal.jsonl", '"name": "finetune"', first)
+        assert main(["resume", str(folder)]) == 2
+        assert f"another process is working in {folder}" in capsys.readouterr().err
+    finally:
+        first.kill()
+        first.wait()
+    assert main(["resume", str(folder)]) == 0
+    assert not (folder / ".lock").exists()
+
+
 def wait_for(file: Path, text: str, process: subprocess.Popen) -> None:
     for _ in range(6000):
         if file.exists() and text in file.read_text():
