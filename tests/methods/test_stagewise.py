@@ -112,7 +112,8 @@ def test_a_run_that_is_killed_in_any_phase_goes_on_to_the_same_result(
 
 def kill_in(phase, monkeypatch):
     """Raise KeyboardInterrupt in the middle of a phase."""
-    from sentei.methods import proxies, stagewise
+    from sentei.methods import stagewise
+    from sentei.supernet import proxies
 
     if phase in ("StageDistances", "SubnetAccuracy"):
         kind, count = getattr(proxies, phase), [0]
