@@ -154,6 +154,13 @@ def test_a_supernet_serves_another_budget(model, data, tmp_path, monkeypatch):
     assert narrower.graph.cost(narrower.plan).macs <= 0.3 * narrower.graph.cost().macs
 
 
+def test_a_run_that_is_used_is_not_overwritten(model, data, tmp_path):
+    run(model, data, tmp_path / "first")
+    with pytest.raises(ConfigError, match="is used by this run and cannot be its run directory"):
+        run(model, data, tmp_path / "first", supernet=str(tmp_path / "first"), overwrite=True)
+    assert (tmp_path / "first/summary.json").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [({"rule": "sandwich"}, "no supernet trained by sandwich"), ({"levels": 7}, "trained with other levels: .*a.0")],

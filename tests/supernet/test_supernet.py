@@ -11,7 +11,7 @@ from torch import nn
 import sentei
 from sentei.models import build_model
 from sentei.plan import CRITERIA, Constraints
-from sentei.supernet.proxies import StageDistances, SubnetAccuracy, batch_statistics
+from sentei.supernet.proxies import StageDistances, SubnetAccuracy, batch_statistics, even_batches
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Supernet, SupernetLoss, full_pass, stage_losses, training_bytes
@@ -269,3 +269,18 @@ def test_memory_of_training_is_what_autograd_keeps():
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 10))
     found = training_bytes(model, torch.zeros(2, 1, 8, 8, requires_grad=False))
     assert found == 4 * (64 + 4 * 64)  # the image for the conv, the ReLU's output for itself and for the linear layer
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(100, [100]), (251, [251]), (501, [251, 250]), (5000, [250] * 20)])
+def test_no_batch_is_a_small_rest(images, sizes):
+    data = load_data("digits")
+
+    class Many:
+        def __len__(self):
+            return 6000
+
+        def batches(self, size, *, limit):
+            return ((torch.zeros(n), torch.zeros(n)) for n in [len(p) for p in torch.arange(limit).split(size)])
+
+    assert [len(y) for _, y in even_batches(Many(), images)] == sizes
+    assert [len(y) for _, y in even_batches(data.val, 500)] == [180]

@@ -30,7 +30,7 @@ from sentei.methods import FINE_TUNE, METHODS, prune
 from sentei.methods.method import like, settings_of
 from sentei.plan import Budget, Constraints
 from sentei.report.tables import before_after, percent, search_table, widths_table
-from sentei.runs import clear, is_started, refuse_existing
+from sentei.runs import is_started, refuse_existing
 from sentei.train import Recipe
 
 if TYPE_CHECKING:
@@ -99,8 +99,6 @@ class Prune:
         model, dense = dense_model(*options.source(), data, self.recipe.seed)
         options.refuse_untrained(dense)
         announce(self.model, dense, data)
-        if self.overwrite:
-            clear(self.folder)
         result = prune(
             model,
             data,
@@ -113,6 +111,7 @@ class Prune:
             images=self.score_images,
             source=dense.ref,
             command=options.command(dense),
+            overwrite=self.overwrite,
             say=say,
             progress=True,
             **vars(self.how),
@@ -222,7 +221,12 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
     check, cut = summary["check"], summary["after_cut"]["val_accuracy"]
     if cut is not None:
         say(f"After the cut and before fine-tuning the validation accuracy was {percent(cut)}.")
-    say(f"The cut network equals the original without those channels: max error {check['max_error']:.1e}.")
+    if "ista" in summary:
+        moved = summary["ista"]["fold"]["error"]
+        say(f"Folding constant channels away moved the outputs by {moved:.1e}; cutting them after that by "
+            f"{check['max_error']:.1e}.")  # fmt: skip
+    else:
+        say(f"The cut network equals the original without those channels: max error {check['max_error']:.1e}.")
     if summary["note"]:
         say(f"Note: {summary['note']}.")
     say(f"Run directory: {folder}")

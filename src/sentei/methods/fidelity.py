@@ -22,7 +22,7 @@ from sentei.graph import trace
 from sentei.methods.measure import measure
 from sentei.methods.method import CHANGES_NOTHING
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS, Pruning
-from sentei.methods.stagewise import Stagewise, reinitialise
+from sentei.methods.stagewise import Stagewise, reinitialise, resets
 from sentei.methods.summary import machine
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
@@ -150,6 +150,8 @@ def measure_fidelity(
     training and measurement is in the run's journal, and a call after a kill goes on where it stopped.
     """
     check_validation(data)
+    if how.start == "scratch":
+        resets(model)
     run = run or Run(None)
     base = copy.deepcopy(model).to(data.device).eval()
     context = Pruning(

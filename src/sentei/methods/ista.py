@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sentei.errors import ConfigError
+from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.genes import Genes, searched_groups
 from sentei.methods.ista_round import Round, collapsed, diagnose, next_rho, starting_point
@@ -98,14 +98,24 @@ class _Search:
         self.how, self.pruning, self.graph = how, pruning, pruning.graph
         self.images: Tensor = next(pruning.data.train.batches(8, limit=8))[0]
         names, self.left = shrinking(pruning.base, self.graph, how.genes, pruning.constraints.keep, self.images)
-        rest = [g.name for g in self.graph.groups if not g.frozen and g.name not in names]
-        self.constraints = replace(pruning.constraints, keep=(*pruning.constraints.keep, *rest), round_to=1)
+        others = [g.name for g in self.graph.groups if not g.frozen and g.name not in names]
+        self.rest = [name for name in others if name not in self.left]
+        self.constraints = replace(pruning.constraints, keep=(*pruning.constraints.keep, *others), round_to=1)
         self.limits = pruning.budget.resolve(self.graph) if how.budgeted else {}
         if how.budgeted:
-            uniform(self.graph, pruning.budget, constraints=self.constraints)  # refuse a budget before any training
+            self._refuse_budget()
         floors = self.constraints.ladder(self.graph).floor
         least = [int(floors[self.graph.index(n)]) for n in names]
         self.groups = penalised(pruning.base, self.graph, names, least)
+
+    def _refuse_budget(self) -> None:
+        """BudgetError before any training."""
+        try:
+            uniform(self.graph, self.pruning.budget, constraints=self.constraints)
+        except BudgetError as error:
+            whole = [*self.left, *self.rest]
+            wider = "; --genes all narrows residual streams too" if self.how.genes == "inner" else ""
+            raise BudgetError(f"{error} Here {', '.join(whole[:4]) or 'no group'} stay whole{wider}.") from None
 
     # -- the run
 
@@ -156,6 +166,8 @@ class _Search:
         )
         for name, why in self.left.items():
             self.pruning.say(f"  {name} stays whole: {why}")
+        if self.rest and self.how.genes == "inner":
+            self.pruning.say(f"  {', '.join(self.rest[:4])} stay whole as residual streams; --genes all includes them")
         if self.scaling.refused and self.alpha != 1:
             name, why = next(iter(self.scaling.refused.items()))
             self.pruning.say(f"  {len(self.scaling.refused)} groups keep alpha 1, {name} for instance: {why}")
@@ -184,22 +196,23 @@ class _Search:
             after_step=after_step, plain=plain, progress=False,
         )  # fmt: skip
         recalibrate(model, pruning.data.train.batches(256, train=True, limit=pruning.images))
-        plan = live_plan(model, self.graph, self.groups)
+        folded = self._folded(model, self.how.fold)
+        cost = self.graph.cost(folded.plan)
         record = Round(
             rho=rho,
             loss=result.history[-1]["loss"],
             lasso=lasso(model, self.groups, penalties),
             zeros={g.name: int((g.norms(model) == 0).sum()) for g in self.groups},
             widths={g.name: g.width for g in self.groups},
-            macs=self.graph.cost(plan).macs,
-            params=self.graph.cost(plan).params,
+            macs=cost.macs,
+            params=cost.params,
             val_accuracy=accuracy_of(model, pruning.data.val),
             steps=step.steps,
             reached=step.reached,
             seconds=round(time.perf_counter() - started, 2),
         )
         view.rounded(record)
-        self._keep(model, number)
+        self._keep(folded, number)
         return {
             "model": {name: t.detach().cpu() for name, t in model.state_dict().items()},
             "record": asdict(record),
@@ -215,18 +228,17 @@ class _Search:
             model.load_state_dict(state)
         return model
 
-    def _keep(self, model: nn.Module, number: int) -> None:
+    def _keep(self, folded: Folded, number: int) -> None:
         """Each round's network, folded and cut, as files: a point of the curve."""
         folder = self.pruning.run.folder
         if folder is not None:
-            folded = self._folded(model)
             small = cut(folded.model, self.graph, folded.plan)
             save(small, folded.plan, folder / CURVE / f"{number:02d}", source=self.pruning.source)
 
-    def _folded(self, model: nn.Module) -> Folded:
+    def _folded(self, model: nn.Module, mode: Mode) -> Folded:
         plain = copy.deepcopy(model).eval()
         self.scaling.undo(plain)
-        return fold(plain, self.graph, self.images, self.how.fold)
+        return fold(plain, self.graph, self.images, mode)
 
     # -- the end
 
@@ -259,17 +271,29 @@ class _Search:
 
     def _cut(self, state: dict[str, Tensor] | None) -> dict[str, Any]:
         """Fold, and remove the smallest units as well where the budget is not met yet."""
-        model = self._model(state)
-        folded, closed = self._folded(model), 0
-        budget = Budget(**{k: float(v) for k, v in self.limits.items()}) if self.limits else None
-        while budget is not None and not _holds(self.graph, folded.plan, self.limits):
-            closed += self._silence_smallest(model, budget)
-            folded = self._folded(model)
+        model, mode = self._model(state), self.how.fold
+        folded, closed = self._folded(model, mode), 0
+        limits = dict(self.limits)
+        while not _holds(self.graph, folded.plan, self.limits):
+            try:
+                closed += self._silence_smallest(model, Budget(**{k: float(v) for k, v in limits.items()}))
+            except BudgetError:  # there is no room for carriers
+                if mode == "bias":
+                    raise self._too_small(folded) from None
+                mode, limits = "bias", dict(self.limits)
+            folded = self._folded(model, mode)
             cost = self.graph.cost(folded.plan)
             over = max(getattr(cost, k) / v for k, v in self.limits.items())
-            budget = Budget(**{k: float(int(v / max(over, 1.001))) for k, v in budget.limits.items()})
+            limits = {k: int(v / max(over, 1.001)) for k, v in limits.items()}
         done = self.pruning.cut(folded.model, self.graph, folded.plan)
         return {**done, "fold": asdict(folded.report), "folded": str(folded.report), "closed": closed}
+
+    def _too_small(self, folded: Folded) -> BudgetError:
+        left = {name: getattr(self.graph.cost(folded.plan), name) for name in self.limits}
+        return BudgetError(
+            f"what is left after sparse training, {left}, is above the limits {self.limits}, and the constraints "
+            "allow no less: raise the budget, or loosen max_ratio, min_width or keep"
+        )
 
     def _silence_smallest(self, model: nn.Module, budget: Budget) -> int:
         """Set the gammas of the smallest units to zero, so many that the budget holds; returns how many."""

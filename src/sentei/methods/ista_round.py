@@ -84,11 +84,18 @@ def starting_point(
 
 def next_rho(first: float, growth: float, rounds: Sequence[Round], accuracy: float | None = None) -> float:
     """rho of the next round: it rises, faster while the scales stand still. While many become zero, or after the loss
-    has jumped, it stays; after a round that has destroyed the network, and is done over, it falls."""
+    has jumped, it stays. A round that destroyed the network is done over with less, and its rho stays out of reach."""
     if not rounds:
         return first
-    if collapsed(rounds[-1], accuracy):
-        return rounds[-1].rho / growth
+    fine = [r for r in rounds if not collapsed(r, accuracy)]
+    ceiling = min((r.rho for r in rounds if collapsed(r, accuracy)), default=math.inf) / math.sqrt(growth)
+    if not fine or collapsed(rounds[-1], accuracy):
+        start = fine[-1].rho if fine else rounds[-1].rho / growth**2
+        return min(math.sqrt(start * rounds[-1].rho), ceiling)
+    return min(_raised(fine, growth), ceiling)
+
+
+def _raised(rounds: Sequence[Round], growth: float) -> float:
     now, before = rounds[-1], rounds[-2] if len(rounds) > 1 else None
     gained = now.sparsity - (before.sparsity if before else 0.0)
     if gained >= BRISK or (before is not None and gained > 0.01 and now.loss > 1.5 * before.loss):
@@ -105,8 +112,10 @@ def collapsed(now: Round, accuracy: float | None) -> bool:
 def diagnose(rounds: Sequence[Round], accuracy: float | None, classes: int) -> str | None:
     """What goes wrong and what to change (Ye et al. 2018, section 4.3), or None."""
     now, first = rounds[-1], rounds[0]
-    if now.sparsity > 0.95 or (collapsed(now, accuracy) and now.sparsity > first.sparsity + 0.3):
+    if now.sparsity > 0.95:
         return "Nearly everything becomes zero: lower rho or growth."
+    if collapsed(now, accuracy) and now.sparsity > first.sparsity + 0.1:
+        return "More channels became zero than the network survives: lower rho or growth."
     if not math.isfinite(now.loss) or now.loss > 0.9 * math.log(max(classes, 2)):
         return "The loss is as high as that of guessing: lower the learning rate (sparse_lr), or rho."
     patient = 3 if rounds[max(len(rounds) - 3, 0)].rho == now.rho else 8  # a rho that rises may start too low

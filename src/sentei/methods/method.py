@@ -52,6 +52,11 @@ class Method(ABC):
         """Whether a budget decides the size of the result; otherwise the method's own settings do."""
         return True
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Folders of other runs that it uses; they are never overwritten."""
+        return ()
+
     def resolved(self) -> Self:
         """With every setting that was left open decided."""
         return self

@@ -65,6 +65,9 @@ def prune(
     name, chosen = method_of(method, options)
     if budget is not None and not chosen.budgeted:
         raise ConfigError(f"with these settings {name} takes no budget, its own settings decide the size; got {budget}")
+    for used in chosen.reads if run_dir is not None else ():
+        if Path(used).resolve() == Path(run_dir or "").resolve():
+            raise ConfigError(f"{used} is used by this run and cannot be its run directory too; choose another")
     budget = budget or Budget(macs=0.5 if chosen.budgeted else 1.0)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     data = load_data(data) if isinstance(data, str) else data

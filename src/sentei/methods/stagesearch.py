@@ -56,8 +56,9 @@ class StageSearch:
         parts = [len(part) for part in np.array_split(np.arange(count), min(rounds, count))]
         kept = evaluator.feature_bytes <= evaluator.memory
         told = "are kept" if kept else "exceed the limit and are computed again for each structure"
+        images = evaluator.settings["images"]
         pruning.say(
-            f"Measuring {count} structures stage by stage on {how.table_images} validation images; the full network's "
+            f"Measuring {count} structures stage by stage on {images} validation images; the full network's "
             f"features ({evaluator.feature_bytes / 2**20:,.0f} MB) {told} ..."
         )
         levels = proposer.first(parts[0])

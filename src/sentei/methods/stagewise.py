@@ -8,9 +8,10 @@ tables and their merge are ours, because the paper's were not to be had; docs/st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from sentei.methods.genes import Genes, searched_groups
 from sentei.methods.method import CHANGES_NOTHING, Found, Method
 from sentei.methods.pruning import Pruning
 from sentei.methods.stagesearch import StageSearch
-from sentei.plan import Plan, criterion
+from sentei.plan import Plan, criterion, note_on_use
 from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
 from sentei.search.evaluators import check_validation
 from sentei.search.executors import Where
@@ -49,7 +50,7 @@ class Stagewise(Method):
     """
 
     stages: tuple[str, ...] = ()
-    """Modules that end a stage, in order; where the spatial size changes unless given."""
+    """Modules that end a stage, in order (give MODEL before them); where the spatial size changes unless given."""
     interfaces: Literal["whole", "searched"] = "whole"
     """Widths of the tensors between stages: kept whole, or searched too."""
     genes: Genes = "all"
@@ -62,7 +63,8 @@ class Stagewise(Method):
     """How the supernet learns: each stage imitates the full network's (stagewise), the scores at the end are imitated
     (sandwich), or random subnets learn the labels (random-path)."""
     supernet: str | None = None
-    """Run whose supernet is used again, for another budget or search, instead of training one."""
+    """Run whose supernet is used again, for another budget or search, instead of training one; settings of its training
+    then have no effect."""
     full_epochs: int = 0
     """Epochs of the full network alone before; for networks that are not trained yet."""
     supernet_epochs: int = 10
@@ -130,15 +132,24 @@ class Stagewise(Method):
     def workers(self) -> int:
         return 1 if self.executor == "here" else self.processes or available_cpus()
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.supernet is None else (self.supernet,)
+
+    def resolved(self) -> Self:
+        return self if self.supernet is None else replace(self, supernet=str(Path(self.supernet).resolve()))
+
     def find(self, pruning: Pruning) -> Found:
-        check_validation(pruning.data)
+        check_validation(pruning.data, self.validation_images)
+        if self.start == "scratch":
+            resets(pruning.base)
         stages = find_stages(pruning.base, pruning.graph, self.stages)
         net = self.sorted_net(pruning, stages, pruning.base)
         self.refuse(pruning, net)
         tell_stages(pruning, net)
         net = self.trained(pruning, net)
         widths, report = self.searched(pruning, net)
-        plan = net.plan(widths)
+        plan = replace(net.plan(widths), note=note_on_use(pruning.graph, pruning.budget, widths))
         trained = net.unsorted()
         done = pruning.run.once("cut", lambda: pruning.cut(trained, pruning.graph, plan))
         network = cut(trained, pruning.graph, plan := Plan.from_json(done["plan"]))
@@ -170,10 +181,14 @@ class Stagewise(Method):
         for name, limit in limits.items():
             smallest, full = int(getattr(least, name)), int(getattr(pruning.graph.cost(), name))
             if smallest > limit:
-                kept = [g.name for g in pruning.graph.groups if not g.frozen and g.name not in net.space.names]
-                hint = f"; groups between stages stay whole ({', '.join(kept[:4])})" if kept else ""
-                more = self.interfaces == "whole" and any(map(len, net.stages.between))
-                hint += ": interfaces='searched' narrows them" if more else ""
+                groups = pruning.graph.groups
+                between = [groups[g].name for at in net.stages.between for g in at]
+                kept = [g.name for g in groups if not g.frozen and g.name not in (*net.space.names, *between)]
+                hint = ""
+                if kept:
+                    hint += f"; {', '.join(kept[:4])} stay whole (constraints, genes, or more than two stages)"
+                if between and self.interfaces == "whole":
+                    hint += f"; {', '.join(between[:4])} stay whole between stages: interfaces='searched' narrows them"
                 raise BudgetError(
                     f"{limit:,} {name} are asked for, the narrowest network of the supernet has {smallest:,} "
                     f"({smallest / full:.1%} of {full:,}){hint}"
@@ -183,8 +198,9 @@ class Stagewise(Method):
         """The full network first if asked for, sort, train. Each phase goes on where it was stopped."""
         about = self._about_supernet(pruning, net)
         if self.supernet is not None:
-            pruning.say(f"Using the supernet of {self.supernet}")
-            return load_supernet(net, Path(self.supernet), about)
+            net = load_supernet(net, Path(self.supernet), about)
+            pruning.say(f"Using the supernet of {self.supernet}; how it was trained is said there")
+            return net
         if self.full_epochs:
             recipe = self.recipe(pruning, self.full_epochs)
             warm = self._fit(pruning, net.unsorted(), recipe, "full", None)
@@ -226,7 +242,7 @@ class Stagewise(Method):
         x = next(pruning.data.train.batches(2, limit=2))[0]
         features = net.stages.feature_bytes()
         image, limit = training_bytes(net.model, x) + features, self.memory_mb * 2**20
-        chunk = min(batch, max(2, limit // max(image, 1)))
+        chunk = min(batch, max(4, limit // max(image, 1)))
         split = f": batches of {batch} are split into {-(-batch // chunk)}" if chunk < batch else ""
         pruning.say(
             f"Memory: stage features take {features / 2**10:,.0f} KB an image, training about "
@@ -266,18 +282,26 @@ def tell_stages(pruning: Pruning, net: Supernet) -> None:
         for name, groups, share in zip(net.stages.names, net.stages.inside, whole / max(whole.sum(), 1), strict=True)
     ]
     pruning.say(f"{len(net.stages)} stages, up to the output of: {', '.join(parts)}")
+    if len(net.stages) == 1:
+        pruning.say("  With one stage this is a sandwich supernet; --stages names modules that end a stage")
 
 
 def reinitialise(model: nn.Module, seed: int) -> None:
     """New random weights, each module's own; ConfigError, naming the parameter, if one has no such thing."""
-    resets: dict[str, Any] = {n: m.reset_parameters for n, m in model.named_modules() if hasattr(m, "reset_parameters")}
-    for name, _ in model.named_parameters():
-        if name.rpartition(".")[0] not in resets:
-            raise ConfigError(f"start='scratch' needs modules with reset_parameters; that of {name} has none")
+    found = resets(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for reset in resets.values():
+        for reset in found:
             reset()
+
+
+def resets(model: nn.Module) -> list[Callable[[], None]]:
+    """What gives each module new weights; ConfigError, naming the parameter, if one has no such thing."""
+    found: dict[str, Any] = {n: m.reset_parameters for n, m in model.named_modules() if hasattr(m, "reset_parameters")}
+    for name, _ in model.named_parameters():
+        if name.rpartition(".")[0] not in found:
+            raise ConfigError(f"start='scratch' needs modules with reset_parameters; that of {name} has none")
+    return list(found.values())
 
 
 def _loss(output: Any, y: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from sentei.supernet.training import Supernet, Target, full_pass, stage_losses
 from sentei.train import Data, recalibrate
 from sentei.train.evaluate import evaluating, logits
 from sentei.train.recipe import bf16_supported
+from sentei.train.splits import Split
 
 Batch = tuple[Tensor, Tensor]
 BATCH = 250
@@ -46,7 +47,7 @@ class StageDistances:
         cls, net: Supernet, data: Data, images: int, memory: int = 2**30, bf16: bool | None = None
     ) -> StageDistances:
         """`images` of the validation split; bfloat16 where the hardware has it unless told otherwise."""
-        return cls(net, list(data.val.batches(BATCH, limit=images)), memory, _bf16(data, bf16))
+        return cls(net, even_batches(data.val, images), memory, _bf16(data, bf16))
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -120,6 +121,12 @@ class SubnetAccuracy:
                     loss += float(F.cross_entropy(scores, y, reduction="sum"))
                     images += len(y)
         return {"fitness": right / images, "accuracy": right / images, "loss": loss / images}
+
+
+def even_batches(split: Split, images: int) -> list[Batch]:
+    """Batches of nearly equal size, about BATCH: statistics of a small rest would say nothing."""
+    count = min(images, len(split))
+    return list(split.batches(-(-count // max(1, count // BATCH)), limit=images))
 
 
 def computing(batches: Sequence[Batch], bf16: bool) -> torch.autocast:
