@@ -118,9 +118,9 @@ def test_kill_9_in_the_middle_of_a_search(trained, tmp_path):
 
 
 def evaluations(folder: Path) -> list[dict]:
-    """What the journal says about the search, without the clock."""
-    records = Journal(folder / "journal.jsonl").records()
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in records if r["event"] == "evaluation"]
+    """What the journal says about the search, without the clock, in the order of asking: workers end in any order."""
+    records = [r for r in Journal(folder / "journal.jsonl").records() if r["event"] == "evaluation"]
+    return sorted(({k: v for k, v in r.items() if k != "seconds"} for r in records), key=lambda r: r["number"])
 
 
 def test_ctrl_c_in_a_search_says_how_to_go_on(sentei, trained, monkeypatch):
