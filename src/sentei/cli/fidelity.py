@@ -29,6 +29,7 @@ from sentei.cli.train import short
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE
 from sentei.methods.fidelity import ABOUT, Fidelity, measure_fidelity
+from sentei.methods.method import deciding, settings_of
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS
 from sentei.plan import Budget, Constraints
 from sentei.report.scatter import scatter
@@ -98,7 +99,7 @@ class FidelityCommand:
     def resolved(self, data: Mapping[str, Any], base: str, constraints: Constraints) -> dict[str, Any]:
         settings = {"task": "fidelity", "base_sha256": base, "data": dict(data), "macs": self.macs}
         return settings | {
-            "round_to": constraints.round_to, **self.how.deciding(), "recipe": self.recipe.to_dict(),
+            "round_to": constraints.round_to, **deciding(self.how), "recipe": self.recipe.to_dict(),
         }  # fmt: skip
 
     def command(self, dense: Dense) -> dict[str, Any]:
@@ -109,7 +110,7 @@ class FidelityCommand:
             "dense": plain(dense),
             "data": plain(self.images.resolved()),
             "options": {"macs": self.macs, "round_to": self.round_to, "weights": self.source()[1]},
-            "how": self.how.to_dict(),
+            "how": settings_of(self.how),
             "recipe": self.recipe.to_dict(),
         }
 

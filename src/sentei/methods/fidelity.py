@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import nn
 from sentei.errors import ConfigError
 from sentei.graph import trace
 from sentei.methods.measure import measure
-from sentei.methods.method import CHANGES_NOTHING
+from sentei.methods.method import CHANGES_NOTHING, deciding
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS, Pruning
 from sentei.methods.stagewise import Stagewise, reinitialise, resets
 from sentei.methods.summary import machine
@@ -105,14 +105,6 @@ class Fidelity:
             "executor", "processes",
         )  # fmt: skip
         return Stagewise(**{name: getattr(self, name) for name in names})
-
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide the result."""
-        free = {f.name for f in fields(self) if f.metadata == CHANGES_NOTHING}
-        return {name: value for name, value in self.to_dict().items() if name not in free}
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 class FromScratch(Train):
@@ -273,7 +265,7 @@ class _Comparison:
             "epochs": context.recipe.epochs,
             "limit": context.recipe.limit,
             "seed": context.recipe.seed,
-            "settings": self.how.deciding(),
+            "settings": deciding(self.how),
             "base_sha256": digest(context.base),
             "proxies": {
                 name: correlation(np.array(v)[banded], mean[banded], context.recipe.seed)

@@ -66,15 +66,15 @@ class Method(ABC):
         """Choose what goes, from training and validation images only, and cut it."""
 
 
-def settings_of(method: Method) -> dict[str, Any]:
-    """The fields of a method as what JSON and YAML can hold."""
-    values = {f.name: getattr(method, f.name) for f in fields(method)}  # type: ignore[arg-type]
+def settings_of(method: Any) -> dict[str, Any]:
+    """The fields of a method (or of any such dataclass) as what JSON and YAML can hold."""
+    values = {f.name: getattr(method, f.name) for f in fields(method)}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
-def deciding(method: Method) -> dict[str, Any]:
+def deciding(method: Any) -> dict[str, Any]:
     """Those of its settings that decide the result."""
-    free = {f.name for f in fields(method) if f.metadata == CHANGES_NOTHING}  # type: ignore[arg-type]
+    free = {f.name for f in fields(method) if f.metadata == CHANGES_NOTHING}
     return {name: value for name, value in settings_of(method).items() if name not in free}
 
 

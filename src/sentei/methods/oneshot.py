@@ -7,8 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
@@ -19,7 +18,7 @@ from sentei.methods.timing import clock
 from sentei.plan import Budget, Plan, allocate, criterion, uniform
 from sentei.plan.compose import compose
 from sentei.surgery import cut
-from sentei.train.evaluate import logits
+from sentei.train.evaluate import classification_loss
 
 Scope = Literal["global", "local"]
 
@@ -95,7 +94,8 @@ class OneShot(Method):
     def _scores(self, pruning: Pruning, model: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
         pruning.say(f"Scoring {sum(g.width for g in graph.groups if not g.frozen):,} units by {self.criterion} ...")
         batches = pruning.data.train.batches(pruning.recipe.batch_size, limit=pruning.images)
-        return criterion(self.criterion)(model, graph, batches=batches, loss=_loss, seed=pruning.recipe.seed)
+        score = criterion(self.criterion)
+        return score(model, graph, batches=batches, loss=classification_loss, seed=pruning.recipe.seed)
 
     def budget_of(self, pruning: Pruning, step: int) -> Budget:
         """Limits fall geometrically from the full model to the budget: full * (limit / full) ** (step / steps)."""
@@ -106,7 +106,3 @@ class OneShot(Method):
             for name, limit in limits.items()
         }
         return Budget(**{name: float(limits[name] if share == 1 else v) for name, v in on_the_way.items()})
-
-
-def _loss(output: Any, y: Tensor) -> Tensor:
-    return F.cross_entropy(logits(output), y)

@@ -25,12 +25,11 @@ from sentei.search import (
     budgeted,
     open_executor,
 )
-from sentei.search.executors import Where
+from sentei.search.executors import Where, count_workers
 from sentei.search.inherit import Inherit
 from sentei.search.view import SearchView
 from sentei.surgery import cut
 from sentei.train import Recipe
-from sentei.train.threads import available_cpus
 
 Fitness = Literal["recalibrate", "train"]
 
@@ -85,11 +84,7 @@ class WidthSearch(Method):
             )
         if self.halving > 1 and self.fitness == "recalibrate":
             raise ConfigError("halving shares out epochs of training: it needs fitness='train'")
-        if self.processes is not None and (self.processes < 1 or self.executor == "here"):
-            raise ConfigError(
-                f"processes is {self.processes} with executor={self.executor!r}; expected 1 or more, with executor="
-                "'process' or 'ray'"
-            )
+        count_workers(self.executor, self.processes)
 
     def defaults(self) -> dict[str, Any]:
         """What holds for settings that were left at None."""
@@ -160,7 +155,7 @@ class WidthSearch(Method):
 
     @property
     def workers(self) -> int:
-        return 1 if self.executor == "here" else self.processes or available_cpus()
+        return count_workers(self.executor, self.processes)
 
     def expected(self) -> int:
         """Evaluations to expect, for the time left."""

@@ -25,7 +25,7 @@ from sentei.methods.stagesearch import StageSearch
 from sentei.plan import Plan, criterion, note_on_use
 from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
 from sentei.search.evaluators import check_validation
-from sentei.search.executors import Where
+from sentei.search.executors import Where, count_workers
 from sentei.search.view import SearchView
 from sentei.supernet.files import load_supernet, save_supernet
 from sentei.supernet.proxies import SubnetAccuracy
@@ -35,8 +35,7 @@ from sentei.supernet.training import RULES, Rule, Supernet, SupernetLoss, traini
 from sentei.surgery import cut
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import digest
-from sentei.train.evaluate import logits
-from sentei.train.threads import available_cpus
+from sentei.train.evaluate import classification_loss
 
 SearchName = Literal["merge", "abc", "evolution", "random"]
 STRATEGIES: dict[str, type[Strategy]] = {"abc": Colony, "evolution": Evolution, "random": RandomSearch}
@@ -118,11 +117,7 @@ class Stagewise(Method):
             raise ConfigError(f"stages is {self.stages!r}; expected several names, for instance ({self.stages!r},)")
         if self.supernet_lr <= 0:
             raise ConfigError(f"supernet_lr is {self.supernet_lr}; expected more than 0")
-        if self.processes is not None and (self.processes < 1 or self.executor == "here"):
-            raise ConfigError(
-                f"processes is {self.processes} with executor={self.executor!r}; expected 1 or more, with executor="
-                "'process' or 'ray'"
-            )
+        count_workers(self.executor, self.processes)
 
     @property
     def about(self) -> str:
@@ -130,7 +125,7 @@ class Stagewise(Method):
 
     @property
     def workers(self) -> int:
-        return 1 if self.executor == "here" else self.processes or available_cpus()
+        return count_workers(self.executor, self.processes)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -168,7 +163,8 @@ class Stagewise(Method):
         inside = {graph.groups[g].name for g in free}
         names = [name for name in searched_groups(graph, self.genes) if name in inside]
         batches = data.train.batches(pruning.recipe.batch_size, limit=pruning.images)
-        scores = criterion(self.sort_by)(model, graph, batches=batches, loss=_loss, seed=pruning.recipe.seed)
+        score = criterion(self.sort_by)
+        scores = score(model, graph, batches=batches, loss=classification_loss, seed=pruning.recipe.seed)
         return Supernet.of(model, graph, stages, shares(graph, names, pruning.constraints, self.levels), scores)
 
     def refuse(self, pruning: Pruning, net: Supernet) -> None:
@@ -302,7 +298,3 @@ def resets(model: nn.Module) -> list[Callable[[], None]]:
         if name.rpartition(".")[0] not in found:
             raise ConfigError(f"start='scratch' needs modules with reset_parameters; that of {name} has none")
     return list(found.values())
-
-
-def _loss(output: Any, y: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(logits(output), y)

@@ -16,6 +16,7 @@ import numpy as np
 
 from sentei.errors import ConfigError, SearchError, SenteiError
 from sentei.search.evaluators import Evaluator
+from sentei.train.threads import available_cpus
 
 Where = Literal["here", "process", "ray"]
 RETRIES = 2
@@ -117,6 +118,18 @@ class Lazy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def count_workers(where: Where, processes: int | None) -> int:
+    """Workers for an executor: as many as asked for, else one for each processor; one in this process.
+
+    ConfigError for a number that makes no sense there.
+    """
+    if processes is not None and (processes < 1 or where == "here"):
+        raise ConfigError(
+            f"processes is {processes} with executor={where!r}; expected 1 or more, with executor='process' or 'ray'"
+        )
+    return 1 if where == "here" else processes or available_cpus()
 
 
 def open_executor(where: Where, evaluator: Evaluator, workers: int = 1) -> Lazy:

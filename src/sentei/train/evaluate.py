@@ -75,6 +75,11 @@ def logits(output: Any) -> Tensor:
     raise TrainError(f"The model returned a {type(output).__name__}; expected class scores as a tensor N,classes.")
 
 
+def classification_loss(output: Any, labels: Tensor) -> Tensor:
+    """Mean cross entropy of what a model returned."""
+    return F.cross_entropy(logits(output), labels)
+
+
 def check_logits(scores: Tensor, labels: Tensor) -> None:
     """Refuse scores that cannot be compared with the labels, before any work is lost."""
     if scores.ndim != 2 or len(scores) != len(labels):
