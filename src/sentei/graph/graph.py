@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,10 +15,16 @@ from torch import nn
 
 from sentei.errors import PlanError
 from sentei.graph.cost import Cost, CostModel, Costs
+from sentei.graph.fields import Field, site_values
 from sentei.graph.groups import Group, Grouping
 from sentei.graph.inputs import Inputs
-from sentei.graph.record import Trace
+from sentei.graph.record import Site, Trace
 from sentei.graph.resize import Attribute, Cuts, attributes, named_tensors
+
+
+def _stay(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Which elements of a label vector stay; what carries no label does."""
+    return np.asarray((labels < 0) | kept[np.maximum(labels, 0)])
 
 
 class HasKeep(Protocol):
@@ -83,8 +89,20 @@ class ChannelGraph:
     >>> graph.cost().macs, graph.cost(plan).macs
     """
 
-    def __init__(self, trace: Trace, grouping: Grouping, params: Mapping[str, tuple[int, ...]], inputs: Inputs) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        grouping: Grouping,
+        params: Mapping[str, tuple[int, ...]],
+        inputs: Inputs,
+        sites: Sequence[Site] = (),
+        unfollowed: Sequence[Field] = (),
+        bundles: Sequence[tuple[int, ...]] = (),
+    ) -> None:
         self.groups: tuple[Group, ...] = grouping.groups
+        self.sites = (*trace.sites, *sites)
+        self.unfollowed = tuple(unfollowed)
+        self.bundles = tuple(bundles)
         self.inputs = inputs
         self.trace_record = trace
         self.grouping = grouping
@@ -129,7 +147,20 @@ class ChannelGraph:
             if group.frozen and idx.size < group.width:
                 raise PlanError(f"group {name} cannot be cut: {group.why}")
             out[name] = idx
+        self._check_bundles(out)
         return out
+
+    def _check_bundles(self, keep: Mapping[str, np.ndarray]) -> None:
+        for bundle in self.bundles:
+            groups = [self.groups[i] for i in bundle]
+            left = [(g, len(keep.get(g.name, range(g.width)))) for g in groups]
+            first, n = left[0]
+            for g, k in left[1:]:
+                if k * first.width != n * g.width:
+                    raise PlanError(
+                        f"groups {first.name} and {g.name} must keep the same share, because the model's code ties their "
+                        f"widths: the plan keeps {n} of {first.width} and {k} of {g.width}"
+                    )
 
     def widths(self, plan: HasKeep | None = None) -> np.ndarray:
         """Units kept in each group, int64 [n_groups]."""
@@ -196,13 +227,18 @@ class ChannelGraph:
         """Module attributes that the plan changes, with their new values; `cuts` are those of the plan, if at hand."""
         kept = self.kept_labels(plan)
         names = {id(t): n for n, t in named_tensors(model).items()}
-        sites = {}
-        for site in self.trace_record.sites:
-            labels = site.labels.numpy()
-            stay = (labels < 0) | kept[np.maximum(labels, 0)]
+        counts = {}
+        for i, site in enumerate(self.sites):
+            stay = _stay(site.labels.numpy(), kept)
             if not stay.all():
-                sites[site.module, site.attr] = int(stay.sum())
-        return attributes(model, names, self.cuts(plan) if cuts is None else cuts, sites)
+                counts[i] = int(stay.sum())
+        given = site_values(model, self.sites, counts)
+        return attributes(model, names, self.cuts(plan) if cuts is None else cuts, given)
+
+    def stale(self, plan: HasKeep) -> tuple[str, ...]:
+        """Plain numbers of modules that may speak of a width which the plan changes, and that a cut leaves as they are."""
+        kept = self.kept_labels(plan)
+        return tuple(f.name for f in self.unfollowed if any(not _stay(v, kept).all() for v in f.vectors))
 
     def mixing(self, plan: HasKeep) -> tuple[str, ...]:
         """Modules whose statistics run over units that the plan removes (layer norm, softmax over channels, ...)."""
