@@ -9,6 +9,7 @@ that it can mean. One that it reads follows only where a trial shows that the mo
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,11 +28,11 @@ from sentei.graph.tracer import LabelMode
 Path = tuple[Any, ...]
 LONGEST = 256
 """Containers with more entries are data, not settings."""
-OTHER = ("kernel", "stride", "pad", "dilat", "reduc", "ratio", "rate", "depth", "layers", "block", "repeat", "factor",
-         "expan", "size", "resol", "steps", "iters", "stage", "training", "scale_factor", "momentum", "drop")  # fmt: skip
-"""Parts of names of settings that are no width, whatever they equal."""
-
-
+OTHER = re.compile(
+    "kernel|stride|pad|dilat|reduc|ratio|rate|depth|layers|blocks|repeat|factor|expan|resol|(img|image|patch|window|input|"
+    "pool|grid|feat|shift)_?size"
+)
+"""Names of settings that are no width, whatever they equal: they follow only where a trial needs it."""
 BASE = frozenset(vars(nn.Module()))
 OWN = (nn.Unflatten, nn.MultiheadAttention)
 """Layers of PyTorch whose settings may be widths that no parameter of theirs tells."""
@@ -129,8 +130,6 @@ def fields(model: nn.Module, record: Trace) -> list[Field]:
     for name, module in model.named_modules():
         own = sizes.get(name, {})
         for attr, value in settings_of(module).items():
-            if any(part in attr.lower() for part in OTHER):
-                continue
             for path, number in numbers_in(value):
                 met = _meant(value, path, attr, sizes) or own
                 vectors = _equal(number, attr, met)

@@ -133,7 +133,10 @@ class ChannelGraph:
         return self._index[name]
 
     def bind(self, keep: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
-        """Check kept units against the groups; returns them as sorted int64 arrays. PlanError if they do not fit."""
+        """Check kept units against the groups; returns them as sorted int64 arrays. PlanError if they do not fit.
+
+        Groups that must keep the same share (`bundles`) keep as large a share as the one of them that keeps most.
+        """
         out = {}
         for name, units in keep.items():
             group = self.group(name)
@@ -147,25 +150,29 @@ class ChannelGraph:
             if group.frozen and idx.size < group.width:
                 raise PlanError(f"group {name} cannot be cut: {group.why}")
             out[name] = idx
-        self._check_bundles(out)
-        return out
+        return self._completed(out)
 
-    def _check_bundles(self, keep: Mapping[str, np.ndarray]) -> None:
+    def _completed(self, keep: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a plan keeps, with more units of the groups in bundles until all of a bundle keep the same share.
+
+        Each keeps as large a share as the one that keeps most, by the first of the units that it would have lost.
+        """
+        out = dict(keep)
         for bundle in self.bundles:
             groups = [self.groups[i] for i in bundle]
-            left = [(g, len(keep.get(g.name, range(g.width)))) for g in groups]
-            first, n = left[0]
-            for g, k in left[1:]:
-                if k * first.width != n * g.width:
-                    raise PlanError(
-                        f"groups {first.name} and {g.name} must keep the same share, because the model's code ties their "
-                        f"widths: the plan keeps {n} of {first.width} and {k} of {g.width}"
-                    )
+            steps = int(np.gcd.reduce([g.width for g in groups]))
+            most = max(-(-len(keep.get(g.name, range(g.width))) * steps // g.width) for g in groups)
+            for g in groups:
+                own, n = np.asarray(keep.get(g.name, np.arange(g.width))), g.width // steps * most
+                if len(own) < n:
+                    lost = np.setdiff1d(np.arange(g.width), own)
+                    out[g.name] = np.sort(np.concatenate([own, lost[: n - len(own)]]))
+        return out
 
     def widths(self, plan: HasKeep | None = None) -> np.ndarray:
         """Units kept in each group, int64 [n_groups]."""
         out = np.array([g.width for g in self.groups], np.int64)
-        for name, idx in (plan.keep if plan else {}).items():
+        for name, idx in (self._completed(plan.keep) if plan else {}).items():
             out[self.index(name)] = len(idx)
         return out
 
@@ -191,7 +198,7 @@ class ChannelGraph:
     def kept_units(self, plan: HasKeep) -> np.ndarray:
         """True for every unit that stays, in the numbering of `grouping`."""
         kept = np.ones(len(self.grouping.group_of), bool)
-        for name, idx in plan.keep.items():
+        for name, idx in self._completed(plan.keep).items():
             units = self.grouping.units[self.index(name)]
             kept[units] = False
             kept[units[idx]] = True

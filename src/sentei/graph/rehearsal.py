@@ -57,12 +57,12 @@ def _train(mode: LabelMode, actor: nn.Module, inputs: Inputs) -> Ending:
     for m in actor.modules():
         if isinstance(m, (_NormBase, _DropoutNd)):
             m.eval()
-    before, started = len(mode.trace.produced), mode.op
+    before, known, started = len(mode.trace.produced), mode.trace.total, mode.op
     try:
         run(mode, actor, inputs)
     except Exception as error:
         for vector in mode.trace.produced[before:]:
-            mode.freeze(vector, OUTCOME)
+            mode.freeze(vector[vector >= known], OUTCOME)
         if mode.units is None:
             mode.failed = None
         return mode.op - started, type(error).__name__

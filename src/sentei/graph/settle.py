@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from sentei.errors import SurgeryError, TraceError
 from sentei.graph import labels as lab
 from sentei.graph.cost import irregular_vectors
-from sentei.graph.fields import Field, fields
+from sentei.graph.fields import OTHER, Field, fields
 from sentei.graph.forward import output_tensors
 from sentei.graph.graph import ChannelGraph
 from sentei.graph.groups import components, form_groups
@@ -147,9 +147,11 @@ class _Settling:
         taken = {(s.module, s.attr, s.path) for s in graph.sites}
         free = [f for f in self.fields if (f.module, f.attr, f.path) not in taken]
         rows = {f: {_row(graph, v): v for v in f.vectors} for f in free}
-        follow = [f for f in free if isinstance(f.value, int) and not f.read and len(rows[f]) == 1]
+        follow = [
+            f for f in free if isinstance(f.value, int) and not f.read and len(rows[f]) == 1 and not OTHER.search(f.attr)
+        ]
         sites = [f.site(next(iter(rows[f].values()))) for f in follow]
-        return self._graph(sites, unfollowed=[f for f in free if f not in follow])
+        return self._graph(sites, unfollowed=[f for f in free if f not in follow and not OTHER.search(f.attr)])
 
     # -- mending
 
@@ -220,12 +222,16 @@ class _Settling:
         self.pairs += pairs
         more_sites = list(self._alike(sites))
         more_pairs = [] if partner is None else list(_alike_pairs(self.model, graph, group, partner, where))
-        if more_sites or more_pairs:
-            wider = self._graph(more_sites, more_pairs)
-            touched = _touched(wider, more_sites, more_pairs)
-            if touched and self._try(wider, trial_plan(wider, touched)) is None:
+        while more_sites or more_pairs:
+            wider = self._graph(more_sites, [pair for _, pair in more_pairs])
+            touched = _touched(wider, more_sites, [pair for _, pair in more_pairs])
+            fault = self._try(wider, trial_plan(wider, touched)) if touched else None
+            if fault is None or fault.where not in {s.module for s in more_sites} | {m for m, _ in more_pairs}:
                 self.sites += more_sites
-                self.pairs += more_pairs
+                self.pairs += [pair for _, pair in more_pairs]
+                return
+            more_sites = [s for s in more_sites if s.module != fault.where]
+            more_pairs = [(m, pair) for m, pair in more_pairs if m != fault.where]
 
     def _numbers(self, graph: ChannelGraph, groups: list[int], where: str) -> list[list[Site]]:
         """Sets of plain numbers, read by the module at fault or one around it, that may count units of the groups."""
@@ -328,8 +334,8 @@ def _touched(graph: ChannelGraph, sites: Iterable[Site], pairs: Iterable[Pair]) 
     return {i for i in found if i >= 0 and not graph.groups[i].frozen}
 
 
-def _alike_pairs(model: nn.Module, graph: ChannelGraph, a: int, b: int, where: str) -> Iterator[Pair]:
-    """The same two groups, told by the parameters that hold them, in all other modules of the same class."""
+def _alike_pairs(model: nn.Module, graph: ChannelGraph, a: int, b: int, where: str) -> Iterator[tuple[str, Pair]]:
+    """The same two groups, told by the parameters that hold them, in each other module of the same class."""
     modules = dict(model.named_modules())
     while where:
         prefix = where + "."
@@ -347,7 +353,7 @@ def _alike_pairs(model: nn.Module, graph: ChannelGraph, a: int, b: int, where: s
         if type(module) is type(modules[where]) and name != where:
             pair = [holder.get((f"{name}.{slot[0]}", slot[1])) for slot in slots if slot]
             if None not in pair and pair[0] != pair[1] and not any(graph.groups[i].frozen for i in pair if i is not None):
-                yield _labels(graph, pair[0]), _labels(graph, pair[1])  # type: ignore[arg-type]
+                yield name, (_labels(graph, pair[0]), _labels(graph, pair[1]))  # type: ignore[arg-type]
 
 
 def _graph(
