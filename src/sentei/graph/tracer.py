@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
-from sentei.graph.record import Numbers, Seen, Site, Split, Tie, Trace
+from sentei.graph.record import At, Numbers, Seen, Site, Split, Tie, Trace
 from sentei.graph.shapes import SHAPES
 
 
@@ -34,7 +34,7 @@ class Failure:
     where: str
     layers: Layers
     error: BaseException
-    op: int
+    at: At
 
 
 class LabelMode(TorchDispatchMode):
@@ -78,6 +78,10 @@ class LabelMode(TorchDispatchMode):
     @property
     def module(self) -> nn.Module | None:
         return self.stack[-1][1] if self.stack else None
+
+    @property
+    def at(self) -> At:
+        return At(self.op, self.op - self.stack[-1][2] if self.stack else self.op)
 
     # -- labels of tensors
 
@@ -127,7 +131,7 @@ class LabelMode(TorchDispatchMode):
             a, b = lab.narrow(a, dims), lab.narrow(b, dims)
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
-        self.trace.ties.append(Tie(self.where, a.reshape(-1), b.reshape(-1), why, self.op))
+        self.trace.ties.append(Tie(self.where, a.reshape(-1), b.reshape(-1), why, self.at))
 
     def freeze(self, layer: Tensor, why: str) -> None:
         small = lab.narrow(layer, lab.varying(layer))
@@ -160,12 +164,12 @@ class LabelMode(TorchDispatchMode):
             return best[:, 0]
         return rows[:, 0]
 
-    def split(self, matrix: Tensor) -> Tensor:
+    def split(self, matrix: Tensor, view: bool = False) -> Tensor:
         """Labels of one dimension seen as parts [a, b, ...]: tie all but the axis that may shrink; relabel."""
         if self.units is not None:
             return matrix
-        started, kind = (self.stack[-1][2], type(self.module).__name__) if self.stack else (0, "")
-        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.op - started), matrix))
+        kind = type(self.module).__name__ if self.stack else ""
+        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.at.step), matrix, view))
         order = [matrix.ndim - 1, *range(matrix.ndim - 1)]
         axis = order[self.choices.get(self.op, 0)]
         first = matrix[tuple(slice(None) if d == axis else slice(0, 1) for d in range(matrix.ndim))]
@@ -218,7 +222,7 @@ class LabelMode(TorchDispatchMode):
             if self.failed is None or self.failed.error is not error:
                 acts = [t for t in labelled if id(t) not in self.sources] or labelled
                 layers = tuple(x for t in acts for x in self.layers(t))
-                self.failed = Failure(first_line(error), self.where, layers, error, self.op)
+                self.failed = Failure(first_line(error), self.where, layers, error, self.at)
             raise
         if func._schema.is_mutable or func.is_view:
             self._remember_alias(call)
