@@ -184,7 +184,7 @@ def _freeze_all(mode: LabelMode, vectors: Sequence[Tensor | None], why: str) -> 
 def _count(mode: LabelMode, call: Call, constant: int, factors: Sequence[Vector], out: Sequence[Vector]) -> None:
     if mode.count_cost:
         itemsize = call.outputs()[0].element_size()
-        mode.trace.contractions.append(Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize))
+        mode.trace.contractions.append(Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize, mode.at))
 
 
 def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
