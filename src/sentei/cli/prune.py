@@ -63,7 +63,7 @@ class Prune:
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Trained weights: safetensors or a state_dict."""
     round_to: Annotated[int, tyro.conf.arg(metavar="N")] = 8
-    """Widths become multiples of this in groups of at least four times as many channels, of 4, 2 or 1 in narrower ones."""
+    """Widths become multiples of this in groups of at least four times as many channels, of 4, 2, 1 in narrower."""
     min_width: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Units that every group keeps at least."""
     max_ratio: Annotated[float, tyro.conf.arg(metavar="X")] = 0.9
