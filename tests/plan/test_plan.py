@@ -82,7 +82,7 @@ def test_json_of_an_empty_plan():
         ("sentei.plan", "other", "format"),
         ('"version": 1', '"version": 99', "version 99"),
         ("[0, 5]", "[0, 0]", "more than once"),
-        ("[0, 5]", '"zero"', "unit indices"),
+        ("[0, 5]", '"zero"', "keep.a is .zero."),
         ('"keep"', '"kept"', "keep"),
         ("}\n}\n", "", "not a plan"),
         ("{", "[{", "not a plan"),

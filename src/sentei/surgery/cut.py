@@ -16,6 +16,7 @@ from sentei.errors import PlanError, SurgeryError
 from sentei.graph import ChannelGraph
 from sentei.graph.graph import HasKeep
 from sentei.graph.resize import Attribute, named_tensors, select
+from sentei.surgery.history import cut_once_more
 
 
 def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
@@ -33,7 +34,8 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
     for name, t in named_tensors(model).items():
         if name in cuts:
             replaced[id(t)] = _like(t, select(t.detach(), cuts[name]))
-    return _rebuilt(model, replaced, graph.attributes(model, plan))
+    new = _rebuilt(model, replaced, graph.attributes(model, plan))
+    return cut_once_more(new, graph.structure, plan.keep)
 
 
 def permute(model: nn.Module, graph: ChannelGraph, order: Mapping[str, ArrayLike]) -> nn.Module:
