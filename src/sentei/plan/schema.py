@@ -17,6 +17,15 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 DTYPES = {str(t).removeprefix("torch."): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
 
 
+def _dtype(name: object) -> str:
+    if not isinstance(name, str) or name not in DTYPES:
+        raise ValueError(f"{name!r} is no dtype")
+    return name
+
+
+Dtype = Annotated[str, AfterValidator(_dtype)]
+
+
 class Strict(BaseModel):
     """Exactly these fields, of exactly these types."""
 
@@ -30,8 +39,7 @@ def _described(spec: Any) -> Any:
         sizes = spec["tensor"]
         if not isinstance(sizes, list) or not all(type(n) is int and 0 <= n < 2**40 for n in sizes):
             raise ValueError(f"a tensor of sizes {sizes!r}")
-        if not isinstance(spec["dtype"], str) or spec["dtype"] not in DTYPES:
-            raise ValueError(f"a tensor of dtype {spec['dtype']!r}")
+        _dtype(spec["dtype"])
     elif fields == {"dict"} and isinstance(spec["dict"], dict):
         for value in spec["dict"].values():
             _described(value)

@@ -23,6 +23,7 @@ from sentei.surgery.belongs import check_belongs, unwrapped
 from sentei.surgery.cut import cut
 from sentei.surgery.probe import Probe, Unprobed, differences, probe
 from sentei.surgery.record import Record, decode, encode
+from sentei.surgery.settings import first_change, settings
 
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
 
@@ -56,6 +57,7 @@ def save(small: nn.Module, plan: Plan, path: str | Path, *, source: str | None =
         "plan": plan.to_plain(),
         "dtypes": {n: str(t).removeprefix("torch.") for n, t in hidden.items()},
         "probe": asked.model_dump(),
+        "layers": settings(small),
     })  # fmt: skip
     folder = Path(path)
     write_atomic(folder / WEIGHTS, payload)
@@ -165,20 +167,26 @@ def _compare(small: nn.Module, record: Record, folder: Path) -> None:
         asked = record.probe or Unprobed(reason="an earlier version of sentei wrote it")
         warnings.warn(f"{folder} is loaded, but {_unseen(asked)}", stacklevel=3)
         return
-    advice = (
-        "Its parameters fit, but something else is not as when it was saved: a stride, padding, dilation, pooling, an "
-        "activation, an eps, the order of operations, or a buffer that is not saved. Build the dense model with the "
-        "code and the arguments of then"
-    )
     try:
         fault = differences(small, record.probe)
     except Exception as error:  # the model's own code may raise anything
         raise CheckpointError(
             f"the network of {folder} does not run on the inputs that it answered when it was saved: "
-            f"{type(error).__name__}: {error}. {advice}"
+            f"{type(error).__name__}: {error}. {_advice(small, record)}"
         ) from error
     if fault is not None:
-        raise CheckpointError(f"your model computes something else than the one saved in {folder}: {fault}. {advice}")
+        raise CheckpointError(
+            f"your model computes something else than the one saved in {folder}: {fault}. {_advice(small, record)}"
+        )
+
+
+def _advice(small: nn.Module, record: Record) -> str:
+    change = first_change(record.layers, settings(small))
+    what = change or (
+        "its parameters and layers are the same, but not the order of operations, a number in its code, or a buffer "
+        "that is not saved"
+    )
+    return f"First difference: {what}. Build the dense model with the code and the arguments of then"
 
 
 def _unseen(asked: Unprobed) -> str:

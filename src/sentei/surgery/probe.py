@@ -26,9 +26,12 @@ Precision = Literal["float64", "own"]
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 MIXED, LOW = 1e-4, 5e-2
 """Where a float64 network computes in float32 in between, and in half precision."""
-IMAGES = 2
+IMAGES, BRIGHTER = 2, 10.0
+"""The second image has values that are so many times as large: what saturates or clips shows there."""
 AFFORDABLE = 10**10
 """MACs of a probe, above which smaller images are tried."""
+MOST = 2**28
+"""Numbers in an input, above which none is made."""
 SKETCHES = 4
 
 
@@ -111,7 +114,7 @@ def _candidates(inputs: Inputs, macs: int | None) -> Iterator[Inputs]:
     """Smaller versions of the inputs that the model may take, then the inputs themselves."""
     tensors = output_tensors([inputs.args, dict(inputs.kwargs)])
     batch = min((t.shape[0] for t in tensors if t.ndim), default=0)
-    few = batch > IMAGES and all(t.ndim and t.shape[0] == batch for t in tensors)
+    few = batch not in (0, IMAGES) and all(t.ndim and t.shape[0] == batch for t in tensors)
     spec: Any = inputs.spec()
     fewer = _resized(spec, lambda shape: [IMAGES, *shape[1:]]) if few else spec
     cost = (macs or 0) * (IMAGES / batch if few else 1)
@@ -148,7 +151,12 @@ def _values(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if isinstance(x, Tensor):
             if not x.is_floating_point():
                 return torch.zeros(x.shape, dtype=x.dtype)
-            return torch.from_numpy(uniform(next(seeds), x.numel())).reshape(x.shape).to(x.dtype)
+            if x.numel() > MOST:
+                raise ValueError(f"an input of {x.numel():,} numbers is too large to try")
+            values = torch.from_numpy(uniform(next(seeds), x.numel())).reshape(x.shape)
+            if x.ndim:
+                values[1:IMAGES] *= BRIGHTER
+            return values.to(x.dtype)
         if isinstance(x, Mapping):
             return {k: fill(v) for k, v in x.items()}
         return type(x)(fill(v) for v in x) if isinstance(x, (list, tuple)) else x

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from sentei.errors import CheckpointError, PlanError
 from sentei.plan import Plan
-from sentei.plan.schema import Count, Strict, first_fault
+from sentei.plan.schema import Count, Dtype, Strict, first_fault
 from sentei.surgery.probe import Probe, Unprobed
 
 FORMAT, VERSION = "sentei.pruned", 2
 OLDEST = 1
-"""Version 1 had no probe and no dtypes."""
+"""Version 1 had no probe, no layers and no dtypes."""
 
 
 class Weights(Strict):
@@ -30,9 +30,11 @@ class Record(Strict):
     source: str | None
     weights: Weights
     plan: dict[str, Any]
-    dtypes: dict[str, str] = {}
+    dtypes: dict[str, Dtype] = {}
     """Of floating buffers that the weights file does not hold."""
     probe: Probe | Unprobed | None = None
+    layers: dict[str, str] = {}
+    """How each layer was set up."""
     sha256: str
 
     def bound_plan(self) -> Plan:
@@ -66,7 +68,10 @@ def decode(content: bytes, file: object) -> Record:
     if not same or data.get("sha256") != _digest({k: v for k, v in data.items() if k != "sha256"}):
         raise CheckpointError(f"{file} was altered: its checksum does not match. Copy it again from its origin")
     try:
-        return Record.model_validate_json(content)
+        record = Record.model_validate_json(content)
+        if version > OLDEST and record.probe is None:
+            raise CheckpointError(f"{file} is damaged or not written by sentei: it has no probe")
+        return record
     except ValidationError as error:
         raise CheckpointError(f"{file} is damaged or not written by sentei: {first_fault(error)}") from error
 
