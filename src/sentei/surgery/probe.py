@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from sentei.graph.inputs import Inputs, cast
 from sentei.plan.schema import Count, InputSpec, Strict
 
 Precision = Literal["float64", "own"]
+PRECISIONS: tuple[Precision, ...] = ("float64", "own")
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 MIXED, LOW = 1e-4, 5e-2
 """Where a float64 network computes in float32 in between, and in half precision."""
@@ -32,6 +34,8 @@ AFFORDABLE = 10**10
 """MACs of a probe, above which smaller images are tried."""
 MOST = 2**28
 """Numbers in an input, above which none is made."""
+SMALL, NOISE = 4096, 0.1
+"""Parameters of at most so many numbers are stirred, by so much."""
 SKETCHES = 4
 
 
@@ -46,13 +50,15 @@ class Output(Strict):
 class Probe(Strict):
     inputs: InputSpec
     precision: Precision
+    stirred: bool
+    """Whether the copy's scales and biases were changed a little, at random, so that none of them is zero."""
     tolerance: float
     """Largest difference of a product, relative to the norm of the output."""
     outputs: list[Output]
 
 
-class Unrepeatable(Exception):
-    """Asked again, the network would answer otherwise."""
+class Silent(Exception):
+    """The answers of a network say nothing that could be compared."""
 
 
 class Unprobed(Strict):
@@ -66,28 +72,25 @@ def probe(model: nn.Module, inputs: Inputs, macs: int | None = None) -> Probe | 
 
     `macs` is what the inputs cost, as far as that is known.
     """
-    first: Exception | None = None
-    precisions: tuple[Precision, ...] = ("float64", "own")
-    for precision in precisions:
-        for tried in _candidates(inputs, macs):
-            try:
-                outputs, tolerance = _answers(model, tried, precision)
-            except Exception as error:  # the model's own code may raise anything
-                first = first or error
-                continue
-            reason = _says_nothing(outputs)
-            if reason is not None:
-                return Unprobed(reason=reason)
-            found = [_sketched(i, t) for i, t in enumerate(outputs)]
-            return Probe(inputs=tried.spec(), precision=precision, tolerance=tolerance, outputs=found)
-    if isinstance(first, Unrepeatable):
-        return Unprobed(reason=str(first))
-    return Unprobed(reason=f"it does not run on random inputs: {type(first).__name__}: {first}")
+    failed: list[Exception] = []
+    for stirred, precision, tried in product((True, False), PRECISIONS, _candidates(inputs, macs)):
+        try:
+            outputs, tolerance = _answers(model, tried, precision, stirred)
+            _check_telling(outputs)
+        except Exception as error:  # the model's own code may raise anything
+            failed.append(error)
+            continue
+        found = [_sketched(i, t) for i, t in enumerate(outputs)]
+        return Probe(inputs=tried.spec(), precision=precision, stirred=stirred, tolerance=tolerance, outputs=found)
+    last = failed[-1]
+    if isinstance(last, Silent):
+        return Unprobed(reason=str(last))
+    return Unprobed(reason=f"it does not run on random inputs: {type(last).__name__}: {last}")
 
 
 def differences(model: nn.Module, expected: Probe) -> str | None:
     """What the model answers otherwise, in words; None if it agrees. Raises what the model raises."""
-    outputs, _ = _answers(model, Inputs.from_spec(expected.inputs), expected.precision)
+    outputs, _ = _answers(model, Inputs.from_spec(expected.inputs), expected.precision, expected.stirred)
     shapes = [tuple(o.shape) for o in expected.outputs], [tuple(t.shape) for t in outputs]
     if shapes[0] != shapes[1]:
         return f"outputs of shapes {shapes[1]} instead of {shapes[0]}"
@@ -180,9 +183,11 @@ class _Dtypes(TorchDispatchMode):
         return out
 
 
-def _answers(model: nn.Module, inputs: Inputs, precision: Precision) -> tuple[list[Tensor], float]:
+def _answers(model: nn.Module, inputs: Inputs, precision: Precision, stirred: bool) -> tuple[list[Tensor], float]:
     """Output tensors of a copy in eval mode, and the tolerance that the precisions on the way allow."""
     twin = copy.deepcopy(model).cpu().eval()
+    if stirred:
+        _stir(twin)
     args, kwargs = _values(inputs)
     if precision == "float64":
         twin, args, kwargs = twin.double(), cast(args, torch.float64), cast(kwargs, torch.float64)
@@ -192,7 +197,7 @@ def _answers(model: nn.Module, inputs: Inputs, precision: Precision) -> tuple[li
         with _Dtypes() as dtypes:
             outputs = output_tensors(twin(*args, **kwargs))
         if not torch.equal(before, torch.get_rng_state()):
-            raise Unrepeatable("its outputs are random in eval mode")
+            raise Silent("its outputs are random in eval mode")
     return outputs, max((_tolerance(t, precision) for t in dtypes.seen), default=TOLERANCE[torch.float64])
 
 
@@ -200,12 +205,19 @@ def _tolerance(dtype: torch.dtype, precision: Precision) -> float:
     return MIXED if precision == "float64" and dtype == torch.float32 else TOLERANCE.get(dtype, LOW)
 
 
-def _says_nothing(outputs: list[Tensor]) -> str | None:
+def _stir(model: nn.Module) -> None:
+    """Add noise to small parameters, and to those that are zero: a scale that starts at zero hides a whole branch."""
+    for i, p in enumerate(model.parameters()):
+        if p.is_floating_point() and (p.numel() <= SMALL or not bool(p.any())):
+            noise = torch.from_numpy(uniform(1_000_000 + i, p.numel())).reshape(p.shape)
+            p.data += (NOISE * noise).to(p.dtype)
+
+
+def _check_telling(outputs: list[Tensor]) -> None:
     if not all(bool(torch.isfinite(t).all()) for t in outputs):
-        return "its outputs on random inputs are not finite"
+        raise Silent("its outputs on random inputs are not finite")
     if not any(bool(t.any()) for t in outputs):
-        return "its outputs on random inputs are all zero"
-    return None
+        raise Silent("its outputs on random inputs are all zero")
 
 
 def _sketched(number: int, output: Tensor) -> Output:
