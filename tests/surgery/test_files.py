@@ -234,6 +234,10 @@ def test_newer_version_is_refused(saved: Path) -> None:
             lambda: build(width=10),
             "parameter 0.weight is of shape 8x3x3x3 in the first and of shape 10x3x3x3 in the second",
         ),
+        (
+            lambda: nn.Sequential(conv(1, 8), *build()[1:]),
+            "parameter 0.weight is of shape 8x3x3x3 in the first and of shape 8x1x3x3 in the second",
+        ),
         (lambda: build(norm=False), "parameter 1.weight of shape 8 exists only in the first"),
         (lambda: nn.Sequential(*build(), nn.Linear(4, 4)), "parameter 7.weight of shape 4x4 exists only in the second"),
     ],

@@ -82,18 +82,16 @@ class Structure:
 
     def difference(self, other: Structure) -> str | None:
         """The first difference to another structure, in words; None if they are the same."""
-        for what, mine, theirs in (("parameter", self.params, other.params), ("group", self.groups, other.groups)):
-            for name in mine:
-                if name not in theirs:
-                    return f"{what} {name} {_show(mine[name])} exists only in the first"
-                if mine[name] != theirs[name]:
-                    return f"{what} {name} is {_show(mine[name])} in the first and {_show(theirs[name])} in the second"
-            for name in theirs:
-                if name not in mine:
-                    return f"{what} {name} {_show(theirs[name])} exists only in the second"
-        if self.fingerprint != other.fingerprint:
+        difference = self.other_parameters(other.params) or _first_difference("group", self.groups, other.groups)
+        if difference is None and self.fingerprint != other.fingerprint:
             return "the same shapes, but channels are wired differently"
-        return self._other_sizes(other) if _sizes(self.inputs) == _sizes(other.inputs) else None
+        if difference is None and _sizes(self.inputs) == _sizes(other.inputs):
+            return self._other_sizes(other)
+        return difference
+
+    def other_parameters(self, params: Mapping[str, tuple[int, ...]]) -> str | None:
+        """The first difference to the parameter shapes of a model, in words."""
+        return _first_difference("parameter", self.params, params)
 
     def _other_sizes(self, other: Structure) -> str | None:
         """A difference of what is computed on the same inputs, as far as sizes tell."""
@@ -102,6 +100,18 @@ class Structure:
         if None not in (self.macs, other.macs) and self.macs != other.macs:
             return f"the same parameters take {self.macs:,} MACs in the first and {other.macs:,} in the second"
         return None
+
+
+def _first_difference(what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    for name in mine:
+        if name not in theirs:
+            return f"{what} {name} {_show(mine[name])} exists only in the first"
+        if mine[name] != theirs[name]:
+            return f"{what} {name} is {_show(mine[name])} in the first and {_show(theirs[name])} in the second"
+    for name in theirs:
+        if name not in mine:
+            return f"{what} {name} {_show(theirs[name])} exists only in the second"
+    return None
 
 
 def _sizes(inputs: Any) -> Any:

@@ -45,7 +45,7 @@ def save(small: nn.Module, plan: Plan, path: str | Path, *, source: str | None =
         raise PlanError("this plan is not bound to a model: build it as Plan(keep, graph.structure)")
     small = unwrapped(small)
     tensors = _own_tensors(small)
-    check_belongs(small, plan, {n: tuple(t.shape) for n, t in tensors.items() if isinstance(t, nn.Parameter)})
+    check_belongs(small, plan, _shapes(tensors))
     inputs = _as_taken(small, Inputs.from_spec(plan.structure.inputs))
     stored = _stored(small, tensors)
     payload = _packed(stored)
@@ -80,13 +80,9 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     plan = _plan(record, folder)
     payload = _payload(record, folder)
     assert plan.structure is not None
+    _check_same(folder, plan.structure.other_parameters(_shapes(_own_tensors(model))))
     graph = trace(model, _as_taken(model, _inputs(plan, folder)))
-    difference = plan.structure.difference(graph.structure)
-    if difference:
-        raise CheckpointError(
-            f"{folder} was pruned from another model: {difference} (first: the file, second: your model). "
-            "Build the dense model with the same arguments as when it was pruned"
-        )
+    _check_same(folder, plan.structure.difference(graph.structure))
     small = cut(model, graph, plan)
     _fill(small, payload, {n: DTYPES[d] for n, d in record.dtypes.items()})
     _compare(small, record, folder)
@@ -140,6 +136,14 @@ def _read(file: Path) -> bytes:
         raise CheckpointError(
             f"cannot read {file}: {error.strerror}. A pruned network is a folder with {WEIGHTS} and {PLAN}"
         ) from error
+
+
+def _check_same(folder: Path, difference: str | None) -> None:
+    if difference:
+        raise CheckpointError(
+            f"{folder} was pruned from another model: {difference} (first: the file, second: your model). "
+            "Build the dense model with the same arguments as when it was pruned"
+        )
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
@@ -202,6 +206,11 @@ def _unseen(asked: Unprobed) -> str:
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, each tied one once, by the names that they have without torch.compile."""
     return {name.replace("_orig_mod.", ""): t for name, t in named_tensors(model).items()}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of the parameters among them."""
+    return {n: tuple(t.shape) for n, t in tensors.items() if isinstance(t, nn.Parameter)}
 
 
 def _stored(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
