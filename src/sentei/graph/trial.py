@@ -84,11 +84,16 @@ def mismatch(
 
 
 def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
-    """The first contraction whose sizes are not those that the plan leaves (a reshape has moved units elsewhere)."""
+    """The first contraction whose sizes are not those that the plan leaves (a reshape has moved units elsewhere).
+
+    torch.einsum does without contractions over single units: then the two passes cannot be held against each other.
+    """
     kept = graph.kept_labels(plan)
     unit_of = graph.grouping.unit_of
-    for was, now in zip(graph.trace_record.contractions, found.contractions, strict=False):
-        for a, b in zip((*was.factors, *was.out_factors), (*now.factors, *now.out_factors), strict=False):
+    if len(graph.trace_record.contractions) != len(found.contractions):
+        return None
+    for was, now in zip(graph.trace_record.contractions, found.contractions, strict=True):
+        for a, b in zip((*was.factors, *was.out_factors), (*now.factors, *now.out_factors), strict=True):
             expected, size = _left(a, kept), b if isinstance(b, int) else len(b)
             if expected != size:
                 labels = [v.numpy() for v in (*was.factors, *was.out_factors) if isinstance(v, Tensor)]

@@ -14,6 +14,7 @@ from sentei.graph import ChannelGraph
 from sentei.graph.copying import rebuilt
 from sentei.graph.graph import HasKeep
 from sentei.graph.resize import named_tensors, select
+from sentei.surgery.history import cut_once_more
 
 
 def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
@@ -31,7 +32,8 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
     for name, t in named_tensors(model).items():
         if name in cuts:
             replaced[id(t)] = _like(t, select(t.detach(), cuts[name]))
-    return rebuilt(model, replaced, graph.attributes(model, plan))
+    new = rebuilt(model, replaced, graph.attributes(model, plan))
+    return cut_once_more(new, graph.structure, graph.bind(plan.keep))
 
 
 def permute(model: nn.Module, graph: ChannelGraph, order: Mapping[str, ArrayLike]) -> nn.Module:
