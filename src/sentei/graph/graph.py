@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from sentei.errors import PlanError
+from sentei.graph.bundles import completed
 from sentei.graph.cost import Cost, CostModel, Costs
 from sentei.graph.fields import Field, site_values
 from sentei.graph.groups import Group, Grouping
@@ -47,6 +48,8 @@ class Structure:
     macs: int | None = None
     outputs: tuple[tuple[int, ...], ...] | None = None
     """Shapes of what comes out on the traced inputs."""
+    bundles: tuple[tuple[str, ...], ...] = ()
+    """Groups that keep the same share."""
 
     def to_json(self) -> dict[str, Any]:
         number = {name: i for i, name in enumerate(self.params)}
@@ -58,6 +61,7 @@ class Structure:
             "places": {k: [[number[p], d, n] for p, d, n in v] for k, v in self.places.items()},
             "macs": self.macs,
             "outputs": None if self.outputs is None else [list(shape) for shape in self.outputs],
+            "bundles": [list(names) for names in self.bundles],
         }
 
     @classmethod
@@ -72,6 +76,7 @@ class Structure:
             {k: tuple((names[p], int(d), int(n)) for p, d, n in v) for k, v in data.get("places", {}).items()},
             data.get("macs"),
             None if outputs is None else tuple(tuple(shape) for shape in outputs),
+            tuple(tuple(names) for names in data.get("bundles", ())),
         )
 
     def shapes(self, keep: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, tuple[int, ...]] | None:
@@ -79,6 +84,8 @@ class Structure:
         if not self.places:
             return None
         left = {name: list(shape) for name, shape in self.params.items()}
+        units = {name: np.asarray(idx) for name, idx in keep.items()}
+        keep = completed(units, self.bundles, {name: width for name, (width, _) in self.groups.items()})
         for group, places in self.places.items():
             width = self.groups[group][0]
             removed = width - len(keep.get(group, range(width)))
@@ -188,7 +195,8 @@ class ChannelGraph:
     def bind(self, keep: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
         """Check kept units against the groups; returns them as sorted int64 arrays. PlanError if they do not fit.
 
-        Groups that must keep the same share (`bundles`) keep as large a share as the one of them that keeps most.
+        Groups that must keep the same share (`bundles`) keep as large a share as the one of them that keeps most: what
+        `cut`, `slim` and all costs do with a plan that gives them different ones.
         """
         out = {}
         for name, units in keep.items():
@@ -203,24 +211,13 @@ class ChannelGraph:
             if group.frozen and idx.size < group.width:
                 raise PlanError(f"group {name} cannot be cut: {group.why}")
             out[name] = idx
-        return self._completed(out)
+        return dict(self._completed(out))
 
-    def _completed(self, keep: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What a plan keeps, with more units of the groups in bundles until all of a bundle keep the same share.
-
-        Each keeps as large a share as the one that keeps most, by the first of the units that it would have lost.
-        """
-        out = dict(keep)
-        for bundle in self.bundles:
-            groups = [self.groups[i] for i in bundle]
-            steps = int(np.gcd.reduce([g.width for g in groups]))
-            most = max(-(-len(keep.get(g.name, range(g.width))) * steps // g.width) for g in groups)
-            for g in groups:
-                own, n = np.asarray(keep.get(g.name, np.arange(g.width))), g.width // steps * most
-                if len(own) < n:
-                    lost = np.setdiff1d(np.arange(g.width), own)
-                    out[g.name] = np.sort(np.concatenate([own, lost[: n - len(own)]]))
-        return out
+    def _completed(self, keep: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if not self.bundles:
+            return keep
+        names = [[self.groups[i].name for i in b] for b in self.bundles]
+        return completed(keep, names, {g.name: g.width for g in self.groups})
 
     def widths(self, plan: HasKeep | None = None) -> np.ndarray:
         """Units kept in each group, int64 [n_groups]."""
@@ -337,6 +334,7 @@ class ChannelGraph:
             {g.name: self._places(g) for g in self.groups if not g.frozen},
             self.cost().macs,
             tuple(self.trace_record.output_shapes),
+            tuple(tuple(self.groups[i].name for i in b) for b in self.bundles),
         )
 
     def _places(self, group: Group) -> tuple[tuple[str, int, int], ...]:

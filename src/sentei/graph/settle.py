@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from sentei.errors import SurgeryError, TraceError
 from sentei.graph import labels as lab
+from sentei.graph.bundles import steps_of
 from sentei.graph.cost import irregular_vectors
 from sentei.graph.fields import OTHER, Field, fields
 from sentei.graph.forward import output_tensors
@@ -407,7 +408,7 @@ def _bundles(groups: Sequence[Any], of: np.ndarray, pairs: Sequence[Pair]) -> tu
         stiff = [groups[i] for i in sorted(s) if groups[i].frozen]
         if stiff and len(stiff) < len(s):
             rigid |= {i: f"must keep the same share as {stiff[0].name}, which {_short(stiff[0].why)}" for i in s if not groups[i].frozen}
-        elif not stiff and np.gcd.reduce([groups[i].width for i in s]) < 2:
+        elif not stiff and steps_of(groups[i].width for i in s) < 2:
             rigid |= dict.fromkeys(s, "must keep the same share as groups whose width has no common factor with it")
     return [tuple(sorted(s)) for s in sets if len(s) > 1], rigid
 

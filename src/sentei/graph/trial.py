@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from sentei.graph.bundles import steps_of
 from sentei.graph.forward import as_numpy
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.inputs import Inputs
@@ -178,7 +179,7 @@ def _atoms(graph: ChannelGraph) -> list[Atom]:
     atoms = [((i,), g.width) for i, g in enumerate(graph.groups) if i not in bundled and not g.frozen and g.width > 1]
     for b in graph.bundles:
         if not graph.groups[b[0]].frozen:
-            atoms.append((b, int(np.gcd.reduce([graph.groups[i].width for i in b]))))
+            atoms.append((b, steps_of(graph.groups[i].width for i in b)))
     return [a for a in atoms if a[1] > 1]
 
 

@@ -30,7 +30,7 @@ class Remaining(Constraints):
         first, old = super().ladder(self.dense), self._places(graph)
         full = np.array([group.width for group in graph.groups], np.int64)
         fixed = np.array([group.frozen for group in graph.groups], bool)
-        return Ladder(full, first.step[old], np.where(fixed, full, np.minimum(first.floor[old], full)))
+        return Ladder(full, first.step[old], np.where(fixed, full, np.minimum(first.floor[old], full)), graph.bundles)
 
     def widths_before(self, graph: ChannelGraph) -> np.ndarray:
         return super().widths_before(self.dense)[self._places(graph)]

@@ -204,12 +204,17 @@ def _rung_scores(graph: ChannelGraph, ladder: Ladder, scores: Scores) -> np.ndar
     """Mean score of the units that each rung removes, [n_rungs]."""
     means = []
     for i in np.unique(ladder.group):
-        rungs = ladder.group == i
-        ascending = np.sort(np.asarray(scores[graph.groups[i].name], np.float64))
-        removable = ascending[: ladder.full[i] - ladder.floor[i]]
-        sums = np.add.reduceat(removable, ladder.full[i] - ladder.before[rungs])
-        means.append(sums / (ladder.before - ladder.after)[rungs])
+        members = next((b for b in ladder.bundles if i in b), (i,))
+        means.append(np.mean([_means(ladder, i, m, scores[graph.groups[m].name]) for m in members], axis=0))
     return np.concatenate(means) if means else np.zeros(0)
+
+
+def _means(ladder: Ladder, group: int, member: int, scores: np.ndarray) -> np.ndarray:
+    """Mean score of the units that one group, or another that follows it, loses on each rung of it."""
+    rungs = ladder.group == group
+    before, after = (w[rungs] * ladder.full[member] // ladder.full[group] for w in (ladder.before, ladder.after))
+    ascending = np.sort(np.asarray(scores, np.float64))[: ladder.full[member] - ladder.floor[member]]
+    return np.add.reduceat(ascending, ladder.full[member] - before) / (before - after)
 
 
 def _check_reachable(graph: ChannelGraph, budget: Budget, constraints: Constraints, ladder: Ladder) -> None:
@@ -252,6 +257,7 @@ def _refine(load: Load, ladder: Ladder, removals: np.ndarray) -> np.ndarray:
             continue
         trial = widths.copy()
         trial[group] = ladder.before[rung]
+        trial = ladder.following(trial)
         used = load(trial)
         if used <= 1:
             widths = trial
@@ -272,7 +278,7 @@ def _exchange(load: Load, ladder: Ladder, widths: np.ndarray) -> np.ndarray:
         start = widths.copy()
         if lowered is not None:
             start[lowered] = down[lowered]
-        trials = np.where(np.eye(len(widths), dtype=bool), ladder.up(widths), start)
+        trials = ladder.following(np.where(np.eye(len(widths), dtype=bool), ladder.up(widths), start))
         used = load(trials)
         used[used > 1] = 0
         if used.max(initial=0) > most:

@@ -13,6 +13,7 @@ import numpy as np
 
 from sentei.errors import ConfigError, PlanError
 from sentei.graph import ChannelGraph, Group
+from sentei.graph.bundles import followers, in_proportion, leader, steps_of
 
 FAST = 4
 """Kernels work on several channels at once. Widths that are no multiple of this waste a part of each vector."""
@@ -84,7 +85,7 @@ class Constraints:
         # The small slack keeps 100 * (1 - 0.9) at 10.
         floor = np.maximum(np.ceil(full * (1 - loss) - 1e-9).astype(np.int64), self.min_width)
         floor = np.where(kept, full, floor)
-        return Ladder(full, step, np.minimum(-(-floor // step) * step, full))
+        return Ladder(full, step, np.minimum(-(-floor // step) * step, full), graph.bundles)
 
     def widths_before(self, graph: ChannelGraph) -> np.ndarray:
         """Widths of the dense network's groups, int64 [n_groups]: here those of the graph itself."""
@@ -164,12 +165,14 @@ class Ladder:
     [n_groups].
 
     A *rung* is one removal, from one allowed width to the next smaller one. Rungs are numbered group by
-    group, from the full width down.
+    group, from the full width down. Groups of a bundle (`ChannelGraph.bundles`) keep the same share: only the narrowest
+    has rungs, in steps that leave all of them whole numbers (of their own steps, where that is not too coarse).
     """
 
     full: np.ndarray
     step: np.ndarray
     floor: np.ndarray
+    bundles: tuple[tuple[int, ...], ...] = ()
     group: np.ndarray = field(init=False)
     """Group of each rung, [n_rungs]."""
     before: np.ndarray = field(init=False)
@@ -178,8 +181,19 @@ class Ladder:
     """Width of that group after it, [n_rungs]."""
 
     def __post_init__(self) -> None:
+        step, floor = self.step.copy(), self.floor.copy()
+        for bundle in self.bundles:
+            first = leader(bundle, self.full)
+            step[first] = self._common_step(bundle, first)
+            share = max(self.floor[i] / self.full[i] for i in bundle)
+            least = -(-int(np.ceil(share * self.full[first] - 1e-9)) // step[first]) * step[first]
+            floor[first] = min(least, self.full[first])
+        floor = in_proportion(floor, self.full, self.bundles)
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "floor", floor)
         top = (self.full - 1) // self.step
         count = np.where(self.floor < self.full, top - self.floor // self.step + 1, 0)
+        count[list(followers(self.bundles, self.full))] = 0
         group = np.repeat(np.arange(len(count)), count)
         place = np.arange(len(group)) - np.repeat(np.cumsum(count) - count, count)
         after = (top[group] - place) * self.step[group]
@@ -187,15 +201,27 @@ class Ladder:
         for name, value in (("group", group), ("before", before), ("after", after)):
             object.__setattr__(self, name, value)
 
+    def _common_step(self, bundle: tuple[int, ...], first: int) -> int:
+        least = int(self.full[first]) // steps_of(self.full[i] for i in bundle)
+        steps = [n for n in range(least, int(self.full[first]) // 4 + 1, least) if self._fits(bundle, first, n)]
+        return steps[0] if steps else least
+
+    def _fits(self, bundle: tuple[int, ...], first: int, step: int) -> bool:
+        return all(step * int(self.full[i]) // int(self.full[first]) % int(self.step[i]) == 0 for i in bundle)
+
+    def following(self, widths: np.ndarray) -> np.ndarray:
+        """The same widths [..., n_groups], with those of bundles as their narrowest group has it."""
+        return in_proportion(widths, self.full, self.bundles) if self.bundles else widths
+
     def without(self, rungs: np.ndarray) -> np.ndarray:
         """Widths after these removals, int64 [n_groups]."""
         removed = np.bincount(self.group[rungs], (self.before - self.after)[rungs], len(self.full))
-        return self.full - removed.astype(np.int64)
+        return self.following(self.full - removed.astype(np.int64))
 
     def up(self, widths: np.ndarray) -> np.ndarray:
-        """The next larger width of each group, or the same at the top."""
+        """The next larger width of each group, or the same at the top; one group at a time."""
         return np.minimum((widths // self.step + 1) * self.step, self.full)
 
     def down(self, widths: np.ndarray) -> np.ndarray:
-        """The next smaller width of each group, or the same at the bottom."""
+        """The next smaller width of each group, or the same at the bottom; one group at a time."""
         return np.maximum((widths - 1) // self.step * self.step, self.floor)

@@ -71,6 +71,7 @@ class StructureRecord(Strict):
     places: dict[str, list[tuple[Count, Count, Count]]] = {}
     macs: Count | None = None
     outputs: list[list[Count]] | None = None
+    bundles: list[list[str]] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> StructureRecord:

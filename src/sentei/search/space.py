@@ -10,6 +10,7 @@ import numpy as np
 
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
+from sentei.graph.bundles import followers, in_proportion
 from sentei.plan import Budget, Constraints, rescaler
 
 Levels = tuple[int, ...]
@@ -34,6 +35,8 @@ class Space:
     """Widths of all groups of the dense network."""
     onto_budget: Callable[[np.ndarray], np.ndarray] | None = None
     """Brings widths of all groups onto the budget; None where only the choices limit the size."""
+    bundles: tuple[tuple[int, ...], ...] = ()
+    """Groups that keep the same share: one of each bundle has a gene, the others follow it."""
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -47,7 +50,7 @@ class Space:
         """Widths of all groups, int64 [n_groups]."""
         out = self.full.copy()
         out[self.genes] = [c[level] for c, level in zip(self.choices, levels, strict=True)]
-        return out
+        return in_proportion(out, self.full, self.bundles)
 
     def levels(self, widths: np.ndarray) -> Levels:
         """The structure with these widths; ConfigError if they are not on the grid."""
@@ -135,10 +138,12 @@ def _space(
     choices: Sequence[np.ndarray],
     onto: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Space:
+    following = followers(graph.bundles, graph.widths())
+    choices = [c[-1:] if graph.index(n) in following else c for n, c in zip(names, choices, strict=True)]
     free = [i for i, c in enumerate(choices) if len(c) > 1]
     if onto is not None and not free:
         raise ConfigError("the constraints leave no group to search: every one has a single width that it may take")
-    used = free if onto is not None else range(len(names))
+    used = free if onto is not None else [i for i, n in enumerate(names) if graph.index(n) not in following]
     genes = np.array([graph.index(names[i]) for i in used], np.int64)
     picked = tuple(choices[i].astype(np.int64) for i in used)
-    return Space(tuple(names[i] for i in used), picked, genes, graph.widths(), onto)
+    return Space(tuple(names[i] for i in used), picked, genes, graph.widths(), onto, graph.bundles)
