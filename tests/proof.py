@@ -90,7 +90,7 @@ def zeroed_consumers(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Mo
     """The reference of a cut, made by hand: a copy of the full model with zero weights for what is removed.
 
     Only what reads a unit is zeroed, so anything else that a removed unit leaks into shows up as a difference. Exact
-    for networks in which only convolutions and linear layers mix channels.
+    for networks in which only convolutions, linear and recurrent layers mix channels.
     """
     new = copy.deepcopy(model)
     readers = {}
@@ -99,6 +99,8 @@ def zeroed_consumers(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Mo
             readers[f"{name}.weight"] = (module.weight, 0 if isinstance(module, _ConvTransposeNd) else 1)
         elif hasattr(module, "reads"):
             readers[f"{name}.weight"] = (module.weight, module.reads)
+        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            readers |= {f"{name}.{key}": (w, 1) for key, w in module.named_parameters() if "weight" in key}
     with torch.no_grad():
         for name, kept in plan.keep.items():
             group = graph.group(name)

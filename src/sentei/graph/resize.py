@@ -102,6 +102,10 @@ def swapped(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Sequence[Att
     undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for module in model.modules():
+            for key, value in vars(module).items():  # references of its own, such as the flat weights of an LSTM
+                if type(value) is list and any(id(t) in tensors for t in value):
+                    undo.append((module.__dict__, key, value))
+                    module.__dict__[key] = [tensors.get(id(t), t) for t in value]
             stores: list[dict[str, Any]] = [module._parameters, module._buffers]
             for store in stores:
                 for key, t in store.items():

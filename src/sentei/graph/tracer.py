@@ -23,7 +23,7 @@ from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
 from sentei.graph.record import Site, Split, Tie, Trace
-from sentei.graph.shapes import SHAPES
+from sentei.graph.shapes import MIXED, SHAPES
 
 
 @dataclass
@@ -234,7 +234,7 @@ class LabelMode(TorchDispatchMode):
             return MIXERS[call.name](self, call)
         tensors = list(call.tensors())
         if any(t.is_meta for t in tensors):
-            if not all(t.is_meta for t in tensors):
+            if call.name not in MIXED and not all(t.is_meta for t in tensors):
                 return _run_mixed(call)
             shape = SHAPES.get(call.name)
             out = None if shape is None else shape(call.args, call.kwargs)

@@ -105,6 +105,9 @@ def _rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: list[Attrib
         ) from error
     for module, attr, value in attrs:
         setattr(memo[id(module)], attr, value)
+    for module in new.modules():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
     return new
 
 

@@ -74,10 +74,10 @@ def convolution(mode: LabelMode, call: Call) -> None:
         layers.append(lab.place(channels, 1, out.shape))
     mode.put(out, layers)
     positions = x if transposed else out
-    space = [_size(positions, mode, d) for d in (0, *range(2, out.ndim))]
+    space = [size_along(positions, mode, d) for d in (0, *range(2, out.ndim))]
     channels_out = vector(channels, out.shape[1])
-    _count(mode, call, math.prod(w.shape[2:]), (*space, vector(w_out, w.shape[o]), vector(w_in, w.shape[i])),
-           (*(_size(out, mode, d) for d in (0, *range(2, out.ndim))), channels_out))  # fmt: skip
+    add_product(mode, call, math.prod(w.shape[2:]), (*space, vector(w_out, w.shape[o]), vector(w_in, w.shape[i])),
+           (*(size_along(out, mode, d) for d in (0, *range(2, out.ndim))), channels_out))  # fmt: skip
 
 
 def _slides_over(mode: LabelMode, layer: Tensor, x: Tensor, out: Tensor) -> bool:
@@ -181,7 +181,8 @@ def _freeze_all(mode: LabelMode, vectors: Sequence[Tensor | None], why: str) -> 
             mode.freeze(v, why)
 
 
-def _count(mode: LabelMode, call: Call, constant: int, factors: Sequence[Vector], out: Sequence[Vector]) -> None:
+def add_product(mode: LabelMode, call: Call, constant: int, factors: Sequence[Vector], out: Sequence[Vector]) -> None:
+    """Note the cost of an operation that sums over units: MACs and the size of its output."""
     if mode.count_cost:
         itemsize = call.outputs()[0].element_size()
         mode.trace.contractions.append(Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize))
@@ -203,9 +204,9 @@ def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | Non
     if bias is not None and mode.layers(bias):
         layers = list(combine(mode, out.shape, [(out.shape, tuple(layers)), (bias.shape, mode.layers(bias))]))
     mode.put(out, layers)
-    sizes = [_size(a, mode, d, b if d < nd - 2 else None) for d in range(nd)] + [_size(b, mode, nd - 1)]
-    outs = [_size(out, mode, d) for d in range(nd)]
-    _count(mode, call, 1, sizes, outs)
+    sizes = [size_along(a, mode, d, b if d < nd - 2 else None) for d in range(nd)] + [size_along(b, mode, nd - 1)]
+    outs = [size_along(out, mode, d) for d in range(nd)]
+    add_product(mode, call, 1, sizes, outs)
 
 
 def _contracted(mode: LabelMode, layers: Layers, dim: int) -> tuple[Tensor | None, list[Tensor]]:
@@ -225,7 +226,8 @@ def _contracted(mode: LabelMode, layers: Layers, dim: int) -> tuple[Tensor | Non
     return small.squeeze(free), rest
 
 
-def _size(t: Tensor, mode: LabelMode, dim: int, other: Tensor | None = None) -> Vector:
+def size_along(t: Tensor, mode: LabelMode, dim: int, other: Tensor | None = None) -> Vector:
+    """A dimension of a tensor (or of `other`, if it has the labels) for the cost."""
     for tensor in (t, other):
         if tensor is not None:
             for layer in mode.layers(tensor):
