@@ -24,6 +24,7 @@ from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.groups import form_groups
 from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.record import Trace, tied_pairs
+from sentei.graph.refusals import refuse, untraceable
 from sentei.graph.resize import Attribute, Cuts, cut_shape, modes_kept, named_tensors, swapped
 from sentei.graph.tracer import LabelMode
 
@@ -58,10 +59,7 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     Groups that do not survive a trial cut are frozen, and `Group.why` says what happened. Raises TraceError with the
     model's own error if its forward fails on the inputs.
     """
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"expected a model (an nn.Module), got {model!r}: call the function that builds it")
-    if hasattr(model, "_orig_mod"):
-        raise TraceError("the model is compiled: trace and cut the original module, then compile the cut one")
+    refuse(model)
     inputs = example_inputs if isinstance(example_inputs, Inputs) else Inputs.of(example_inputs)
     with _no_garbage_collection():
         return _settled(model, inputs, example_inputs)
@@ -195,13 +193,12 @@ def _first_trace(
         where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
         own = _own_failure(model, example)
         if own is None:
-            raise TraceError(
-                f"the model cannot be traced{where}, where tensors have no values: {type(error).__name__}: {error}. "
-                "If its path depends on values of the input (.item(), if x.sum() > 0), trace the part without that"
-            ) from error
+            raise TraceError(untraceable(error, mode.failed.where if mode.failed else "")) from error
         raise TraceError(
             f"the model's own forward failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}"
         ) from own
+    if not mode.trace.contractions:
+        raise TraceError("nothing to prune: the model's forward runs no convolution, matrix product or recurrent layer")
     return mode.trace
 
 
