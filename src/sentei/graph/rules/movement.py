@@ -103,9 +103,18 @@ def reshape(mode: LabelMode, call: Call) -> None:
             small = lab.narrow(moved, lab.varying(moved))
             if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims):
                 core = small.reshape([small.shape[d] for d in dims])
-                moved = lab.tidy(mode.split(core).reshape(small.shape), moved.shape)
+                moved = lab.tidy(mode.split(core, _free_axis(call, dims)).reshape(small.shape), moved.shape)
         layers.append(moved)
     mode.put(call.out, layers)
+
+
+def _free_axis(call: Call, dims: list[int]) -> int:
+    """The one of the new dimensions that is most likely to shrink: the one given as -1, or the channels of an image
+    that is made of a vector. -1 if nothing tells."""
+    sizes = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], (list, tuple)) else ()
+    given = [i for i, d in enumerate(dims) if len(sizes) == call.out.ndim and sizes[d] == -1]
+    image = call.out.ndim > 3 and dims == list(range(1, call.out.ndim))
+    return given[0] if given else 0 if image else -1
 
 
 @rule(*aten("split split_with_sizes chunk unbind unsafe_split unsafe_chunk tensor_split hsplit vsplit"))
