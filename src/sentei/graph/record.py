@@ -57,6 +57,15 @@ class Site:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class WeightNorm:
+    """A weight computed from two parameters: `magnitude` times `direction` over its norm for each index of `dim`."""
+
+    direction: str
+    magnitude: str
+    dim: int
+
+
 @dataclass
 class Trace:
     """The record of one model.
@@ -80,6 +89,7 @@ class Trace:
     produced: list[Tensor] = field(default_factory=list)
     mixing: list[tuple[Tensor, str]] = field(default_factory=list)
     sums: list[tuple[Tensor, ...]] = field(default_factory=list)
+    weight_norms: list[WeightNorm] = field(default_factory=list)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     train_pass: bool = False
 

@@ -56,8 +56,7 @@ def attributes(
     out: list[Attribute] = []
 
     def shape(module: nn.Module, key: str) -> list[int] | None:
-        t: Tensor | None = module._parameters.get(key)
-        t = module._buffers.get(key) if t is None else t
+        t = _stored(module, key)
         name = None if t is None else names.get(id(t))
         return None if t is None or name is None or name not in cuts else cut_shape(t.shape, cuts[name])
 
@@ -96,6 +95,25 @@ def attributes(
     return out
 
 
+def _stored(module: nn.Module, key: str) -> Tensor | None:
+    """A parameter or buffer, or the one of that shape from which it is computed (weight_norm, spectral_norm, masks)."""
+    parametrised = getattr(module, "parametrizations", {})
+    computed_from = parametrised[key]._parameters if key in parametrised else {}
+    places: list[tuple[Any, str]] = [(module._parameters, key), (module._buffers, key), (computed_from, "original")]
+    places += [(computed_from, "original1"), (module._parameters, f"{key}_v"), (module._parameters, f"{key}_orig")]
+    return next((t for store, name in places if (t := store.get(name)) is not None), None)
+
+
+def computed_by_hooks(module: nn.Module) -> list[tuple[str, Any]]:
+    """Weights that hooks compute before each forward (weight_norm, masks), plain tensors, each with its hook."""
+    out = []
+    for hook in module._forward_pre_hooks.values():
+        key = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+        if isinstance(key, str) and isinstance(vars(module).get(key), Tensor):
+            out.append((key, hook))
+    return out
+
+
 @contextmanager
 def swapped(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Sequence[Attribute] = ()) -> Iterator[None]:
     """For the duration: tensors replaced by id, attributes set. Everything is put back, also after an error."""
@@ -106,6 +124,7 @@ def swapped(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Sequence[Att
                 if type(value) is list and any(id(t) in tensors for t in value):
                     undo.append((module.__dict__, key, value))
                     module.__dict__[key] = [tensors.get(id(t), t) for t in value]
+            undo += [(module.__dict__, key, module.__dict__[key]) for key, _ in computed_by_hooks(module)]
             stores: list[dict[str, Any]] = [module._parameters, module._buffers]
             for store in stores:
                 for key, t in store.items():

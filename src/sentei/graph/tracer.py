@@ -149,18 +149,18 @@ class LabelMode(TorchDispatchMode):
             return best[:, 0]
         return rows[:, 0]
 
-    def split(self, matrix: Tensor, first: int = -1) -> Tensor:
+    def split(self, matrix: Tensor, prefer: int = -1) -> Tensor:
         """Labels of one dimension seen as parts [a, b, ...]: tie all but the axis that may shrink; relabel.
 
-        `first` is the axis to try first.
+        `prefer` is the axis to try first.
         """
         if self.units is not None:
             return matrix
         started, kind = (self.stack[-1][2], type(self.module).__name__) if self.stack else (0, "")
         self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.op - started), matrix))
         order = [matrix.ndim - 1, *range(matrix.ndim - 1)]
-        if first >= 0:
-            order.insert(0, order.pop(order.index(first)))
+        if prefer >= 0:
+            order.insert(0, order.pop(order.index(prefer)))
         axis = order[self.choices.get(self.op, 0)]
         first = matrix[tuple(slice(None) if d == axis else slice(0, 1) for d in range(matrix.ndim))]
         first = first.expand(matrix.shape)

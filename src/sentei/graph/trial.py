@@ -268,6 +268,8 @@ def _meta_tensors(named: Mapping[str, Tensor], cuts: Cuts) -> tuple[dict[int, Te
     for name, t in named.items():
         if not t.is_floating_point() or t.ndim == 0:
             tensors[id(t)] = t.detach().clone() if t.device.type != "meta" else t
+            if t.is_floating_point():
+                sources[id(tensors[id(t)])] = name
             continue
         shape = cut_shape(t.shape, cuts.get(name, ()))
         tensors[id(t)] = torch.empty(shape, dtype=t.dtype, device="meta")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from sentei.errors import PlanError, SurgeryError
 from sentei.graph import ChannelGraph
 from sentei.graph.graph import HasKeep
-from sentei.graph.resize import Attribute, named_tensors, select
+from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept, named_tensors
+from sentei.surgery.tensors import sliced
 
 
 def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
@@ -28,11 +29,10 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
     """
     graph.check_fits(model)
     graph.bind(plan.keep)
-    cuts = graph.cuts(plan)
-    replaced = {}
-    for name, t in named_tensors(model).items():
-        if name in cuts:
-            replaced[id(t)] = _like(t, select(t.detach(), cuts[name]))
+    named = named_tensors(model)
+    with torch.no_grad():
+        changed = sliced(graph, named, graph.cuts(plan))
+    replaced = {id(named[name]): _like(named[name], t.detach()) for name, t in changed.items()}
     return _rebuilt(model, replaced, graph.attributes(model, plan))
 
 
@@ -93,6 +93,8 @@ def _rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: list[Attrib
     What copy.deepcopy does to a module, without its detour for each of the many plain and empty attributes.
     """
     memo: dict[int, Any] = dict(tensors)
+    computed = [(m, key, hook) for m in model.modules() for key, hook in computed_by_hooks(m)]
+    memo.update({id(vars(m)[key]): vars(m)[key].detach().clone() for m, key, _ in computed})
     plain = [m for m in model.modules() if _copies_plainly(m)]
     memo.update({id(m): type(m).__new__(type(m)) for m in plain})
     try:
@@ -105,10 +107,18 @@ def _rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: list[Attrib
         ) from error
     for module, attr, value in attrs:
         setattr(memo[id(module)], attr, value)
+    for module, _, hook in computed:
+        _recompute(memo[id(module)], hook)
     for module in new.modules():
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
     return new
+
+
+def _recompute(module: nn.Module, hook: Any) -> None:
+    with modes_kept(module), torch.no_grad():
+        module.eval()
+        hook(module, ())
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

@@ -1,5 +1,5 @@
 """How each family of aten operations moves labels. Importing this package registers all rules."""
 
-from sentei.graph.rules import contraction, movement, norm, pointwise, recurrent, reduction, spatial
+from sentei.graph.rules import contraction, movement, norm, pointwise, recurrent, reduction, reparametrised, spatial
 
-__all__ = ["contraction", "movement", "norm", "pointwise", "recurrent", "reduction", "spatial"]
+__all__ = ["contraction", "movement", "norm", "pointwise", "recurrent", "reduction", "reparametrised", "spatial"]
