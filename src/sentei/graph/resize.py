@@ -92,6 +92,9 @@ def attributes(
                 out.append((module, "num_parameters", size[0]))
         elif isinstance(module, nn.Embedding) and size:
             out += [(module, "num_embeddings", size[0]), (module, "embedding_dim", size[1])]
+        elif size and len(size) > 2 and hasattr(module, "in_channels") and hasattr(module, "out_channels"):
+            groups = site_groups.get(id(module), getattr(module, "groups", 1))  # deformable convolutions, for instance
+            out += [(module, "in_channels", size[1] * groups), (module, "out_channels", size[0])]
     return out
 
 

@@ -80,6 +80,32 @@ def convolution(mode: LabelMode, call: Call) -> None:
            (*(size_along(out, mode, d) for d in (0, *range(2, out.ndim))), channels_out))  # fmt: skip
 
 
+@rule("torchvision.deform_conv2d")
+def deformable(mode: LabelMode, call: Call) -> None:
+    """A convolution whose offsets and masks are shared by all channels, or by the channels of each offset group."""
+    x, w, out, groups, parts = call["input"], call["weight"], call.out, call["groups"], call["offset_groups"]
+    for steer in (call["offset"], call["mask"]):
+        mode.give_up(steer, f"steers {call.name}")
+    x_in, rest = split_layers(mode, mode.layers(x), 1)
+    _freeze_all(mode, rest, "varies over space in a convolution")
+    w_out, others = split_layers(mode, tuple(v for v in mode.layers(w) if {0, 1}.intersection(lab.varying(v))), 0)
+    w_in, _ = split_layers(mode, tuple(others), 1)
+    if parts > 1 and x_in is not None:
+        _columns(mode, x_in.reshape(parts, -1))
+    if groups == 1:
+        contract(mode, x_in, w_in)
+        channels = w_out
+    else:
+        channels = _grouped(mode, x_in, w_in, w_out, groups, False, x.shape[1])
+    add_bias(mode, channels, call["bias"])
+    if channels is not None:
+        mode.trace.produced.append(channels)
+    mode.put(out, [] if channels is None else [lab.place(channels, 1, out.shape)])
+    space = (out.shape[0], *out.shape[2:])
+    inside = (vector(w_out, w.shape[0]), vector(w_in, w.shape[1]))
+    add_product(mode, call, math.prod(w.shape[2:]), (*space, *inside), (*space, vector(channels, out.shape[1])))
+
+
 def _slides_over(mode: LabelMode, layer: Tensor, x: Tensor, out: Tensor) -> bool:
     """A kernel that slides over units (channel attention by a 1-d convolution) mixes neighbours; sizes must match."""
     vary = lab.varying(layer)
@@ -270,8 +296,9 @@ def _convolution_kept(mode: LabelMode, call: Call) -> Any:
     return call.func(mode.silence(x, [1]), *call.args[1:], **call.kwargs)
 
 
+MIXERS["torchvision.deform_conv2d"] = _convolution_kept
 MIXERS.update(dict.fromkeys(("aten.convolution", "aten._convolution", "aten.mkldnn_convolution"), _convolution_kept))
 MIXERS.update(
     {"aten.mm": _silenced(0), "aten.bmm": _silenced(0), "aten.addmm": _silenced(1), "aten.baddbmm": _silenced(1)}
 )
-COUNTED.update(("aten.convolution", "aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm"))
+COUNTED.update(("torchvision.deform_conv2d", "aten.convolution", "aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm"))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +13,11 @@ from torch import Tensor
 
 from sentei.graph import labels as lab
 from sentei.graph.calls import Call, rule
-from sentei.graph.rules.pointwise import combine
+from sentei.graph.rules.pointwise import FIXED_SIZE, combine
 from sentei.graph.tracer import LabelMode, unknown
 
 VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze select slice diagonal detach alias
-view_as_real lift_fresh lift narrow as_strided unfold"""
+lift_fresh lift narrow as_strided unfold"""
 COPIES = """flip roll repeat index_select tile rot90 pixel_unshuffle repeat_interleave take_along_dim gather"""
 RESHAPES = "view reshape _unsafe_view _reshape_alias flatten unflatten"
 
@@ -37,6 +41,23 @@ def execute(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(source):
         moved = call.func(layer, *call.args[1:], **call.kwargs)
         layers.append(moved if call.func.is_view else lab.tidy(moved))
+    mode.put(call.out, layers)
+
+
+@rule("aten.view_as_real")
+def view_as_real(mode: LabelMode, call: Call) -> None:
+    mode.put(call.out, [layer.unsqueeze(-1).expand(call.out.shape) for layer in mode.layers(call.args[0])])
+
+
+@rule("aten.view_as_complex")
+def view_as_complex(mode: LabelMode, call: Call) -> None:
+    """The last dimension, real and imaginary parts, goes."""
+    layers = []
+    for layer in mode.layers(call.args[0]):
+        if layer.ndim - 1 in lab.varying(layer):
+            mode.freeze(layer, "real and imaginary parts are channels")
+        else:
+            layers.append(layer[..., 0])
     mode.put(call.out, layers)
 
 
@@ -98,6 +119,7 @@ def _evenly(mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], fl
 def reshape(mode: LabelMode, call: Call) -> None:
     layers = []
     for layer in mode.layers(call.args[0]):
+        layer = _in_parts(mode, layer, call.out.shape)
         moved, splits = lab.reshape(layer, call.out.shape)
         for dims in splits:
             small = lab.narrow(moved, lab.varying(moved))
@@ -106,6 +128,22 @@ def reshape(mode: LabelMode, call: Call) -> None:
                 moved = lab.tidy(mode.split(core, _free_axis(call, dims)).reshape(small.shape), moved.shape)
         layers.append(moved)
     mode.put(call.out, layers)
+
+
+def _in_parts(mode: LabelMode, layer: Tensor, shape: Sequence[int]) -> Tensor:
+    """Where channels are cut into groups that merge with their neighbours (view(N, groups, -1) for statistics), the
+    groups shrink evenly."""
+    vary = lab.varying(layer)
+    for old, new in lab.blocks(layer.shape, shape):
+        if len(vary) == 1 and vary[0] in old and sum(layer.shape[d] > 1 for d in old) > 1:
+            before = math.prod(layer.shape[d] for d in old if d < vary[0])
+            width = layer.shape[vary[0]]
+            left = itertools.accumulate((shape[d] for d in new), operator.mul)
+            inner = {p // before for p in left if before < p < before * width and p % before == 0}
+            parts = inner.pop() if len(inner) == 1 else 1
+            if parts > 1 and width % parts == 0:
+                return _evenly(mode, layer, vary[0], (parts, width // parts))
+    return layer
 
 
 def _free_axis(call: Call, dims: list[int]) -> int:
@@ -233,3 +271,23 @@ def im2col(mode: LabelMode, call: Call) -> None:
             moved = moved.amax(-1, keepdim=True).expand_as(moved)
         layers.append(lab.tidy(moved))
     mode.put(call.out, layers)
+
+
+@rule("aten.col2im")
+def col2im(mode: LabelMode, call: Call) -> None:
+    """Channels times kernel positions become channels: the positions of a channel go together."""
+    x, out = call.args[0], call.out
+    dim = x.ndim - 2
+    layers = []
+    for layer in mode.layers(x):
+        vary = lab.varying(layer)
+        if vary == (dim,):
+            matrix = lab.first_along(layer, dim).reshape(out.shape[-3], -1)
+            channels = matrix.amax(1, keepdim=True)
+            mode.tie(matrix, channels.expand_as(matrix), FIXED_SIZE)
+            layers.append(lab.place(channels[:, 0], out.ndim - 3, out.shape))
+        elif dim == 1 and vary == (0,):
+            layers.append(lab.place(lab.first_along(layer, 0), 0, out.shape))
+        else:
+            mode.freeze(layer, "varies over positions in a fold")
+    mode.put(out, layers)

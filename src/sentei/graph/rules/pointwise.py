@@ -44,6 +44,7 @@ UNTAGGED = [
     "rand_like",
     "randn_like",
     "_conj",
+    "_neg_view",
     "fake_quantize_per_tensor_affine",
     "tril",
     "triu",
@@ -82,6 +83,10 @@ UNTAGGED = [
     "addcdiv_",
     "_fused_dropout",
     "rsub",
+    "complex",
+    "polar",
+    "real",
+    "imag",
 ]
 
 PADDED = "is added to constants of a fixed size (zero padding)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from sentei.graph import labels as lab
@@ -27,21 +29,25 @@ SPATIAL_DIMS = {f"aten.{name}": k for k, names in KINDS.items() for name in name
 @rule(*SPATIAL_DIMS)
 def spatial(mode: LabelMode, call: Call) -> None:
     x = call.args[0]
-    layers = within_channels(mode, mode.layers(x), x.ndim - SPATIAL_DIMS[call.name], call.name)
+    layers = within_channels(mode, mode.layers(x), trailing(x, SPATIAL_DIMS[call.name]), call.name)
     for t in list(call.tensors())[1:]:
         mode.give_up(t, f"steers {call.name}")
     for out in call.outputs():
         mode.put(out, [layer.expand(out.shape) for layer in layers])
 
 
-def within_channels(mode: LabelMode, given: Layers, lead: int, name: str) -> list[Tensor]:
-    """Layers (compact) after an operation that mixes all dimensions from `lead` on, and no others."""
+def trailing(x: Tensor, n: int) -> list[int]:
+    return list(range(x.ndim - n, x.ndim))
+
+
+def within_channels(mode: LabelMode, given: Layers, dims: Sequence[int], name: str) -> list[Tensor]:
+    """Layers (compact) after an operation that mixes what lies along `dims`, and nothing else."""
     layers: list[Tensor] = []
     for layer in given:
         vary = lab.varying(layer)
-        space = [d for d in vary if d >= lead]
+        space = [d for d in vary if d in dims]
         if space and len(space) == len(vary):
-            mode.freeze(layer, f"varies over space in {name}")
+            mode.freeze(layer, f"is mixed along its channels by {name}")
             continue
         small = lab.narrow(layer, vary)
         if space:
@@ -57,5 +63,24 @@ def max_unpool(mode: LabelMode, call: Call) -> None:
     """The indices of a channel go with the channel."""
     x, indices, out = call.args[0], call.args[1], call.out
     both = combine(mode, x.shape, [(x.shape, mode.layers(x)), (indices.shape, mode.layers(indices))])
-    lead = x.ndim - (2 if call.name.endswith("2d") else 3)
-    mode.put(out, [layer.expand(out.shape) for layer in within_channels(mode, both, lead, call.name)])
+    dims = trailing(x, 2 if call.name.endswith("2d") else 3)
+    mode.put(out, [layer.expand(out.shape) for layer in within_channels(mode, both, dims, call.name)])
+
+
+@rule("torchvision.roi_align", "torchvision.roi_pool")
+def regions(mode: LabelMode, call: Call) -> None:
+    """[N, C, H, W] and boxes -> [boxes, C, h, w]."""
+    x, boxes = call.args[:2]
+    mode.give_up(boxes, f"steers {call.name}")
+    layers = [x[:1] for x in within_channels(mode, mode.layers(x), (0, 2, 3), call.name)]
+    for out in call.outputs():
+        mode.put(out, [layer.expand(out.shape) for layer in layers])
+
+
+@rule("aten._fft_r2c", "aten._fft_c2c", "aten._fft_c2r")
+def fourier(mode: LabelMode, call: Call) -> None:
+    """Along space (or time) each channel is transformed by itself; along channels they mix."""
+    x, out = call.args[0], call.out
+    dims = [d % x.ndim for d in call["dim"]]
+    layers = within_channels(mode, mode.layers(x), dims, call.name)
+    mode.put(out, [lab.narrow(v, lab.varying(v)).expand(out.shape) for v in layers])
