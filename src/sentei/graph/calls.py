@@ -16,7 +16,7 @@ RULES: dict[str, Rule] = {}
 MIXERS: dict[str, Callable[[LabelMode, Call], Any]] = {}
 """Operations that read or mix units, as the reference run computes them."""
 COUNTED: set[str] = set()
-"""Operations that cost MACs, whether or not units reach them."""
+"""Operations whose rule runs whether or not units reach them: for their MACs, or the size of what they make."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

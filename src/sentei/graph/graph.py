@@ -175,6 +175,9 @@ class ChannelGraph:
         units = self.grouping.unit_of.copy()
         for labels in self.trace_record.inside:
             units[labels.numpy()] = -1
+        for made in self.trace_record.made.values():
+            own = units[made.start : made.stop]
+            own[self.grouping.group_of[own] < 0] = -1
         kept = np.ones(len(units), bool) if plan is None else self.kept_labels(plan)
         starts = self._starts
         return {

@@ -70,7 +70,8 @@ class WeightNorm:
 class Trace:
     """The record of one model.
 
-    Labels are numbered through, slot after slot: `slots` maps (parameter, dimension) to a place in `sizes`. `inside`
+    Labels are numbered through, slot after slot: `slots` maps (parameter, dimension) to a place in `sizes`; `made` are
+    the slots of tensors that the forward makes itself, under names that no parameter has. `inside`
     are indices inside units, `ordered` units whose order matters, `produced` labels in the order in which contractions
     bring them forth, `mixing` the units over which a module takes statistics, `sums` the labels of the operands of each
     addition.
@@ -78,6 +79,7 @@ class Trace:
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
+    made: dict[tuple[str, int], range] = field(default_factory=dict)
     total: int = 0
     ties: list[Tie] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)

@@ -61,6 +61,7 @@ class LabelMode(TorchDispatchMode):
         self.op = 0
         self.stack: list[tuple[str, nn.Module, int]] = []
         self.params: dict[int, Layers] = {}
+        self.made: dict[tuple[str, str, int], int] = defaultdict(int)
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
         self.failed: Failure | None = None
         self.count_cost = True
@@ -95,12 +96,36 @@ class LabelMode(TorchDispatchMode):
                 if (name, d) in self.units:
                     out.append(lab.place(torch.from_numpy(self.units[name, d]), d, t.shape))
             elif n > 1 and (name, d) in self.slots:
-                start = self.trace.total
-                self.trace.slots[name, d] = len(self.trace.sizes)
-                self.trace.sizes.append(n)
-                self.trace.total += n
-                out.append(lab.place(torch.arange(start, start + n), d, t.shape))
+                out.append(lab.place(self._new_labels(name, d, n), d, t.shape))
         return tuple(out)
+
+    def _new_labels(self, name: str, d: int, n: int) -> Tensor:
+        start = self.trace.total
+        self.trace.slots[name, d] = len(self.trace.sizes)
+        self.trace.sizes.append(n)
+        self.trace.total += n
+        return torch.arange(start, start + n)
+
+    def own_labels(self, kind: str, t: Tensor, d: int) -> Tensor | None:
+        """A layer for dimension `d` of a tensor that the forward makes; it is known again in later passes by its
+        number among those of its `kind` in the module."""
+        self.made[self.where, kind, d] += 1
+        key = f"{self.where}#{kind}{self.made[self.where, kind, d]}", d
+        if t.shape[d] < 2:
+            return None
+        if self.units is None:
+            labels = self._new_labels(*key, t.shape[d])
+            self.trace.made[key] = range(int(labels[0]), int(labels[-1]) + 1)
+            return lab.place(labels, d, t.shape)
+        units = self.units.get(key, ())
+        if len(units) != t.shape[d] or max(units) < 0:
+            return None
+        return lab.place(torch.from_numpy(units), d, t.shape)
+
+    def only_made(self, layer: Tensor) -> bool:
+        """Whether no parameter has a part in these labels."""
+        small = lab.narrow(layer, lab.varying(layer)).unique().tolist()
+        return all(any(x in r for r in self.trace.made.values()) for x in small if x >= 0)
 
     def put(self, t: Tensor, layers: Sequence[Tensor]) -> None:
         """Attach layers to an output. A layer that is constant singles out one unit, which must then stay."""
@@ -267,6 +292,8 @@ class LabelMode(TorchDispatchMode):
             return
         refs = [r() for r in self.aliases.get(t.untyped_storage()._cdata, [])]
         views = [v for v in refs if v is not None and v is not t]
+        for v in (t, *views) if self.trace.made else ():  # what is written tells more than a size
+            v._sentei_layers = tuple(x for x in self.layers(v) if not self.only_made(x))  # type: ignore[attr-defined]
         if not views or not any(self.layers(v) for v in (t, *views)) and not layers:
             self.put(t, layers)
             return

@@ -104,15 +104,22 @@ def _settled(model: nn.Module, inputs: Inputs, example_inputs: Any) -> ChannelGr
 
 
 def trial_plan(graph: ChannelGraph, seed: int = 0) -> Keep:
-    """Keep about half of every unfrozen group: random units, and a number that no even split could pass by luck."""
+    """Keep about half of every unfrozen group: random units, and a number that no even split could pass by luck.
+
+    Groups of one width keep different numbers, where there are enough: one that has the size of another by accident
+    would else pass for one that follows it.
+    """
     rng = np.random.default_rng(seed)
     keep = {}
+    alike: dict[int, int] = {}
     for g in graph.groups:
         if not g.frozen and g.width > 1:
             n = np.arange(1, g.width)
             awkward = n[(n % 2 > 0) & (n % 3 > 0) & (n > 1)]
             choice = awkward if len(awkward) else n[-1:]
-            n = choice[np.argmin(np.abs(choice - g.width * rng.uniform(0.4, 0.7)))]
+            nearest = choice[np.argsort(np.abs(choice - g.width * rng.uniform(0.4, 0.7)), kind="stable")]
+            n = nearest[alike.get(g.width, 0) % min(len(nearest), 4)]
+            alike[g.width] = alike.get(g.width, 0) + 1
             keep[g.name] = np.sort(rng.permutation(g.width)[:n])
     return Keep(keep)
 

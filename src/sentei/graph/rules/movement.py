@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sentei.graph import labels as lab
-from sentei.graph.calls import Call, rule
+from sentei.graph.calls import COUNTED, Call, rule
+from sentei.graph.rules.made import merged_expansion, note_expanded
 from sentei.graph.rules.pointwise import FIXED_SIZE, combine
 from sentei.graph.tracer import LabelMode, unknown
 
@@ -28,6 +29,7 @@ def aten(names: str) -> list[str]:
 
 @rule(*aten("clone contiguous"))
 def same(mode: LabelMode, call: Call) -> None:
+    note_expanded(call.args[0], call.out)
     mode.put(call.out, mode.layers(call.args[0]))
 
 
@@ -127,7 +129,7 @@ def reshape(mode: LabelMode, call: Call) -> None:
                 core = small.reshape([small.shape[d] for d in dims])
                 moved = lab.tidy(mode.split(core, _free_axis(call, dims)).reshape(small.shape), moved.shape)
         layers.append(moved)
-    mode.put(call.out, layers)
+    mode.put(call.out, layers + merged_expansion(mode, call.args[0], call.out))
 
 
 def _in_parts(mode: LabelMode, layer: Tensor, shape: Sequence[int]) -> Tensor:
@@ -291,3 +293,6 @@ def col2im(mode: LabelMode, call: Call) -> None:
         else:
             mode.freeze(layer, "varies over positions in a fold")
     mode.put(out, layers)
+
+
+COUNTED.update(aten("clone " + RESHAPES))

@@ -112,12 +112,14 @@ def combine(
         merged = _merge(mode, axes, members)
         if merged is None:
             continue
-        owners = {k for k, _ in members}
+        owners, fixed = {k for k, _ in members}, False
         for k, (size, _) in enumerate(operands):
             lead = len(shape) - len(size)
             if not outer and k not in owners and any(d >= lead and size[d - lead] > 1 for d in axes):
                 mode.freeze(merged, FIXED_SIZE)
-        out.append(merged.expand(shape))
+                fixed = True
+        if not fixed or not mode.only_made(merged):
+            out.append(merged.expand(shape))
     return tuple(out)
 
 
@@ -200,7 +202,6 @@ def fill_(mode: LabelMode, call: Call) -> None:
     """A constant overwrites the values; the size still follows the channels, so the labels stay."""
 
 
-@rule("aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_full", "aten.new_empty_strided",
-      "aten.is_same_size", "aten.sym_size", "aten.as_strided_")  # fmt: skip
+@rule("aten.new_empty", "aten.new_empty_strided", "aten.is_same_size", "aten.sym_size", "aten.as_strided_")
 def no_labels(mode: LabelMode, call: Call) -> None:
     """The result does not depend on the units of the operand."""
