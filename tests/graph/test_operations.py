@@ -203,6 +203,44 @@ def test_fourier_along_space(middle: Middle) -> None:
     prove_free(Net(middle), {"a": 12})
 
 
+class Filter(nn.Module):
+    """A global filter: a complex parameter for each channel and frequency."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(12, 8, 5, dtype=torch.complex128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self.w, s=x.shape[-2:])
+
+
+class SpectralMixer(nn.Module):
+    """Channels mix with complex weights, one for each of the lowest frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(12, 12, 3, 3, dtype=torch.complex128))
+        self.reads = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = torch.einsum("bixy,ioxy->boxy", torch.fft.rfft2(x)[:, :, :3, :3], self.w)
+        return torch.fft.irfft2(low, s=x.shape[-2:])
+
+
+def test_complex_parameters() -> None:
+    for module in (Filter(), SpectralMixer()):
+        model = Net(lambda net, x: net.m(x), m=module).eval()
+        for p in model.parameters():
+            p.data = p.data if p.is_complex() else p.data.double()
+        graph = trace(model, IMAGE)
+        assert "m.w" in {m.param for g in graph.groups if not g.frozen for m in g.members}
+        for seed in range(3):
+            plan = random_plan(graph, seed)
+            small = cut(model, graph, plan)
+            assert check(model, small, graph, plan, IMAGE).max_error < 1e-9
+            assert graph.cost(plan).params == sum(p.numel() for p in small.parameters())
+
+
 def test_fourier_convolution() -> None:
     prove_free(Net(stacked_parts, f=nn.Conv2d(24, 24, 1)), {"a": 12, "f": 12})
 

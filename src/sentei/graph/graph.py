@@ -207,6 +207,11 @@ class ChannelGraph:
                 sites[site.module, site.attr] = int(stay.sum())
         return attributes(model, names, self.cuts(plan) if cuts is None else cuts, sites)
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Parameters that the forward never reads, in eval and in train mode: they cost memory and do nothing."""
+        return tuple(name for name in self.params if name not in self.trace_record.read)
+
     def mixing(self, plan: HasKeep) -> tuple[str, ...]:
         """Modules whose statistics run over units that the plan removes (layer norm, softmax over channels, ...)."""
         kept = self.kept_labels(plan)

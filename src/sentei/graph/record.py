@@ -74,7 +74,7 @@ class Trace:
     the slots of tensors that the forward makes itself, under names that no parameter has. `inside`
     are indices inside units, `ordered` units whose order matters, `produced` labels in the order in which contractions
     bring them forth, `mixing` the units over which a module takes statistics, `sums` the labels of the operands of each
-    addition.
+    addition, `read` the parameters and buffers that some operation takes.
     """
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -91,6 +91,7 @@ class Trace:
     produced: list[Tensor] = field(default_factory=list)
     mixing: list[tuple[Tensor, str]] = field(default_factory=list)
     sums: list[tuple[Tensor, ...]] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
     weight_norms: list[WeightNorm] = field(default_factory=list)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     train_pass: bool = False

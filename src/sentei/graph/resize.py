@@ -29,6 +29,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return out
 
 
+def carries_units(t: Tensor) -> bool:
+    """Whether the dimensions of a parameter or buffer may hold units; integers are tables."""
+    return t.is_floating_point() or t.is_complex()
+
+
 def select(t: Tensor, cuts: Sequence[tuple[int, np.ndarray]]) -> Tensor:
     """Keep some indices of some dimensions. A run of neighbours stays a view; differentiable."""
     for dim, idx in cuts:

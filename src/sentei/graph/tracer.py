@@ -87,6 +87,7 @@ class LabelMode(TorchDispatchMode):
             return ()
         if id(t) not in self.params:
             self.params[id(t)] = self._source_layers(self.sources[id(t)], t)
+            self.trace.read.add(self.sources[id(t)])
         return self.params[id(t)]
 
     def _source_layers(self, name: str, t: Tensor) -> Layers:

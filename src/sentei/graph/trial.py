@@ -25,7 +25,7 @@ from sentei.graph.groups import form_groups
 from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.record import Trace, tied_pairs
 from sentei.graph.refusals import refuse, untraceable
-from sentei.graph.resize import Attribute, Cuts, cut_shape, modes_kept, named_tensors, swapped
+from sentei.graph.resize import Attribute, Cuts, carries_units, cut_shape, modes_kept, named_tensors, swapped
 from sentei.graph.tracer import LabelMode
 
 MAX_ROUNDS = 60
@@ -237,6 +237,7 @@ def _passes(
     """Run in eval mode and, where parts of the model run only in training (auxiliary heads), in train mode too."""
     tensors, sources = _meta_tensors(named, cuts)
     mode.sources = sources
+    mode.trace.read.update(n for n, t in named.items() if not carries_units(t))
     with swapped(model, tensors, attrs):
         model.eval()
         run(mode, model, inputs.args, inputs.kwargs)
@@ -273,9 +274,9 @@ def _meta_tensors(named: Mapping[str, Tensor], cuts: Cuts) -> tuple[dict[int, Te
     """Stand-ins for parameters and buffers: meta tensors of the cut shape; integer tables keep their values."""
     tensors, sources = {}, {}
     for name, t in named.items():
-        if not t.is_floating_point() or t.ndim == 0:
+        if not carries_units(t) or t.ndim == 0:
             tensors[id(t)] = t.detach().clone() if t.device.type != "meta" else t
-            if t.is_floating_point():
+            if carries_units(t):
                 sources[id(tensors[id(t)])] = name
             continue
         shape = cut_shape(t.shape, cuts.get(name, ()))

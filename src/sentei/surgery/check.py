@@ -15,7 +15,7 @@ from sentei.graph.forward import output_tensors, run
 from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import Inputs, arguments, cast
 from sentei.graph.record import tied_pairs
-from sentei.graph.resize import modes_kept, named_tensors
+from sentei.graph.resize import carries_units, modes_kept, named_tensors
 from sentei.graph.tracer import LabelMode
 from sentei.graph.trial import mismatch
 
@@ -55,7 +55,7 @@ def reference(model: nn.Module, graph: ChannelGraph, plan: HasKeep, example_inpu
     All consumers see zero in place of the removed units. Operations that mix channels take their statistics over the
     kept ones.
     """
-    sources = {id(t): n for n, t in named_tensors(model).items() if t.is_floating_point() and t.ndim}
+    sources = {id(t): n for n, t in named_tensors(model).items() if carries_units(t) and t.ndim}
     mode = LabelMode(sources, units=graph.slot_units(), kept=torch.from_numpy(graph.kept_units(plan)))
     args, kwargs = arguments(example_inputs)
     with modes_kept(model):
