@@ -72,6 +72,31 @@ def test_a_made_tensor_of_a_fixed_size_freezes() -> None:
     prove_all(model, CLIP)
 
 
+class Refined(nn.Module):
+    """Its first state has the size of the features, and is then a layer's output: both keep equally many channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(2 * width, width, 3, padding=1)
+        self.o = nn.Conv2d(width, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        h = torch.zeros(y.shape, dtype=y.dtype, device=y.device)
+        for _ in range(2):
+            h = F.relu(self.b(torch.cat([y, h], 1)))
+        return self.o(h)
+
+
+@pytest.mark.parametrize("width", [4, 6, 8, 12])
+def test_a_state_of_the_size_of_the_features(width: int) -> None:
+    model = Refined(width)
+    graph = trace(model, IMAGE.float())
+    assert not graph.group("a").frozen
+    assert not graph.group("b").frozen
+    prove_all(model, IMAGE, exact=False)
+
+
 class Body(nn.Module):
     def __init__(self, middle: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,10 +15,16 @@ from torch import nn
 
 from sentei.errors import PlanError
 from sentei.graph.cost import Cost, CostModel, Costs
+from sentei.graph.fields import Field, site_values
 from sentei.graph.groups import Group, Grouping
 from sentei.graph.inputs import Inputs
-from sentei.graph.record import Trace
+from sentei.graph.record import Site, Trace
 from sentei.graph.resize import Attribute, Cuts, attributes, named_tensors
+
+
+def _stay(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Which elements of a label vector stay; what carries no label does."""
+    return np.asarray((labels < 0) | kept[np.maximum(labels, 0)])
 
 
 class HasKeep(Protocol):
@@ -83,8 +89,20 @@ class ChannelGraph:
     >>> graph.cost().macs, graph.cost(plan).macs
     """
 
-    def __init__(self, trace: Trace, grouping: Grouping, params: Mapping[str, tuple[int, ...]], inputs: Inputs) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        grouping: Grouping,
+        params: Mapping[str, tuple[int, ...]],
+        inputs: Inputs,
+        sites: Sequence[Site] = (),
+        unfollowed: Sequence[Field] = (),
+        bundles: Sequence[tuple[int, ...]] = (),
+    ) -> None:
         self.groups: tuple[Group, ...] = grouping.groups
+        self.sites = (*trace.sites, *sites)
+        self.unfollowed = tuple(unfollowed)
+        self.bundles = tuple(bundles)
         self.inputs = inputs
         self.trace_record = trace
         self.grouping = grouping
@@ -115,7 +133,10 @@ class ChannelGraph:
         return self._index[name]
 
     def bind(self, keep: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
-        """Check kept units against the groups; returns them as sorted int64 arrays. PlanError if they do not fit."""
+        """Check kept units against the groups; returns them as sorted int64 arrays. PlanError if they do not fit.
+
+        Groups that must keep the same share (`bundles`) keep as large a share as the one of them that keeps most.
+        """
         out = {}
         for name, units in keep.items():
             group = self.group(name)
@@ -129,12 +150,29 @@ class ChannelGraph:
             if group.frozen and idx.size < group.width:
                 raise PlanError(f"group {name} cannot be cut: {group.why}")
             out[name] = idx
+        return self._completed(out)
+
+    def _completed(self, keep: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a plan keeps, with more units of the groups in bundles until all of a bundle keep the same share.
+
+        Each keeps as large a share as the one that keeps most, by the first of the units that it would have lost.
+        """
+        out = dict(keep)
+        for bundle in self.bundles:
+            groups = [self.groups[i] for i in bundle]
+            steps = int(np.gcd.reduce([g.width for g in groups]))
+            most = max(-(-len(keep.get(g.name, range(g.width))) * steps // g.width) for g in groups)
+            for g in groups:
+                own, n = np.asarray(keep.get(g.name, np.arange(g.width))), g.width // steps * most
+                if len(own) < n:
+                    lost = np.setdiff1d(np.arange(g.width), own)
+                    out[g.name] = np.sort(np.concatenate([own, lost[: n - len(own)]]))
         return out
 
     def widths(self, plan: HasKeep | None = None) -> np.ndarray:
         """Units kept in each group, int64 [n_groups]."""
         out = np.array([g.width for g in self.groups], np.int64)
-        for name, idx in (plan.keep if plan else {}).items():
+        for name, idx in (self._completed(plan.keep) if plan else {}).items():
             out[self.index(name)] = len(idx)
         return out
 
@@ -160,7 +198,7 @@ class ChannelGraph:
     def kept_units(self, plan: HasKeep) -> np.ndarray:
         """True for every unit that stays, in the numbering of `grouping`."""
         kept = np.ones(len(self.grouping.group_of), bool)
-        for name, idx in plan.keep.items():
+        for name, idx in self._completed(plan.keep).items():
             units = self.grouping.units[self.index(name)]
             kept[units] = False
             kept[units[idx]] = True
@@ -199,13 +237,18 @@ class ChannelGraph:
         """Module attributes that the plan changes, with their new values; `cuts` are those of the plan, if at hand."""
         kept = self.kept_labels(plan)
         names = {id(t): n for n, t in named_tensors(model).items()}
-        sites = {}
-        for site in self.trace_record.sites:
-            labels = site.labels.numpy()
-            stay = (labels < 0) | kept[np.maximum(labels, 0)]
+        counts = {}
+        for i, site in enumerate(self.sites):
+            stay = _stay(site.labels.numpy(), kept)
             if not stay.all():
-                sites[site.module, site.attr] = int(stay.sum())
-        return attributes(model, names, self.cuts(plan) if cuts is None else cuts, sites)
+                counts[i] = int(stay.sum())
+        given = site_values(model, self.sites, counts)
+        return attributes(model, names, self.cuts(plan) if cuts is None else cuts, given)
+
+    def stale(self, plan: HasKeep) -> tuple[str, ...]:
+        """Plain numbers of modules that may speak of a width which the plan changes, and that a cut leaves as they are."""
+        kept = self.kept_labels(plan)
+        return tuple(f.name for f in self.unfollowed if any(not _stay(v, kept).all() for v in f.vectors))
 
     @property
     def unread(self) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 Attribute = tuple[nn.Module, str, Any]
+FOLLOWED = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
+"""Layers whose attributes follow from the shapes of their parameters."""
 Cuts = Mapping[str, Sequence[tuple[int, np.ndarray]]]
 """Per parameter or buffer: the (dimension, kept indices) to select."""
 
@@ -51,26 +53,20 @@ def cut_shape(shape: Sequence[int], cuts: Sequence[tuple[int, np.ndarray]]) -> l
     return sizes
 
 
-def attributes(
-    model: nn.Module, names: Mapping[int, str], cuts: Cuts, sites: Mapping[tuple[str, str], int]
-) -> list[Attribute]:
+def attributes(model: nn.Module, names: Mapping[int, str], cuts: Cuts, given: Sequence[Attribute]) -> list[Attribute]:
     """The module attributes that change with the cuts: in_channels, num_features, normalized_shape, groups, ...
 
-    `names` maps id(tensor) to its name in `cuts`; `sites` gives values that depend on labels (groups of grouped convs).
+    `names` maps id(tensor) to its name in `cuts`; `given` are those that depend on labels (groups of grouped convs).
     """
-    out: list[Attribute] = []
+    out = list(given)
 
     def shape(module: nn.Module, key: str) -> list[int] | None:
         t = _stored(module, key)
         name = None if t is None else names.get(id(t))
         return None if t is None or name is None or name not in cuts else cut_shape(t.shape, cuts[name])
 
-    modules = dict(model.named_modules())
-    for (name, attr), value in sites.items():
-        old = getattr(modules[name], attr)
-        out.append((modules[name], attr, (value,) if isinstance(old, tuple) else value))
     site_groups = {id(m): v for m, attr, v in out if attr == "groups"}
-    for module in modules.values():
+    for module in model.modules():
         size = shape(module, "weight")
         if isinstance(module, _ConvNd):
             if size:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
-from sentei.graph.record import Site, Split, Tie, Trace
+from sentei.graph.record import Numbers, Seen, Site, Split, Tie, Trace
 from sentei.graph.shapes import MIXED, SHAPES
 
 
@@ -34,6 +34,7 @@ class Failure:
     where: str
     layers: Layers
     error: BaseException
+    op: int
 
 
 class LabelMode(TorchDispatchMode):
@@ -43,7 +44,8 @@ class LabelMode(TorchDispatchMode):
     entry, a (parameter, dimension), a label of its own and finds the ties; `choices` are the axes along which splits
     shrink, by operation number (see `Split`). A later pass knows the `units`, the number of the unit at each index of
     each slot, and uses them as labels: wherever two elements meet, they must be the same. With `kept`, a bool for each
-    unit, and real tensors it computes the reference of a cut.
+    unit, and real tensors it computes the reference of a cut, in which operations compute with the plain `numbers` that
+    the cut model computes with (a scale derived from the running width, say).
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class LabelMode(TorchDispatchMode):
         choices: Mapping[int, int] | None = None,
         units: Mapping[tuple[str, int], np.ndarray] | None = None,
         kept: Tensor | None = None,
+        numbers: Mapping[int, Numbers] | None = None,
     ) -> None:
         super().__init__()
         self.trace = Trace()
+        self.given = numbers or {}
         self.sources, self.slots, self.choices = sources, slots, choices or {}
         self.units, self.kept = units, kept
         self.op = 0
@@ -117,6 +121,7 @@ class LabelMode(TorchDispatchMode):
         if self.units is None:
             labels = self._new_labels(*key, t.shape[d])
             self.trace.made[key] = range(int(labels[0]), int(labels[-1]) + 1)
+            self.trace.sized = True
             return lab.place(labels, d, t.shape)
         units = self.units.get(key, ())
         if len(units) != t.shape[d] or max(units) < 0:
@@ -136,6 +141,8 @@ class LabelMode(TorchDispatchMode):
                 real.append(layer)
             elif layer.numel():
                 self.freeze(layer.reshape(-1)[:1], "a single channel of it is picked out")
+        if self.units is None:
+            self.trace.seen += [Seen(self.where, "own", layer) for layer in real]
         t._sentei_layers = tuple(real)  # type: ignore[attr-defined]
 
     # -- records
@@ -147,11 +154,16 @@ class LabelMode(TorchDispatchMode):
             a, b = lab.narrow(a, dims), lab.narrow(b, dims)
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
-        self.trace.ties.append(Tie(self.where, a.reshape(-1), b.reshape(-1), why))
+        self.trace.ties.append(Tie(self.where, a.reshape(-1), b.reshape(-1), why, self.op))
 
     def freeze(self, layer: Tensor, why: str) -> None:
         small = lab.narrow(layer, lab.varying(layer))
         self.trace.frozen.append((small[small >= 0], f"{why} (in {self.where})" if self.where else why))
+
+    def pick(self, vector: Tensor) -> None:
+        """These labels were taken from among others by position: which units stay must not matter, only how many."""
+        if self.units is None:
+            self.trace.picked.append(vector.reshape(-1))
 
     def inside(self, layer: Tensor, why: str) -> None:
         """Freeze indices that live inside a unit and are no unit of their own."""
@@ -183,10 +195,10 @@ class LabelMode(TorchDispatchMode):
         if self.units is not None:
             return matrix
         started, kind = (self.stack[-1][2], type(self.module).__name__) if self.stack else (0, "")
-        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.op - started), matrix))
         order = [matrix.ndim - 1, *range(matrix.ndim - 1)]
         if prefer >= 0:
             order.insert(0, order.pop(order.index(prefer)))
+        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.op - started), matrix, tuple(order)))
         axis = order[self.choices.get(self.op, 0)]
         first = matrix[tuple(slice(None) if d == axis else slice(0, 1) for d in range(matrix.ndim))]
         first = first.expand(matrix.shape)
@@ -231,14 +243,14 @@ class LabelMode(TorchDispatchMode):
         self.op += 1
         call = Call(func, args, kwargs or {})
         labelled = [t for t in call.tensors() if self.layers(t)]
+        self._numbers(call)
         try:
             call.out = self._run(call)
         except Exception as error:
             if self.failed is None or self.failed.error is not error:
                 acts = [t for t in labelled if id(t) not in self.sources] or labelled
-                self.failed = Failure(
-                    first_line(error), self.where, tuple(x for t in acts for x in self.layers(t)), error
-                )
+                layers = tuple(x for t in acts for x in self.layers(t))
+                self.failed = Failure(first_line(error), self.where, layers, error, self.op)
             raise
         if func._schema.is_mutable or func.is_view:
             self._remember_alias(call)
@@ -259,6 +271,15 @@ class LabelMode(TorchDispatchMode):
         except Exception as error:  # a rule that meets a case it was not written for must not stop the model
             for t in (*call.tensors(), *call.outputs()):
                 self.give_up(t, f"the rule for {call.name} failed: {type(error).__name__}: {first_line(error)}")
+
+    def _numbers(self, call: Call) -> None:
+        """Note the plain numbers that an operation computes with, or exchange them for the given ones."""
+        found = call.numbers()
+        if found:
+            self.trace.numbers[self.op] = Numbers(call.name, self.where, found)
+        other = self.given.get(self.op)
+        if other is not None and other.operation == call.name:
+            call.compute_with(other.values)
 
     def _run(self, call: Call) -> Any:
         if self.kept is not None and call.name in MIXERS:

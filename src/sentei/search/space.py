@@ -94,7 +94,9 @@ def budgeted(graph: ChannelGraph, names: Sequence[str], budget: Budget, constrai
     return _space(graph, names, choices, onto)
 
 
-def tenths(graph: ChannelGraph, names: Sequence[str], alpha: float, constraints: Constraints | None = None) -> Space:
+def tenths(
+    graph: ChannelGraph, names: Sequence[str], alpha: float, constraints: Constraints | None = None
+) -> Space:
     """The grid of the ABCPruner paper: {0.1 c, 0.2 c, ..., alpha c} of each group's width c (arXiv 2001.08565, eq. 3).
 
     As in the official code, widths are rounded down, to at least 1. Of the constraints, `keep`, `min_width` and

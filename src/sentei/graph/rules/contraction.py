@@ -221,6 +221,8 @@ def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | Non
     a_k, a_rest = _contracted(mode, mode.layers(a), ka)
     b_k, b_rest = _contracted(mode, mode.layers(b), kb)
     contract(mode, a_k, b_k)
+    if a_k is not None and b_k is not None and nd > 2 and not {id(a), id(b)}.intersection(mode.sources):
+        mode.trace.contracted += [v.reshape(-1)[v.reshape(-1) >= 0] for v in (a_k, b_k)]
     moved = [(out.shape, tuple(x.narrow(ka, 0, 1).expand(out.shape) for x in a_rest))]
     moved += [(out.shape, tuple(x.narrow(kb, 0, 1).expand(out.shape) for x in b_rest))]
     layers = list(combine(mode, out.shape, moved, outer=True))

@@ -6,7 +6,7 @@ meet; the trial cuts then show whether they follow.
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, Call, rule
@@ -17,8 +17,11 @@ UNIFORM = [f"aten.{name}" for name in ("zeros", "ones", "full", "new_zeros", "ne
 
 @rule(*UNIFORM)
 def uniform(mode: LabelMode, call: Call) -> None:
-    """Channels may lie on dimension 1 or on the last."""
+    """Channels may lie on dimension 1 or on the last. First states of recurrent layers follow with `hidden_size`."""
     out = call.out
+    if isinstance(mode.module, (nn.RNNBase, nn.RNNCellBase)):
+        mode.put(out, ())
+        return
     dims = {0} if out.ndim == 1 else {1, out.ndim - 1}
     if out.is_floating_point():
         found = [mode.own_labels("made", out, d) for d in sorted(dims) if d < out.ndim]

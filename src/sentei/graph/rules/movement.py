@@ -17,9 +17,11 @@ from sentei.graph.rules.made import merged_expansion, note_expanded
 from sentei.graph.rules.pointwise import FIXED_SIZE, combine
 from sentei.graph.tracer import LabelMode, unknown
 
-VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze select slice diagonal detach alias
-lift_fresh lift narrow as_strided unfold"""
-COPIES = """flip roll repeat index_select tile rot90 pixel_unshuffle repeat_interleave take_along_dim gather"""
+VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze detach alias lift_fresh
+lift"""
+COPIES = "flip repeat tile rot90 pixel_unshuffle repeat_interleave"
+PLACES = "select diagonal as_strided unfold index_select take_along_dim gather narrow_copy"
+"""Operations that take elements by their place, in whatever order."""
 RESHAPES = "view reshape _unsafe_view _reshape_alias flatten unflatten"
 
 
@@ -43,6 +45,8 @@ def execute(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(source):
         moved = call.func(layer, *call.args[1:], **call.kwargs)
         layers.append(moved if call.func.is_view else lab.tidy(moved))
+    if call.name in ("aten.expand", "aten.repeat_interleave"):
+        mode.trace.sized |= bool(layers)
     mode.put(call.out, layers)
 
 
@@ -63,6 +67,75 @@ def view_as_complex(mode: LabelMode, call: Call) -> None:
     mode.put(call.out, layers)
 
 
+@rule(*aten(PLACES))
+def places(mode: LabelMode, call: Call) -> None:
+    """Elements taken by their place: what is taken, and each that is taken alone, must stay in its place.
+
+    Layers that do not vary where the operation picks pass as in any other movement.
+    """
+    source, out = call.args[0], call.out
+    dims = [call[name] % source.ndim for name in ("dim", "dim1", "dim2", "dimension") if call.has(name)]
+    dims = dims or list(range(source.ndim))
+    hit = [x for x in mode.layers(source) if set(dims).intersection(lab.varying(x))]
+    for layer in hit:
+        if call.name == "aten.select" and len(lab.varying(layer)) == 1:
+            _cut_out(mode, lab.first_along(layer, dims[0]), [call["index"], call["index"] + 1])
+        elif call.name == "aten.index_select" and len(lab.varying(layer)) == 1 and not call["index"].is_meta:
+            _by_list(mode, lab.first_along(layer, dims[0]), call["index"])
+        elif call.name != "aten.select":
+            mode.freeze(layer, f"elements are taken by their place in {call.name}")
+    kept = tuple(x for x in mode.layers(source) if not any(x is h for h in hit))
+    if call.name in ("aten.select", "aten.index_select") and not any(t.is_meta for t in list(call.tensors())[1:]):
+        kept = mode.layers(source)
+    if any(mode.layers(t) for t in list(call.tensors())[1:]):
+        unknown(mode, call)
+        return
+    mode.put(out, [lab.tidy(_taken(call, x), out.shape) for x in kept])
+
+
+def _taken(call: Call, layer: Tensor) -> Tensor:
+    if call.name in ("aten.as_strided", "aten.gather", "aten.take_along_dim"):
+        return lab.narrow(layer, ()).reshape([1] * call.out.ndim).expand(call.out.shape)
+    args = [torch.zeros(a.shape, dtype=a.dtype) if isinstance(a, Tensor) and a.is_meta else a for a in call.args[1:]]
+    moved: Tensor = call.func(layer, *args, **call.kwargs)
+    return moved
+
+
+def _cut_out(mode: LabelMode, vector: Tensor, ends: list[int]) -> None:
+    """A labelled dimension is cut at these places: how many units stay before each must not depend on which do."""
+    n = len(vector)
+    mode.trace.sized = True
+    for end in sorted({e % n for e in ends if e % n}):
+        mode.pick(vector[:end])
+
+
+def _by_list(mode: LabelMode, vector: Tensor, index: Tensor) -> None:
+    """A list of places: a run of neighbours, forwards or backwards, is a slice; any other needs all to stay."""
+    places = index.reshape(-1)
+    steps = places.diff()
+    if index.ndim == 1 and len(places) > 1 and (bool((steps == 1).all()) or bool((steps == -1).all())):
+        low, high = int(places.min()), int(places.max())
+        _cut_out(mode, vector, [low, high + 1])
+    else:
+        mode.freeze(vector, "channels are taken by a list of places")
+
+
+@rule("aten.roll")
+def roll(mode: LabelMode, call: Call) -> None:
+    """What is shifted over the end comes in front: a cut at that place."""
+    x, shifts = call.args[0], call["shifts"]
+    dims = [d % x.ndim for d in (call["dims"] or [])]
+    shifts = list(shifts) if isinstance(shifts, (list, tuple)) else [shifts]
+    for layer in mode.layers(x):
+        hit = set(lab.varying(layer)).intersection(dims) if dims else set(lab.varying(layer))
+        if hit and (len(lab.varying(layer)) > 1 or not dims):
+            mode.freeze(layer, "is rolled along one of several dimensions that it spans")
+        elif hit:
+            d = hit.pop()
+            _cut_out(mode, lab.first_along(layer, d), [-s for s, e in zip(shifts, dims, strict=True) if e == d])
+    mode.put(call.out, [lab.tidy(call.func(layer, *call.args[1:], **call.kwargs)) for layer in mode.layers(x)])
+
+
 @rule("aten.constant_pad_nd")
 def pad(mode: LabelMode, call: Call) -> None:
     """Padding along the channels adds -1, no unit; along other dimensions the new elements belong to their channel."""
@@ -70,6 +143,10 @@ def pad(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(call.args[0]):
         vary = lab.varying(layer)
         own = [n if layer.ndim - 1 - i // 2 in vary else 0 for i, n in enumerate(amounts)]
+        for i, n in enumerate(own):
+            if n < 0:
+                vector = lab.first_along(layer, layer.ndim - 1 - i // 2)
+                _cut_out(mode, vector, [n if i % 2 else -n])
         layers.append(lab.tidy(call.func(lab.narrow(layer, vary), own, lab.NONE), call.out.shape))
     mode.put(call.out, layers)
 
@@ -98,13 +175,24 @@ def slice_(mode: LabelMode, call: Call) -> None:
     layers = []
     for layer in mode.layers(source):
         if dim in lab.varying(layer) and kept < n:
-            start = (call["start"] or 0) % n
-            if step == 1 and n % kept == 0 and start % kept == 0:
+            start = _first(call["start"], n)
+            if step == 1 and kept and n % kept == 0 and start % kept == 0:
                 layer = _evenly(mode, layer, dim, (n // kept, kept))
             elif step > 1 and n % step == 0:
                 layer = _evenly(mode, layer, dim, (n // step, step), flip=True)
+            elif step > 1:
+                mode.freeze(layer, "every second or so of its channels is taken, and they are no even number")
+            if step == 1:
+                _cut_out(mode, lab.first_along(layer, dim), [start, start + kept])
+            mode.trace.sized = True
         layers.append(call.func(layer, *call.args[1:], **call.kwargs))
     mode.put(call.out, layers)
+
+
+def _first(start: int | None, n: int) -> int:
+    if start is None:
+        return 0
+    return min(max(start + n, 0) if start < 0 else start, n)
 
 
 def _evenly(mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], flip: bool = False) -> Tensor:
@@ -123,11 +211,14 @@ def reshape(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(call.args[0]):
         layer = _in_parts(mode, layer, call.out.shape)
         moved, splits = lab.reshape(layer, call.out.shape)
+        mode.trace.sized |= call.out.ndim >= layer.ndim
         for dims in splits:
             small = lab.narrow(moved, lab.varying(moved))
-            if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims):
+            if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims) and int(small.min()) >= 0:
                 core = small.reshape([small.shape[d] for d in dims])
                 moved = lab.tidy(mode.split(core, _free_axis(call, dims)).reshape(small.shape), moved.shape)
+            else:
+                mode.freeze(layer, "is seen in parts, together with elements that hold no channel")
         layers.append(moved)
     mode.put(call.out, layers + merged_expansion(mode, call.args[0], call.out))
 
@@ -168,6 +259,11 @@ def split(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(source):
         if equal and dim in lab.varying(layer) and len(outs) > 1:
             layer = _evenly(mode, layer, dim, (len(outs), source.shape[dim] // len(outs)))
+        if dim in lab.varying(layer) and not unbind:
+            if len(lab.varying(layer)) > 1:
+                mode.freeze(layer, "is split along one of several dimensions that it spans")
+            else:
+                _cut_out(mode, lab.first_along(layer, dim), list(itertools.accumulate(o.shape[dim] for o in outs)))
         for i, piece in enumerate(call.func(layer, *call.args[1:], **call.kwargs)):
             parts[i].append(piece)
     for out, pieces in zip(outs, parts, strict=True):
@@ -236,6 +332,10 @@ def index(mode: LabelMode, call: Call) -> None:
         elif any(i is not None and i.is_meta for i in table):
             mode.freeze(layer, "is indexed by values that depend on the input")
         else:
+            if len(indexed) == 1 and len(lab.varying(layer)) == 1 and table[indexed[0]].dtype != torch.bool:
+                _by_list(mode, lab.first_along(layer, indexed[0]), table[indexed[0]])
+            else:
+                mode.freeze(layer, "channels are taken by a list of places")
             layers.append(lab.tidy(call.func(layer, table)))
     mode.put(call.out, layers)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -165,17 +164,6 @@ def add(mode: LabelMode, call: Call) -> None:
     labelled = [layer for _, layers in operands_of(mode, call) for layer in layers]
     if len(labelled) > 1:
         mode.trace.sums.append(tuple(lab.narrow(layer, lab.varying(layer)).flatten() for layer in labelled))
-    pointwise(mode, call)
-
-
-@rule("aten.mul")
-def mul(mode: LabelMode, call: Call) -> None:
-    """scaled_dot_product_attention without an explicit scale multiplies by head size ** -1/4: that size must stay."""
-    x = call.args[0]
-    if call.func is torch.ops.aten.mul.Scalar and math.isclose(call.args[1], x.shape[-1] ** -0.25):
-        for layer in mode.layers(x):
-            if x.ndim - 1 in lab.varying(layer):
-                mode.freeze(layer, "attention scale depends on the head size")
     pointwise(mode, call)
 
 
