@@ -120,6 +120,9 @@ def reads_noted(mode: LabelMode, model: nn.Module) -> Iterator[None]:
         yield
     finally:
         nn.Module.__getattr__ = lookup  # type: ignore[method-assign]
+        for module in model.modules():
+            for attr, value in hidden.get(id(module), {}).items():
+                module.__dict__.setdefault(attr, value)
 
 
 def fields(model: nn.Module, record: Trace) -> list[Field]:

@@ -35,7 +35,7 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
         except Exception as error:
             if mode.failed is None or mode.failed.error is not error:
                 layers = tuple(x for t in output_tensors([args, kwargs]) for x in mode.layers(t))
-                mode.failed = Failure(first_line(error), mode.where, layers, error, mode.op)
+                mode.failed = Failure(first_line(error), mode.where, layers, error, mode.at)
             raise
         finally:
             mode.stack.pop()
@@ -106,7 +106,7 @@ def run(mode: LabelMode, model: nn.Module, inputs: Inputs) -> list[Tensor]:
             out = model(*args, **kwargs)
     except Exception as error:
         if mode.failed is None or mode.failed.error is not error:
-            mode.failed = Failure(first_line(error), "", (), error, mode.op)
+            mode.failed = Failure(first_line(error), "", (), error, mode.at)
         raise
     tensors = output_tensors(out)
     for t in tensors:

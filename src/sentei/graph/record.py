@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,13 @@ class Numbers:
     values: dict[int, Any]
 
 
+class At(NamedTuple):
+    """A place in the forward pass: the number of the operation, and its number within the module that runs."""
+
+    op: int
+    step: int
+
+
 @dataclass
 class Tie:
     """Where a[i] and b[i] are labels they belong to one unit, says an operation in module `where`.
@@ -35,19 +42,21 @@ class Tie:
     a: Tensor
     b: Tensor
     why: str | None
-    op: int
+    at: At
 
 
 @dataclass
 class Split:
     """A labelled dimension seen as several parts: they can shrink only evenly, along one axis of `labels`.
 
-    `op` numbers the operation; `signature` is the same for all calls of one line of a module class.
+    `op` numbers the operation; `signature` is the same for all calls of one line of a module class; `view` tells a
+    reshape from a cut into pieces.
     """
 
     op: int
     signature: tuple[str, int, int]
     labels: Tensor
+    view: bool
     order: tuple[int, ...]
     """The axes in the order in which they are tried."""
 

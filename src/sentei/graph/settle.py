@@ -97,7 +97,7 @@ class _Settling:
             return
         comp = components(self.record)
         inner = np.unique(comp[np.concatenate([v.numpy() for v in self.record.contracted])])
-        hit = [s for s in self.record.splits if np.isin(comp[s.labels.numpy().reshape(-1)], inner).any()]
+        hit = [s for s in self.record.splits if s.view and np.isin(comp[s.labels.numpy().reshape(-1)], inner).any()]
         choices = {s.op: s.order.index(s.labels.ndim - 2) for s in hit}
         if not choices:
             return
@@ -169,20 +169,18 @@ class _Settling:
         """The fewest groups of a plan that suffice to fail, and how they fail."""
         cut = {graph.index(name) for name in plan.keep}
         blamed = sorted(cut.intersection(graph.grouping.group_of[fault.units[fault.units >= 0]].tolist()))
+        best = (sorted(cut), plan, fault)
         for suspects in (*([b] for b in blamed[:3]), blamed):
             found = self._fails(graph, plan, suspects)
-            if found:
+            if found and found[2].at.op == fault.at.op:
                 return found
-        current, best = sorted(cut), (sorted(cut), plan, fault)
-        while len(current) > 1:
-            middle = len(current) // 2
-            for half in (current[:middle], current[middle:]):
-                found = self._fails(graph, plan, half)
-                if found:
-                    current, best = half, found
-                    break
-            else:
+        while len(best[0]) > 1:
+            middle = len(best[0]) // 2
+            halves = [self._fails(graph, plan, half) for half in (best[0][:middle], best[0][middle:])]
+            smaller = [h for h in halves if h and len(h[0]) < len(best[0])]
+            if not smaller:
                 break
+            best = next((h for h in smaller if h[2].at.op == best[2].at.op), smaller[0])
         return best
 
     def _fails(self, graph: ChannelGraph, plan: Keep, groups: Sequence[int]) -> tuple[list[int], Keep, Mismatch] | None:
@@ -200,7 +198,7 @@ class _Settling:
             pair = [] if partner is None else [(_labels(graph, groups[0]), _labels(graph, partner))]
             for sites in ([], *numbers) if pair else numbers:
                 if self._helps(sites, pair, [*groups, *([] if partner is None else [partner])], fault):
-                    self._adopt(graph, sites, pair, groups[0], partner, fault.where)
+                    self._adopt(graph, sites, pair, groups[0], partner, fault)
                     return True
         return False
 
@@ -211,29 +209,30 @@ class _Settling:
         if not plan.keep:
             return False
         found = self._try(graph, plan)
-        if found is not None and found.op <= fault.op:
+        if found is not None and found.at.op <= fault.at.op:
             return False
         again = self._try(graph, trial_plan(graph, groups, seed=1))
-        return again is None or again.op > fault.op
+        return again is None or again.at.op > fault.at.op
 
     def _adopt(
-        self, graph: ChannelGraph, sites: Sequence[Site], pairs: list[Pair], group: int, partner: int | None, where: str
+        self, graph: ChannelGraph, sites: Sequence[Site], pairs: list[Pair], group: int, partner: int | None, fault: Mismatch
     ) -> None:
         """Believe what helped, and the same of all other modules of the kind if a trial lets them."""
         self.sites += sites
         self.pairs += pairs
         more_sites = list(self._alike(sites))
-        more_pairs = [] if partner is None else list(_alike_pairs(self.model, graph, group, partner, where))
+        more_pairs = [] if partner is None else list(_alike_pairs(self.model, graph, group, partner, fault.where))
         while more_sites or more_pairs:
             wider = self._graph(more_sites, [pair for _, pair in more_pairs])
             touched = _touched(wider, more_sites, [pair for _, pair in more_pairs])
-            fault = self._try(wider, trial_plan(wider, touched)) if touched else None
-            if fault is None or fault.where not in {s.module for s in more_sites} | {m for m, _ in more_pairs}:
+            found = self._try(wider, trial_plan(wider, touched)) if touched else None
+            concerned = {s.module for s in more_sites} | {m for m, _ in more_pairs}
+            if found is None or found.where not in concerned or found.at.step > fault.at.step:
                 self.sites += more_sites
                 self.pairs += [pair for _, pair in more_pairs]
                 return
-            more_sites = [s for s in more_sites if s.module != fault.where]
-            more_pairs = [(m, pair) for m, pair in more_pairs if m != fault.where]
+            more_sites = [s for s in more_sites if s.module != found.where]
+            more_pairs = [(m, pair) for m, pair in more_pairs if m != found.where]
 
     def _numbers(self, graph: ChannelGraph, groups: list[int], where: str) -> list[list[Site]]:
         """Sets of plain numbers, read by the module at fault or one around it, that may count units of the groups."""
@@ -294,11 +293,15 @@ class _Settling:
             old, record = dict(self.choices), self.record
             self.choices.update(choices)
             self.record = self._traced(self.choices)
-            if splits is hit or self._all_follow(splits):
+            if self._consistent() and (splits is hit or self._all_follow(splits)):
                 self.fields = fields(self.model, self.record)
                 return True
             self.choices, self.record = old, record
         return False
+
+    def _consistent(self) -> bool:
+        """Whether the full model itself meets its own channels, under the axes along which splits shrink."""
+        return mismatch(self.model, self._graph(), Keep({}), swap=True) is None
 
     def _next(self, splits: Iterable[Split]) -> dict[int, int]:
         stages = {s.op: (self.choices.get(s.op, 0) + 1, s.labels.ndim) for s in splits}

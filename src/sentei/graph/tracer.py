@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
-from sentei.graph.record import Numbers, Seen, Site, Split, Tie, Trace
+from sentei.graph.record import At, Numbers, Seen, Site, Split, Tie, Trace
 from sentei.graph.shapes import MIXED, SHAPES
 
 
@@ -34,7 +34,7 @@ class Failure:
     where: str
     layers: Layers
     error: BaseException
-    op: int
+    at: At
 
 
 class LabelMode(TorchDispatchMode):
@@ -79,6 +79,10 @@ class LabelMode(TorchDispatchMode):
     @property
     def module(self) -> nn.Module | None:
         return self.stack[-1][1] if self.stack else None
+
+    @property
+    def at(self) -> At:
+        return At(self.op, self.op - self.stack[-1][2] if self.stack else self.op)
 
     # -- labels of tensors
 
@@ -130,8 +134,11 @@ class LabelMode(TorchDispatchMode):
 
     def only_made(self, layer: Tensor) -> bool:
         """Whether no parameter has a part in these labels."""
-        small = lab.narrow(layer, lab.varying(layer)).unique().tolist()
-        return all(any(x in r for r in self.trace.made.values()) for x in small if x >= 0)
+        small = lab.narrow(layer, lab.varying(layer)).reshape(-1)
+        found = small < 0
+        for made in self.trace.made.values():
+            found |= (small >= made.start) & (small < made.stop)
+        return bool(found.all())
 
     def put(self, t: Tensor, layers: Sequence[Tensor]) -> None:
         """Attach layers to an output. A layer that is constant singles out one unit, which must then stay."""
@@ -154,7 +161,7 @@ class LabelMode(TorchDispatchMode):
             a, b = lab.narrow(a, dims), lab.narrow(b, dims)
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
-        self.trace.ties.append(Tie(self.where, a.reshape(-1), b.reshape(-1), why, self.op))
+        self.trace.ties.append(Tie(self.where, a.reshape(-1), b.reshape(-1), why, self.at))
 
     def freeze(self, layer: Tensor, why: str) -> None:
         small = lab.narrow(layer, lab.varying(layer))
@@ -187,18 +194,18 @@ class LabelMode(TorchDispatchMode):
             return best[:, 0]
         return rows[:, 0]
 
-    def split(self, matrix: Tensor, prefer: int = -1) -> Tensor:
+    def split(self, matrix: Tensor, view: bool = False, prefer: int = -1) -> Tensor:
         """Labels of one dimension seen as parts [a, b, ...]: tie all but the axis that may shrink; relabel.
 
         `prefer` is the axis to try first.
         """
         if self.units is not None:
             return matrix
-        started, kind = (self.stack[-1][2], type(self.module).__name__) if self.stack else (0, "")
+        kind = type(self.module).__name__ if self.stack else ""
         order = [matrix.ndim - 1, *range(matrix.ndim - 1)]
         if prefer >= 0:
             order.insert(0, order.pop(order.index(prefer)))
-        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.op - started), matrix, tuple(order)))
+        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.at.step), matrix, view, tuple(order)))
         axis = order[self.choices.get(self.op, 0)]
         first = matrix[tuple(slice(None) if d == axis else slice(0, 1) for d in range(matrix.ndim))]
         first = first.expand(matrix.shape)
@@ -250,7 +257,7 @@ class LabelMode(TorchDispatchMode):
             if self.failed is None or self.failed.error is not error:
                 acts = [t for t in labelled if id(t) not in self.sources] or labelled
                 layers = tuple(x for t in acts for x in self.layers(t))
-                self.failed = Failure(first_line(error), self.where, layers, error, self.op)
+                self.failed = Failure(first_line(error), self.where, layers, error, self.at)
             raise
         if func._schema.is_mutable or func.is_view:
             self._remember_alias(call)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sentei.graph.forward import as_numpy
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.inputs import Inputs
-from sentei.graph.record import Numbers, tied_pairs
+from sentei.graph.record import At, Numbers, tied_pairs
 from sentei.graph.rehearsal import rehearse
 from sentei.graph.resize import cut_shape, named_tensors
 from sentei.graph.tracer import LabelMode
@@ -31,12 +31,12 @@ class Keep:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Why a cut model is not wired as the graph says; `units` are those at fault, `op` the operation that showed it."""
+    """Why a cut model is not wired as the graph says; `units` are those at fault, `at` the operation that showed it."""
 
     message: str
     units: np.ndarray
     where: str
-    op: int = 0
+    at: At = At(0, 0)
 
     def why(self) -> str:
         return f"cannot shrink: {self.message}" + (f" (in {self.where})" if self.where else "")
@@ -66,7 +66,7 @@ def mismatch(
     except Exception:
         assert mode.failed is not None
         f = mode.failed
-        failed = Mismatch(f.message, as_numpy(f.layers), f.where, f.op)
+        failed = Mismatch(f.message, as_numpy(f.layers), f.where, f.at)
     if numbers is not None:
         numbers.update(mode.trace.numbers)
     a, b, event = tied_pairs(mode.trace)
@@ -74,10 +74,10 @@ def mismatch(
         tie = mode.trace.ties[event[0]]
         first = event == event[0]
         units = np.concatenate([a[first], b[first]])
-        return Mismatch("channels no longer meet the same channels", units, tie.where, tie.op)
+        return Mismatch("channels no longer meet the same channels", units, tie.where, tie.at)
     if failed is None and inputs is None and mode.trace.output_shapes != graph.trace_record.output_shapes:
         shapes = f"{mode.trace.output_shapes} instead of {graph.trace_record.output_shapes}"
-        return Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "", mode.op)
+        return Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "", mode.at)
     return failed
 
 
@@ -125,7 +125,7 @@ def trial_plan(graph: ChannelGraph, only: Iterable[int] | None = None, seed: int
     rng = np.random.default_rng(seed)
     wanted = None if only is None else set(only)
     atoms = [(members, n) for members, n in _atoms(graph) if wanted is None or wanted.intersection(members)]
-    steps = []
+    steps: list[int] = []
     for _, width in atoms:
         n = np.arange(1, width)
         awkward = n[(n % 2 > 0) & (n % 3 > 0) & (n > 1)]

@@ -19,7 +19,7 @@ from sentei.graph.tracer import LabelMode, unknown
 
 VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze detach alias lift_fresh
 lift"""
-COPIES = "flip repeat tile rot90 pixel_unshuffle repeat_interleave"
+COPIES = "repeat tile rot90 pixel_unshuffle repeat_interleave"
 PLACES = "select diagonal as_strided unfold index_select take_along_dim gather narrow_copy"
 """Operations that take elements by their place, in whatever order."""
 RESHAPES = "view reshape _unsafe_view _reshape_alias flatten unflatten"
@@ -133,7 +133,22 @@ def roll(mode: LabelMode, call: Call) -> None:
         elif hit:
             d = hit.pop()
             _cut_out(mode, lab.first_along(layer, d), [-s for s, e in zip(shifts, dims, strict=True) if e == d])
-    mode.put(call.out, [lab.tidy(call.func(layer, *call.args[1:], **call.kwargs)) for layer in mode.layers(x)])
+    mode.put(call.out, [_along(call, layer, dims) for layer in mode.layers(x)])
+
+
+@rule("aten.flip")
+def flip(mode: LabelMode, call: Call) -> None:
+    x = call.args[0]
+    mode.put(call.out, [_along(call, layer, [d % x.ndim for d in call["dims"]]) for layer in mode.layers(x)])
+
+
+def _along(call: Call, layer: Tensor, dims: Sequence[int]) -> Tensor:
+    """The layer after an operation that moves elements along some dimensions (of the tensor as a whole if none)."""
+    vary = lab.varying(layer)
+    if dims and not set(dims).intersection(vary):
+        return layer
+    moved: Tensor = call.func(lab.narrow(layer, vary) if dims else layer, *call.args[1:], **call.kwargs)
+    return lab.tidy(moved, call.out.shape)
 
 
 @rule("aten.constant_pad_nd")
@@ -216,7 +231,7 @@ def reshape(mode: LabelMode, call: Call) -> None:
             small = lab.narrow(moved, lab.varying(moved))
             if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims) and int(small.min()) >= 0:
                 core = small.reshape([small.shape[d] for d in dims])
-                moved = lab.tidy(mode.split(core, _free_axis(call, dims)).reshape(small.shape), moved.shape)
+                moved = lab.tidy(mode.split(core, True, _free_axis(call, dims)).reshape(small.shape), moved.shape)
             else:
                 mode.freeze(layer, "is seen in parts, together with elements that hold no channel")
         layers.append(moved)
