@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization
+from torchvision import ops
 
 from sentei import trace
 from sentei.errors import TraceError
@@ -124,10 +125,14 @@ class Depends(nn.Module):
             return torch.from_numpy(y.numpy())  # the numpy
         if self.how == "mask":
             return y[y > 0]  # the mask
+        if self.how == "unique":
+            return torch.unique(y)  # the unique
+        if self.how == "boxes":
+            return ops.nms(y[0].reshape(-1, 4), y[0, 0].new_ones(y[0].numel() // 4), 0.5)  # the boxes
         return self.b(y)
 
 
-@pytest.mark.parametrize("how", ["branch", "item", "numpy", "mask"])
+@pytest.mark.parametrize("how", ["branch", "item", "numpy", "mask", "unique", "boxes"])
 def test_values_name_module_and_line(how: str) -> None:
     text = refusal(nn.Sequential(nn.Identity(), Depends(how)).eval())
     assert "in module '1', at test_refusals.py:" in text

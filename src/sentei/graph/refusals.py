@@ -24,7 +24,12 @@ VALUELESS = (
     "data-independent implementation",
     "data-dependent",
     "Tensor on device meta is not on the expected device",
+    "no fake impl",
+    "meta tensor without",
+    "torch._custom_ops.get_ctx",
 )
+OPERATIONS = ("<", os.path.join("torchvision", "ops"), os.path.join("torchvision", "_"))
+"""Files that only implement an operation: whoever calls it is at fault."""
 NOWHERE = os.path.dirname(os.path.abspath(torch.__file__)), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -81,23 +86,27 @@ def untraceable(error: BaseException, module: str) -> str:
     where = f" in module {module!r}" if module else ""
     line = _line(error)
     at = f", at {line}" if line else ""
-    said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
     if any(part in str(error) for part in VALUELESS):
         return (
             f"the model cannot be traced{where}{at}: its path or a size depends on values of the input or of tensors "
-            f"computed from it, and tensors have none while tracing ({said[:120]}). "
+            f"computed from it, and tensors have none while tracing ({said}). "
             "Trace the part without that, or replace the value by a constant"
         )
     return f"the model cannot be traced{where}{at}, where tensors have no values: {said}"
 
 
 def _line(error: BaseException) -> str | None:
-    """The innermost line of code that belongs neither to PyTorch nor to sentei."""
+    """The innermost line of code that belongs neither to PyTorch nor to sentei, nor implements an operation."""
     found = None
     tb = error.__traceback__
     while tb is not None:
         file = tb.tb_frame.f_code.co_filename
-        if not os.path.abspath(file).startswith(tuple(p + os.sep for p in NOWHERE)) and not file.startswith("<"):
+        if (
+            not os.path.abspath(file).startswith(tuple(p + os.sep for p in NOWHERE))
+            and "_meta_reg" not in file
+            and file[0] != "<"
+        ):
             found = (file, tb.tb_lineno)
         tb = tb.tb_next
     if found is None:
