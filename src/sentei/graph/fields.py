@@ -33,6 +33,7 @@ OTHER = re.compile(
     "pool|grid|feat|shift)_?size"
 )
 """Names of settings that are no width, whatever they equal: they follow only where a trial needs it."""
+ROLE = re.compile("(in|out)_?(ch|plane|feat|dim|$)")
 BASE = frozenset(vars(nn.Module()))
 OWN = (nn.Unflatten, nn.MultiheadAttention)
 """Layers of PyTorch whose settings may be widths that no parameter of theirs tells."""
@@ -178,8 +179,8 @@ def _equal(number: int | float, attr: str, sizes: Sizes) -> list[np.ndarray]:
         found = sizes.get(number, {}) if number > 1 else {}
     else:
         found = {k: rv for n, part in sizes.items() if n >= 4 and _root(number, n) for k, rv in part.items()}
-    role = "in" if attr.startswith("in") else "out" if attr.startswith("out") else None
-    preferred = [vector for r, vector in found.values() if r == role]
+    named = ROLE.match(attr)
+    preferred = [vector for role, vector in found.values() if named and role == named[1]]
     return preferred or [vector for _, vector in found.values()]
 
 

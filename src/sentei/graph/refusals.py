@@ -102,11 +102,8 @@ def _line(error: BaseException) -> str | None:
     tb = error.__traceback__
     while tb is not None:
         file = tb.tb_frame.f_code.co_filename
-        if (
-            not os.path.abspath(file).startswith(tuple(p + os.sep for p in NOWHERE))
-            and "_meta_reg" not in file
-            and file[0] != "<"
-        ):
+        own = os.path.abspath(file).startswith(tuple(p + os.sep for p in NOWHERE))
+        if not own and not any(part in file for part in OPERATIONS):
             found = (file, tb.tb_lineno)
         tb = tb.tb_next
     if found is None:

@@ -97,8 +97,8 @@ def combine(
 ) -> Layers:
     """Tie the layers of broadcast operands where they lie on the same dimensions; returns the layers of the result.
 
-    An operand that has no labels where another has some keeps its size, so those units must stay; not so in an
-    `outer` product, where each operand brings dimensions of its own.
+    An operand that has no labels where another has some keeps its size, so those units must stay, and the result has a
+    size as fixed as that; not so in an `outer` product, where each operand brings dimensions of its own.
     """
     if len(operands) == 1 and tuple(operands[0][0]) == tuple(shape):
         return operands[0][1]
@@ -111,15 +111,22 @@ def combine(
         merged = _merge(mode, axes, members)
         if merged is None:
             continue
-        owners, fixed = {k for k, _ in members}, False
-        for k, (size, _) in enumerate(operands):
-            lead = len(shape) - len(size)
-            if not outer and k not in owners and any(d >= lead and size[d - lead] > 1 for d in axes):
-                mode.freeze(merged, FIXED_SIZE)
-                fixed = True
-        if not fixed or not mode.only_made(merged):
+        if not outer and _meets_fixed(shape, axes, operands, {k for k, _ in members}):
+            mode.freeze(merged, FIXED_SIZE)
+        else:
             out.append(merged.expand(shape))
     return tuple(out)
+
+
+def _meets_fixed(
+    shape: Sequence[int], axes: Sequence[int], operands: Sequence[tuple[Sequence[int], Layers]], owners: set[int]
+) -> bool:
+    """Whether an operand without labels on these axes spans them."""
+    for k, (size, _) in enumerate(operands):
+        lead = len(shape) - len(size)
+        if k not in owners and any(d >= lead and size[d - lead] > 1 for d in axes):
+            return True
+    return False
 
 
 def _merge(mode: LabelMode, axes: Sequence[int], members: Sequence[tuple[int, Tensor]]) -> Tensor | None:
