@@ -54,7 +54,7 @@ def test_prune_takes_model_and_data_from_the_run(sentei, trained):
 
 
 def test_options_reach_the_plan(sentei, trained):
-    done = sentei("prune", trained, "--run", "x", "--round-to", 1, "--max-ratio", 0.6, "--keep", "conv4", "--params",
+    done = sentei("prune", trained, "--run", "x", "--round-to", 1, "--max-ratio", 0.6, "--keep", "linear", "--params",
                   0.6, "--scope", "local", "--seed", 3, "--score-images", 64, "--distill", *QUICK)  # fmt: skip
     assert done.code == 0, done.err
     summary = json.loads(Path("x/summary.json").read_text())

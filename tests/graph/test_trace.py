@@ -327,10 +327,12 @@ def test_plan_of_another_model(graph: ChannelGraph) -> None:
 
 def test_model_that_cannot_be_copied() -> None:
     model = small_net()
-    model.lock = (x for x in ())
     graph = trace(model, IMAGE)
+    model.lock = (x for x in ())
     with pytest.raises(SurgeryError, match="deep-copied.*generator"):
         cut(model, graph, random_plan(graph, 0))
+    with pytest.raises(TraceError, match="deep-copied.*generator"):
+        trace(model, IMAGE)
 
 
 def test_every_error_is_of_the_family() -> None:

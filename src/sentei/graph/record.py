@@ -70,6 +70,7 @@ class Contraction:
     factors: tuple[Vector, ...]
     out_factors: tuple[Vector, ...]
     itemsize: int
+    at: At
 
 
 @dataclass

@@ -62,6 +62,7 @@ class _Settling:
         self.model, self.inputs = model, inputs
         self.named = named_tensors(model)
         self.choices: dict[int, int] = {}
+        self.tried: dict[int, set[int]] = {}
         self.sites: list[Site] = []
         self.pairs: list[Pair] = []
         self.frozen: list[tuple[np.ndarray, str]] = []
@@ -257,12 +258,16 @@ class _Settling:
     def _alike(self, sites: Sequence[Site]) -> Iterator[Site]:
         """The same attributes of other modules of the same classes."""
         modules = dict(self.model.named_modules())
-        wanted = {(type(modules[s.module]), s.attr, s.path) for s in sites}
+        place = {(f.module, f.attr, f.path): f for f in self.fields}
+        wanted = {}
+        for s in sites:
+            vectors, own = place[s.module, s.attr, s.path].vectors, s.labels.numpy()
+            wanted[type(modules[s.module]), s.attr, s.path] = next(i for i, v in enumerate(vectors) if v is own or np.array_equal(v, own))
         taken = {(s.module, s.attr, s.path) for s in self.sites}
         for f in self.fields:
-            key = (type(modules[f.module]), f.attr, f.path)
-            if key in wanted and (f.module, f.attr, f.path) not in taken and f.read:
-                yield f.site(f.vectors[0])
+            i = wanted.get((type(modules[f.module]), f.attr, f.path))
+            if i is not None and (f.module, f.attr, f.path) not in taken and f.read:
+                yield f.site(f.vectors[min(i, len(f.vectors) - 1)])
 
     def _partners(self, graph: ChannelGraph, groups: list[int], where: str) -> list[int]:
         """Groups that the module at fault works on too, whose width has a common factor with the group's; best first."""
@@ -284,6 +289,8 @@ class _Settling:
         of = graph.grouping.group_of[graph.grouping.unit_of]
         ids = set(groups)
         hit = [s for s in self.record.splits if ids.intersection(of[s.labels.numpy().reshape(-1)].tolist())]
+        heads = [s for s in hit if self.choices.get(s.op) and len(self.tried.get(s.op, ())) == 0]
+        hit = heads or hit  # whole heads were only a wish: their insides may shrink
         signatures = {s.signature for s in hit}
         alike = [s for s in self.record.splits if s.signature in signatures]
         for splits in (alike, hit) if len(alike) > len(hit) else (hit,):
@@ -304,8 +311,15 @@ class _Settling:
         return mismatch(self.model, self._graph(), Keep({}), swap=True) is None
 
     def _next(self, splits: Iterable[Split]) -> dict[int, int]:
-        stages = {s.op: (self.choices.get(s.op, 0) + 1, s.labels.ndim) for s in splits}
-        return {op: stage for op, (stage, ndim) in stages.items() if stage < ndim}
+        """The next axis of each split that has not been tried yet."""
+        out = {}
+        for s in splits:
+            tried = self.tried.setdefault(s.op, set())
+            tried.add(self.choices.get(s.op, 0))
+            left = [i for i in range(s.labels.ndim) if i not in tried]
+            if left:
+                out[s.op] = left[0]
+        return out
 
     def _all_follow(self, splits: Sequence[Split]) -> bool:
         """Whether the groups that these splits touch can be cut now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from sentei.graph.forward import as_numpy
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.inputs import Inputs
-from sentei.graph.record import At, Numbers, tied_pairs
+from sentei.graph.record import At, Numbers, Trace, Vector, tied_pairs
 from sentei.graph.rehearsal import rehearse
 from sentei.graph.resize import cut_shape, named_tensors
 from sentei.graph.tracer import LabelMode
 
+Atom = tuple[tuple[int, ...], int]
+"""What shrinks on its own, a group or a bundle of groups that keep the same share, with its number of steps."""
 NARROW = 7
 """Groups of at most so many units are tried at each of their widths."""
 SHARES = ((0.75, 0.95), (0.15, 0.35), (0.4, 0.8))
@@ -77,8 +79,35 @@ def mismatch(
         return Mismatch("channels no longer meet the same channels", units, tie.where, tie.at)
     if failed is None and inputs is None and mode.trace.output_shapes != graph.trace_record.output_shapes:
         shapes = f"{mode.trace.output_shapes} instead of {graph.trace_record.output_shapes}"
-        return Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "", mode.at)
-    return failed
+        failed = Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "", mode.at)
+    return (_other_size(graph, plan, mode.trace) if inputs is None else None) or failed
+
+
+def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
+    """The first contraction whose sizes are not those that the plan leaves (a reshape has moved units elsewhere).
+
+    torch.einsum does without contractions over single units: then the two passes cannot be held against each other.
+    """
+    kept = graph.kept_labels(plan)
+    unit_of = graph.grouping.unit_of
+    if len(graph.trace_record.contractions) != len(found.contractions):
+        return None
+    for was, now in zip(graph.trace_record.contractions, found.contractions, strict=True):
+        for a, b in zip((*was.factors, *was.out_factors), (*now.factors, *now.out_factors), strict=True):
+            expected, size = _left(a, kept), b if isinstance(b, int) else len(b)
+            if expected != size:
+                labels = [v.numpy() for v in (*was.factors, *was.out_factors) if isinstance(v, Tensor)]
+                labels = np.concatenate(labels) if labels else np.zeros(0, np.int64)
+                text = f"a size is {size} where {expected} channels or positions are left"
+                return Mismatch(text, unit_of[labels[labels >= 0]], now.where, now.at)
+    return None
+
+
+def _left(size: Vector, kept: np.ndarray) -> int:
+    if isinstance(size, int):
+        return size
+    labels = size.numpy()
+    return int(((labels < 0) | kept[np.maximum(labels, 0)]).sum())
 
 
 def _wrong_shape(found: Mapping[str, Tensor], graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:
@@ -97,7 +126,7 @@ def trial_plans(graph: ChannelGraph) -> list[Keep]:
     """Plans that together show whether the model's own code follows any widths, the first of them by itself most.
 
     One suffices where the code never met a size that it may have computed. Otherwise shares vary from trial to trial,
-    narrow groups go through all their widths, and which of two groups is wider changes. Only the last keeps single
+    narrow groups go through all their widths, and which of two groups is wider changes. Only the last ones keep single
     units, since a size of one could pass by broadcasting.
     """
     first = trial_plan(graph)
@@ -115,9 +144,19 @@ def trial_plans(graph: ChannelGraph) -> list[Keep]:
             for (_, n), order in zip(atoms, orders, strict=True)
         ]
         plans.append(_plan(graph, atoms, _apart(atoms, steps), rng))
-    if any(n <= 3 for _, n in atoms):
-        plans.append(_plan(graph, atoms, [1 if n <= 3 else n // 2 for _, n in atoms], rng))
-    return [p for p in plans if p.keep]
+    return [p for p in (*plans, *_narrow_plans(graph, atoms, rng)) if p.keep]
+
+
+def _narrow_plans(graph: ChannelGraph, atoms: Sequence[Atom], rng: np.random.Generator) -> Iterator[Keep]:
+    """Keep single units of some groups of two or three and all of others, so that any two of them differ once."""
+    narrow = [i for i, (_, n) in enumerate(atoms) if n <= 3]
+    for bit in range(len(narrow).bit_length()):
+        for side in (0, 1):
+            steps = [max(n // 2, 2) if n > 3 else n for _, n in atoms]
+            for rank, i in enumerate(narrow, 1):
+                if rank >> bit & 1 == side:
+                    steps[i] = 1
+            yield _plan(graph, atoms, steps, rng)
 
 
 def trial_plan(graph: ChannelGraph, only: Iterable[int] | None = None, seed: int = 0) -> Keep:
@@ -136,7 +175,7 @@ def trial_plan(graph: ChannelGraph, only: Iterable[int] | None = None, seed: int
     return _plan(graph, atoms, steps, rng)
 
 
-def _apart(atoms: Sequence[tuple[tuple[int, ...], int]], steps: Sequence[int]) -> list[int]:
+def _apart(atoms: Sequence[Atom], steps: Sequence[int]) -> list[int]:
     """Let what has the same width keep different numbers: one that has another's size would pass for its follower."""
     out: list[int] = []
     for (_, n), step in zip(atoms, steps, strict=True):
@@ -145,8 +184,7 @@ def _apart(atoms: Sequence[tuple[tuple[int, ...], int]], steps: Sequence[int]) -
     return out
 
 
-def _atoms(graph: ChannelGraph) -> list[tuple[tuple[int, ...], int]]:
-    """What shrinks on its own: a group, or a bundle of groups that keep the same share; with its number of steps."""
+def _atoms(graph: ChannelGraph) -> list[Atom]:
     bundled = {i for b in graph.bundles for i in b}
     atoms = [((i,), g.width) for i, g in enumerate(graph.groups) if i not in bundled and not g.frozen and g.width > 1]
     for b in graph.bundles:
@@ -156,7 +194,7 @@ def _atoms(graph: ChannelGraph) -> list[tuple[tuple[int, ...], int]]:
 
 
 def _plan(
-    graph: ChannelGraph, atoms: Sequence[tuple[tuple[int, ...], int]], steps: Sequence[int], rng: np.random.Generator
+    graph: ChannelGraph, atoms: Sequence[Atom], steps: Sequence[int], rng: np.random.Generator
 ) -> Keep:
     keep = {}
     for (members, total), n in zip(atoms, steps, strict=True):

@@ -79,7 +79,14 @@ def load_weights(model: nn.Module, path: str | Path, *, new_head: int | None = N
         text = "; ".join(f"{len(v)} {k} ({_short(v)})" for k, v in lists.items() if v)
         hint = " Pass num_classes to put a new last layer on it." if _only_head(shapes, missing, unexpected) else ""
         raise ModelError(f"{path} does not fit {type(model).__name__}: {text}.{hint}")
-    model.load_state_dict({n: t for n, t in state.items() if n not in head}, strict=False)
+    kept = {n: t for n, t in state.items() if n not in head}
+    lossy = [f"{n}: file {_dtype(t)}, model {_dtype(wanted[n])}" for n, t in kept.items() if _loses(t, wanted[n])]
+    if lossy:
+        raise ModelError(
+            f"{path} holds values that {type(model).__name__} cannot hold: {_short(lossy)}. Weights must be floating "
+            "point numbers within the model's range: dequantise integers, and convert complex ones, before saving them."
+        )
+    model.load_state_dict(kept, strict=False)
     return sorted(head)
 
 
@@ -90,6 +97,32 @@ def strip_prefix(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[st
             if all(n.startswith(prefix) for n in state) and not any(n.startswith(prefix) for n in wanted):
                 state = {n.removeprefix(prefix): t for n, t in state.items()}
     return state
+
+
+def _loses(file: Tensor, model: Tensor) -> bool:
+    """Whether the model's dtype cannot hold what the file says. Rounding a float is no loss; overflow is.
+
+    Integers in the place of floats are quantised weights, whose scale is somewhere else.
+    """
+    kinds = _kind(file), _kind(model)
+    if kinds[0] > kinds[1]:
+        return kinds != (FLOATING, INTEGER) or not torch.equal(file, file.to(model.dtype).to(file.dtype))
+    if kinds[0] < kinds[1]:
+        return kinds[0] == INTEGER
+    if kinds[0] == INTEGER:
+        return not torch.equal(file, file.to(model.dtype).to(file.dtype))
+    return bool((file.isfinite() & ~file.to(model.dtype).isfinite()).any())
+
+
+INTEGER, FLOATING, COMPLEX = range(3)
+
+
+def _kind(tensor: Tensor) -> int:
+    return COMPLEX if tensor.is_complex() else FLOATING if tensor.is_floating_point() else INTEGER
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _is_head(model: Tensor, file: Tensor, classes: int | None) -> bool:

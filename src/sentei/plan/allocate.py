@@ -18,7 +18,7 @@ import numpy as np
 from sentei.errors import BudgetError, PlanError
 from sentei.graph import ChannelGraph, Group
 from sentei.plan.budget import Budget
-from sentei.plan.constraints import Constraints, Ladder
+from sentei.plan.constraints import FAST, Constraints, Ladder, channels_of
 from sentei.plan.plan import Plan
 
 Scores = Mapping[str, np.ndarray]
@@ -108,8 +108,30 @@ def rescaler(
 
 
 def note_on_use(graph: ChannelGraph, budget: Budget, widths: np.ndarray) -> str:
-    """What to tell about a budget that these widths, int [n_groups], leave unused; empty if they use it."""
-    return _note(float(_load(graph, budget)(np.asarray(widths))))
+    """What to tell about these widths, int [n_groups]: what they leave of a budget, and which are slow."""
+    widths = np.asarray(widths)
+    return _joined(_note(float(_load(graph, budget)(widths))), note_on_widths(graph, widths))
+
+
+def note_on_widths(graph: ChannelGraph, widths: np.ndarray, before: np.ndarray | None = None) -> str:
+    """What to tell about widths, int [n_groups], that hardware is slow at; empty if there are none.
+
+    Kernels work on several channels at once: 4 at least. `before` are the widths of the dense network, where `graph` is
+    not its own.
+    """
+    before = graph.widths() if before is None else before
+    channels = np.array([channels_of(g) for g in graph.groups])
+    wide = (before * channels >= 4 * FAST) & (before * channels % FAST == 0)
+    odd = np.flatnonzero(wide & (np.asarray(widths) * channels % FAST != 0))
+    if not len(odd):
+        return ""
+    some = ", ".join(f"{graph.groups[i].name} {before[i]} -> {widths[i]}" for i in odd[:3])
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    return f"odd widths, no multiples of {FAST}, run slower than their MACs tell ({some}{more}); round_to=8 avoids them"
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _note(used: float) -> str:
@@ -150,7 +172,8 @@ def _planned(
     _check_reachable(graph, budget, constraints, ladder)
     widths, note = _descend(_load(graph, budget), ladder, order)
     nothing_asked = all(value == 1 for value in budget.limits.values())
-    return plan_from_widths(graph, widths, scores, note="" if nothing_asked else note)
+    slow = note_on_widths(graph, widths, constraints.widths_before(graph))
+    return plan_from_widths(graph, widths, scores, note=_joined("" if nothing_asked else note, slow))
 
 
 def _best_first(scores: np.ndarray) -> np.ndarray:
@@ -286,5 +309,7 @@ def _what_limits(graph: ChannelGraph, load: Load, constraints: Constraints) -> s
         )
     for name, value in free.items():
         if reachable(**{name: value}):
-            return f"What limits it is {name}={getattr(constraints, name)!r}; loosen it or raise the budget."
+            given = getattr(constraints, name)
+            what = f"that only {len(given)} groups may shrink" if name == "only" else f"{name}={given!r}"
+            return f"What limits it is {what}; loosen it or raise the budget."
     return f"What limits it are the constraints together: {constraints!r}; loosen them or raise the budget."

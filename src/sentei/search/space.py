@@ -83,8 +83,7 @@ def budgeted(graph: ChannelGraph, names: Sequence[str], budget: Budget, constrai
     ConfigError if the constraints leave nothing to search.
     """
     _check_names(graph, names)
-    others = tuple(_literal(g.name) for g in graph.groups if g.name not in set(names))
-    constraints = replace(constraints, keep=(*constraints.keep, *others))
+    constraints = constraints.restricted(names)
     onto = rescaler(graph, budget, constraints)
     ladder = constraints.ladder(graph)
     choices = []
@@ -143,8 +142,3 @@ def _space(
     genes = np.array([graph.index(names[i]) for i in used], np.int64)
     picked = tuple(choices[i].astype(np.int64) for i in used)
     return Space(tuple(names[i] for i in used), picked, genes, graph.widths(), onto)
-
-
-def _literal(name: str) -> str:
-    """A pattern that matches this name only."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -14,6 +14,7 @@ from sentei.graph import ChannelGraph
 from sentei.graph.copying import rebuilt, refreshed
 from sentei.graph.graph import HasKeep
 from sentei.graph.resize import named_tensors
+from sentei.surgery.history import cut_once_more
 from sentei.surgery.tensors import sliced
 
 
@@ -31,7 +32,8 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
     with torch.no_grad():
         changed = sliced(graph, named, graph.cuts(plan))
     replaced = {id(named[name]): _like(named[name], t.detach()) for name, t in changed.items()}
-    return refreshed(rebuilt(model, replaced, graph.attributes(model, plan)))
+    new = refreshed(rebuilt(model, replaced, graph.attributes(model, plan)))
+    return cut_once_more(new, graph.structure, graph.bind(plan.keep))
 
 
 def permute(model: nn.Module, graph: ChannelGraph, order: Mapping[str, ArrayLike]) -> nn.Module:
