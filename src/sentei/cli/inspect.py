@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from sentei.cli.console import say, stdout
 from sentei.cli.evaluate import load_run
 from sentei.cli.options import MODEL, Dense, Ref, run_command
 from sentei.errors import ConfigError
-from sentei.graph import trace
+from sentei.graph import ChannelGraph, trace
 from sentei.models import build_model, input_shape_of
 from sentei.report.tables import cost_table, frozen_table, group_table
 from sentei.runs import is_started, read_config
@@ -42,6 +43,9 @@ class Inspect:
             f"{len(graph.groups)} groups, {len(free)} prunable with {sum(g.width for g in free):,} units; "
             f"{len(graph.groups) - len(free)} frozen."
         )
+        unread = unread_line(graph)
+        if unread is not None:
+            say(unread)
         frozen = frozen_table(graph)
         if frozen is not None:
             console.print(frozen)
@@ -61,6 +65,17 @@ class Inspect:
         shape = given or (1, *input_shape_of(self.model))
         channels = shape[1] if given and len(given) > 1 and not self.model.startswith("torchvision:") else None
         return build_model(self.model, num_classes=self.num_classes, in_channels=channels), shape
+
+
+def unread_line(graph: ChannelGraph) -> str | None:
+    """What the forward never reads, and its share of the parameters; None if it reads everything."""
+    sizes = {name: math.prod(shape) for name, shape in graph.params.items()}
+    lost = sum(sizes[name] for name in graph.unread)
+    if not lost:
+        return None
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in graph.unread))
+    named = ", ".join(modules[:3]) + (f" and {len(modules) - 3} more" if len(modules) > 3 else "")
+    return f"The forward never reads {lost:,} parameters ({lost / sum(sizes.values()):.1%} of them): {named}."
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

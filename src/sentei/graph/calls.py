@@ -17,7 +17,7 @@ RULES: dict[str, Rule] = {}
 MIXERS: dict[str, Callable[[LabelMode, Call], Any]] = {}
 """Operations that read or mix units, as the reference run computes them."""
 COUNTED: set[str] = set()
-"""Operations that cost MACs, whether or not units reach them."""
+"""Operations whose rule runs whether or not units reach them: for their MACs, or the size of what they make."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -45,7 +45,9 @@ def _number_places(func: Any) -> tuple[int, ...]:
     if name == "aten.lift_fresh":
         return (-1,)
     kinds = ("Tensor", "number", "float", "Scalar")
-    return tuple(i for i, a in enumerate(func._schema.arguments) if str(a.type).removeprefix("Optional[").startswith(kinds))
+    return tuple(
+        i for i, a in enumerate(func._schema.arguments) if str(a.type).removeprefix("Optional[").startswith(kinds)
+    )
 
 
 @functools.cache

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sentei.errors import SurgeryError
-from sentei.graph.resize import Attribute
+from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -36,6 +37,19 @@ def rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Iterable[Att
     for module, attr, value in attrs:
         memo[id(module)].__dict__[attr] = value
     return new
+
+
+def refreshed(model: nn.Module) -> nn.Module:
+    """The model, after what its modules derive from their parameters was renewed: flat weights of recurrent layers, and
+    weights that hooks compute."""
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
+            for _, hook in computed_by_hooks(module):
+                hook(module, ())
+    return model
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

@@ -15,6 +15,7 @@ from sentei.graph import labels as lab
 from sentei.graph.inputs import Inputs
 from sentei.graph.record import Seen
 from sentei.graph.tracer import Failure, LabelMode, first_line
+from sentei.graph.whole import kept_whole
 
 _LEAVES = (str, bytes, bytearray, int, float, complex, bool, type(None), type, torch.dtype, torch.device, torch.Size)
 
@@ -48,6 +49,7 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(setattr, nn.Module, "__call__", call)
         nn.Module.__call__ = watched  # type: ignore[method-assign]
+        stack.enter_context(kept_whole())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode)

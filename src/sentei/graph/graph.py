@@ -263,6 +263,9 @@ class ChannelGraph:
         units = self.grouping.unit_of.copy()
         for labels in self.trace_record.inside:
             units[labels.numpy()] = -1
+        for made in self.trace_record.made.values():
+            own = units[made.start : made.stop]
+            own[self.grouping.group_of[own] < 0] = -1
         kept = np.ones(len(units), bool) if plan is None else self.kept_labels(plan)
         starts = self._starts
         return {
@@ -296,6 +299,11 @@ class ChannelGraph:
         """Plain numbers of modules that may speak of a width which the plan changes, and that a cut leaves as they are."""
         kept = self.kept_labels(plan)
         return tuple(f.name for f in self.unfollowed if any(not _stay(v, kept).all() for v in f.vectors))
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Parameters that the forward never reads, in eval and in train mode: they cost memory and do nothing."""
+        return tuple(name for name in self.params if name not in self.trace_record.read)
 
     def mixing(self, plan: HasKeep) -> tuple[str, ...]:
         """Modules whose statistics run over units that the plan removes (layer norm, softmax over channels, ...)."""

@@ -57,6 +57,8 @@ class Split:
     signature: tuple[str, int, int]
     labels: Tensor
     view: bool
+    order: tuple[int, ...]
+    """The axes in the order in which they are tried."""
 
 
 @dataclass
@@ -99,20 +101,32 @@ class Read:
     op: int
 
 
+@dataclass(frozen=True)
+class WeightNorm:
+    """A weight computed from two parameters: `magnitude` times `direction` over its norm for each index of `dim`."""
+
+    direction: str
+    magnitude: str
+    dim: int
+
+
 @dataclass
 class Trace:
     """The record of one model.
 
-    Labels are numbered through, slot after slot: `slots` maps (parameter, dimension) to a place in `sizes`. `inside`
+    Labels are numbered through, slot after slot: `slots` maps (parameter, dimension) to a place in `sizes`; `made` are
+    the slots of tensors that the forward makes itself, under names that no parameter has. `inside`
     are indices inside units, `ordered` units whose order matters, `produced` labels in the order in which contractions
     bring them forth, `mixing` the units over which a module takes statistics, `sums` the labels of the operands of each
-    addition. `picked` are labels that an operation took from among others by their position: groups must be uniform
-    over them. `contracted` are the labels over which two activations were multiplied (attention). `numbers` are the
-    plain numbers that operations computed with, by number of the operation.
+    addition, `read` the parameters and buffers that some operation takes. `picked` are labels that an operation took
+    from among others by their position: groups must be uniform over them. `contracted` are the labels over which two
+    activations were multiplied (attention). `numbers` are the plain numbers that operations computed with, by number
+    of the operation.
     """
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
+    made: dict[tuple[str, int], range] = field(default_factory=dict)
     total: int = 0
     ties: list[Tie] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
@@ -124,6 +138,8 @@ class Trace:
     produced: list[Tensor] = field(default_factory=list)
     mixing: list[tuple[Tensor, str]] = field(default_factory=list)
     sums: list[tuple[Tensor, ...]] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
+    weight_norms: list[WeightNorm] = field(default_factory=list)
     picked: list[Tensor] = field(default_factory=list)
     contracted: list[Tensor] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)

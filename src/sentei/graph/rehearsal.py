@@ -17,7 +17,7 @@ from sentei.graph.fields import reads_noted
 from sentei.graph.forward import run
 from sentei.graph.inputs import Inputs
 from sentei.graph.record import Ending
-from sentei.graph.resize import Attribute, Cuts, cut_shape, named_tensors
+from sentei.graph.resize import Attribute, Cuts, carries_units, cut_shape, named_tensors
 from sentei.graph.tracer import LabelMode
 
 OUTCOME = "comes from the pass in training mode, which did not end"
@@ -40,6 +40,7 @@ def rehearse(
     tensors, names = _stand_ins(model, cuts)
     actor = rebuilt(model, tensors, attrs)
     mode.sources = {id(t): n for n, t in named_tensors(actor).items() if n in names}
+    mode.trace.read.update(set(named_tensors(actor)) - names)
     actor.eval()
     first = mode.units is None
     with reads_noted(mode, actor) if first else nullcontext():
@@ -74,8 +75,10 @@ def _stand_ins(model: nn.Module, cuts: Cuts) -> tuple[dict[int, Tensor], set[str
     tensors: dict[int, Tensor] = {}
     names: set[str] = set()
     for name, t in named_tensors(model).items():
-        if not t.is_floating_point() and not t.is_complex() or t.ndim == 0:
+        if not carries_units(t) or t.ndim == 0:
             new = t.detach().clone()
+            if carries_units(t):
+                names.add(name)
         else:
             new = torch.empty(cut_shape(t.shape, cuts.get(name, ())), dtype=t.dtype, device="meta")
             names.add(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from sentei.errors import SurgeryError, TraceError
 from sentei.graph import labels as lab
 from sentei.graph.bundles import steps_of
+from sentei.graph.copying import rebuilt
 from sentei.graph.cost import irregular_vectors
 from sentei.graph.fields import OTHER, Field, fields
 from sentei.graph.forward import output_tensors
@@ -21,6 +21,7 @@ from sentei.graph.graph import ChannelGraph
 from sentei.graph.groups import components, form_groups
 from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.record import Site, Split, Trace
+from sentei.graph.refusals import refuse, untraceable
 from sentei.graph.rehearsal import no_garbage_collection, rehearse
 from sentei.graph.resize import named_tensors
 from sentei.graph.tracer import LabelMode
@@ -45,10 +46,7 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     Groups that do not survive trial cuts are frozen, and `Group.why` says what happened. Raises TraceError with the
     model's own error if its forward fails on the inputs, and if its output holds no tensor.
     """
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"expected a model (an nn.Module), got {model!r}: call the function that builds it")
-    if hasattr(model, "_orig_mod"):
-        raise TraceError("the model is compiled: trace and cut the original module, then compile the cut one")
+    refuse(model)
     inputs = example_inputs if isinstance(example_inputs, Inputs) else Inputs.of(example_inputs)
     with no_garbage_collection():
         return _Settling(model, inputs, example_inputs).settle()
@@ -89,6 +87,10 @@ class _Settling:
                 "the model's output holds no tensor, so nothing could be proven of a cut: return tensors, or a container "
                 "or object that holds them (not a function, a generator or the model itself)"
             )
+        if not mode.trace.contractions:
+            raise TraceError(
+                "nothing to prune: the model's forward runs no convolution, matrix product or recurrent layer"
+            )
         return mode.trace
 
     def _prefer_heads(self) -> None:
@@ -98,7 +100,7 @@ class _Settling:
         comp = components(self.record)
         inner = np.unique(comp[np.concatenate([v.numpy() for v in self.record.contracted])])
         hit = [s for s in self.record.splits if s.view and np.isin(comp[s.labels.numpy().reshape(-1)], inner).any()]
-        choices = {s.op: s.labels.ndim - 1 for s in hit}
+        choices = {s.op: s.order.index(s.labels.ndim - 2) for s in hit}
         if not choices:
             return
         record = self._traced({**self.choices, **choices})
@@ -449,10 +451,7 @@ def _refusal(model: nn.Module, inputs: Inputs, example: Any, mode: LabelMode, er
     where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
     own = _own_failure(model, example)
     if own is None:
-        return TraceError(
-            f"the model cannot be traced{where}, where tensors have no values: {type(error).__name__}: {error}. "
-            "If its path depends on values of the input (.item(), if x.sum() > 0), trace the part without that"
-        )
+        return TraceError(untraceable(error, mode.failed.where if mode.failed else ""))
     return TraceError(
         f"the model's own forward failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}"
     )
@@ -468,7 +467,7 @@ def _own_failure(model: nn.Module, example: Any) -> Exception | None:
         return None
     try:
         with torch.no_grad():
-            copy.deepcopy(model).eval()(*args, **kwargs)
+            rebuilt(model, {}).eval()(*args, **kwargs)
     except Exception as error:
         return error
     return None

@@ -23,7 +23,7 @@ from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
 from sentei.graph.record import At, Numbers, Seen, Site, Split, Tie, Trace
-from sentei.graph.shapes import SHAPES
+from sentei.graph.shapes import MIXED, SHAPES
 
 
 @dataclass
@@ -65,6 +65,7 @@ class LabelMode(TorchDispatchMode):
         self.op = 0
         self.stack: list[tuple[str, nn.Module, int]] = []
         self.params: dict[int, Layers] = {}
+        self.made: dict[tuple[str, str, int], int] = defaultdict(int)
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
         self.failed: Failure | None = None
         self.count_cost = True
@@ -94,6 +95,7 @@ class LabelMode(TorchDispatchMode):
             return ()
         if id(t) not in self.params:
             self.params[id(t)] = self._source_layers(self.sources[id(t)], t)
+            self.trace.read.add(self.sources[id(t)])
         return self.params[id(t)]
 
     def _source_layers(self, name: str, t: Tensor) -> Layers:
@@ -103,12 +105,40 @@ class LabelMode(TorchDispatchMode):
                 if (name, d) in self.units:
                     out.append(lab.place(torch.from_numpy(self.units[name, d]), d, t.shape))
             elif n > 1 and (name, d) in self.slots:
-                start = self.trace.total
-                self.trace.slots[name, d] = len(self.trace.sizes)
-                self.trace.sizes.append(n)
-                self.trace.total += n
-                out.append(lab.place(torch.arange(start, start + n), d, t.shape))
+                out.append(lab.place(self._new_labels(name, d, n), d, t.shape))
         return tuple(out)
+
+    def _new_labels(self, name: str, d: int, n: int) -> Tensor:
+        start = self.trace.total
+        self.trace.slots[name, d] = len(self.trace.sizes)
+        self.trace.sizes.append(n)
+        self.trace.total += n
+        return torch.arange(start, start + n)
+
+    def own_labels(self, kind: str, t: Tensor, d: int) -> Tensor | None:
+        """A layer for dimension `d` of a tensor that the forward makes; it is known again in later passes by its
+        number among those of its `kind` in the module."""
+        self.made[self.where, kind, d] += 1
+        key = f"{self.where}#{kind}{self.made[self.where, kind, d]}", d
+        if t.shape[d] < 2:
+            return None
+        if self.units is None:
+            labels = self._new_labels(*key, t.shape[d])
+            self.trace.made[key] = range(int(labels[0]), int(labels[-1]) + 1)
+            self.trace.sized = True
+            return lab.place(labels, d, t.shape)
+        units = self.units.get(key, ())
+        if len(units) != t.shape[d] or max(units) < 0:
+            return None
+        return lab.place(torch.from_numpy(units), d, t.shape)
+
+    def only_made(self, layer: Tensor) -> bool:
+        """Whether no parameter has a part in these labels."""
+        small = lab.narrow(layer, lab.varying(layer)).reshape(-1)
+        found = small < 0
+        for made in self.trace.made.values():
+            found |= (small >= made.start) & (small < made.stop)
+        return bool(found.all())
 
     def put(self, t: Tensor, layers: Sequence[Tensor]) -> None:
         """Attach layers to an output. A layer that is constant singles out one unit, which must then stay."""
@@ -164,13 +194,18 @@ class LabelMode(TorchDispatchMode):
             return best[:, 0]
         return rows[:, 0]
 
-    def split(self, matrix: Tensor, view: bool = False) -> Tensor:
-        """Labels of one dimension seen as parts [a, b, ...]: tie all but the axis that may shrink; relabel."""
+    def split(self, matrix: Tensor, view: bool = False, prefer: int = -1) -> Tensor:
+        """Labels of one dimension seen as parts [a, b, ...]: tie all but the axis that may shrink; relabel.
+
+        `prefer` is the axis to try first.
+        """
         if self.units is not None:
             return matrix
         kind = type(self.module).__name__ if self.stack else ""
-        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.at.step), matrix, view))
         order = [matrix.ndim - 1, *range(matrix.ndim - 1)]
+        if prefer >= 0:
+            order.insert(0, order.pop(order.index(prefer)))
+        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.at.step), matrix, view, tuple(order)))
         axis = order[self.choices.get(self.op, 0)]
         first = matrix[tuple(slice(None) if d == axis else slice(0, 1) for d in range(matrix.ndim))]
         first = first.expand(matrix.shape)
@@ -258,7 +293,7 @@ class LabelMode(TorchDispatchMode):
             return MIXERS[call.name](self, call)
         tensors = list(call.tensors())
         if any(t.is_meta for t in tensors):
-            if not all(t.is_meta for t in tensors):
+            if call.name not in MIXED and not all(t.is_meta for t in tensors):
                 return _run_mixed(call)
             shape = SHAPES.get(call.name)
             out = None if shape is None else shape(call.args, call.kwargs)
@@ -286,6 +321,8 @@ class LabelMode(TorchDispatchMode):
             return
         refs = [r() for r in self.aliases.get(t.untyped_storage()._cdata, [])]
         views = [v for v in refs if v is not None and v is not t]
+        for v in (t, *views) if self.trace.made else ():  # what is written tells more than a size
+            v._sentei_layers = tuple(x for x in self.layers(v) if not self.only_made(x))  # type: ignore[attr-defined]
         if not views or not any(self.layers(v) for v in (t, *views)) and not layers:
             self.put(t, layers)
             return

@@ -144,7 +144,7 @@ def trial_plans(graph: ChannelGraph) -> list[Keep]:
             int(order[i % len(order)]) if n <= NARROW else int(np.clip(round(n * rng.uniform(low, high)), 2, n - 1))
             for (_, n), order in zip(atoms, orders, strict=True)
         ]
-        plans.append(_plan(graph, atoms, steps, rng))
+        plans.append(_plan(graph, atoms, _apart(atoms, steps), rng))
     return [p for p in (*plans, *_narrow_plans(graph, atoms, rng)) if p.keep]
 
 
@@ -165,13 +165,24 @@ def trial_plan(graph: ChannelGraph, only: Iterable[int] | None = None, seed: int
     rng = np.random.default_rng(seed)
     wanted = None if only is None else set(only)
     atoms = [(members, n) for members, n in _atoms(graph) if wanted is None or wanted.intersection(members)]
-    steps = []
+    steps: list[int] = []
     for _, width in atoms:
         n = np.arange(1, width)
         awkward = n[(n % 2 > 0) & (n % 3 > 0) & (n > 1)]
         choice = awkward if len(awkward) else n[-1:]
-        steps.append(int(choice[np.argmin(np.abs(choice - width * rng.uniform(0.4, 0.7)))]))
+        nearest = choice[np.argsort(np.abs(choice - width * rng.uniform(0.4, 0.7)), kind="stable")]
+        alike = sum(other == width for _, other in atoms[: len(steps)])
+        steps.append(int(nearest[alike % min(len(nearest), 4)]))
     return _plan(graph, atoms, steps, rng)
+
+
+def _apart(atoms: Sequence[Atom], steps: Sequence[int]) -> list[int]:
+    """Let what has the same width keep different numbers: one that has another's size would pass for its follower."""
+    out: list[int] = []
+    for (_, n), step in zip(atoms, steps, strict=True):
+        alike = sum(other == n for _, other in atoms[: len(out)])
+        out.append(2 + (step - 2 + alike) % (n - 2) if n > 3 else step)
+    return out
 
 
 def _atoms(graph: ChannelGraph) -> list[Atom]:

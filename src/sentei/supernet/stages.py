@@ -23,7 +23,7 @@ from sentei.graph import labels as lab
 from sentei.graph.copying import rebuilt
 from sentei.graph.forward import output_tensors, run
 from sentei.graph.inputs import Inputs
-from sentei.graph.resize import named_tensors
+from sentei.graph.resize import carries_units, named_tensors
 from sentei.graph.tracer import LabelMode
 from sentei.supernet.dataflow import Dataflow, Output, record
 
@@ -223,7 +223,7 @@ def _assemble(model: nn.Module, graph: ChannelGraph, flow: Dataflow, ends: Seque
 def _boundaries(model: nn.Module, graph: ChannelGraph, ends: Sequence[str]) -> tuple[tuple[Boundary, ...], np.ndarray]:
     """The units at each boundary, and how many contractions have run until there."""
     model = rebuilt(model, {}).eval()
-    sources = {id(t): n for n, t in named_tensors(model).items() if t.is_floating_point() and t.ndim}
+    sources = {id(t): n for n, t in named_tensors(model).items() if carries_units(t) and t.ndim}
     mode = LabelMode(sources, units=graph.slot_units())
     found: list[Boundary] = []
     positions: list[int] = []

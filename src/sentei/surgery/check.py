@@ -18,7 +18,7 @@ from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import Inputs, arguments, cast
 from sentei.graph.record import Numbers, tied_pairs
 from sentei.graph.rehearsal import no_garbage_collection, rehearse
-from sentei.graph.resize import named_tensors
+from sentei.graph.resize import carries_units, named_tensors
 from sentei.graph.tracer import LabelMode
 from sentei.graph.trial import mismatch
 
@@ -76,7 +76,7 @@ def reference(
     cut model derives from its widths. The model itself stays as it is, a copy runs.
     """
     actor = rebuilt(model, {})
-    sources = {id(t): n for n, t in named_tensors(actor).items() if t.is_floating_point() and t.ndim}
+    sources = {id(t): n for n, t in named_tensors(actor).items() if carries_units(t) and t.ndim}
     kept = torch.from_numpy(graph.kept_units(plan))
     mode = LabelMode(sources, units=graph.slot_units(), kept=kept, numbers=numbers)
     actor.eval()

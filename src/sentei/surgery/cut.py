@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from sentei.errors import PlanError
 from sentei.graph import ChannelGraph
-from sentei.graph.copying import rebuilt
+from sentei.graph.copying import rebuilt, refreshed
 from sentei.graph.graph import HasKeep
-from sentei.graph.resize import named_tensors, select
+from sentei.graph.resize import named_tensors
 from sentei.surgery.history import cut_once_more
+from sentei.surgery.tensors import sliced
 
 
 def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
@@ -27,12 +28,11 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
     """
     graph.check_fits(model)
     graph.bind(plan.keep)
-    cuts = graph.cuts(plan)
-    replaced = {}
-    for name, t in named_tensors(model).items():
-        if name in cuts:
-            replaced[id(t)] = _like(t, select(t.detach(), cuts[name]))
-    new = rebuilt(model, replaced, graph.attributes(model, plan))
+    named = named_tensors(model)
+    with torch.no_grad():
+        changed = sliced(graph, named, graph.cuts(plan))
+    replaced = {id(named[name]): _like(named[name], t.detach()) for name, t in changed.items()}
+    new = refreshed(rebuilt(model, replaced, graph.attributes(model, plan)))
     return cut_once_more(new, graph.structure, graph.bind(plan.keep))
 
 
@@ -70,7 +70,7 @@ def permute(model: nn.Module, graph: ChannelGraph, order: Mapping[str, ArrayLike
                 out = out.index_select(dim, torch.from_numpy(idx).to(t.device))
         if out.data_ptr() != t.data_ptr():
             moved[id(t)] = _like(t, out)
-    return rebuilt(model, moved)
+    return refreshed(rebuilt(model, moved))
 
 
 def _size(graph: ChannelGraph, key: tuple[str, int]) -> int:

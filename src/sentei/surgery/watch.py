@@ -22,7 +22,7 @@ from sentei.graph.calls import Call
 from sentei.graph.copying import rebuilt
 from sentei.graph.forward import run
 from sentei.graph.inputs import Inputs, arguments
-from sentei.graph.resize import named_tensors
+from sentei.graph.resize import carries_units, named_tensors
 from sentei.graph.tracer import LabelMode
 
 CONVOLUTIONS = ("aten.convolution", "aten._convolution", "aten.mkldnn_convolution")
@@ -71,7 +71,7 @@ class _Watcher(LabelMode):
     """A reference run in which nothing is removed and every place that would silence a unit takes note instead."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, answer: Answer | None) -> None:
-        sources = {id(t): n for n, t in named_tensors(model).items() if t.is_floating_point() and t.ndim}
+        sources = {id(t): n for n, t in named_tensors(model).items() if carries_units(t) and t.ndim}
         every = torch.ones(len(graph.grouping.group_of), dtype=torch.bool)
         super().__init__(sources, units=graph.slot_units(), kept=every)
         self.count_cost = False

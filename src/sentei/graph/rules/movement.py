@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from torch import Tensor
 
 from sentei.graph import labels as lab
-from sentei.graph.calls import Call, rule
-from sentei.graph.rules.pointwise import combine
+from sentei.graph.calls import COUNTED, Call, rule
+from sentei.graph.rules.made import merged_expansion, note_expanded
+from sentei.graph.rules.pointwise import FIXED_SIZE, combine
 from sentei.graph.tracer import LabelMode, unknown
 
-VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze detach alias view_as_real lift_fresh
+VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze detach alias lift_fresh
 lift"""
 COPIES = "repeat tile rot90 pixel_unshuffle repeat_interleave"
 PLACES = "select diagonal as_strided unfold index_select take_along_dim gather narrow_copy"
@@ -28,6 +31,7 @@ def aten(names: str) -> list[str]:
 
 @rule(*aten("clone contiguous"))
 def same(mode: LabelMode, call: Call) -> None:
+    note_expanded(call.args[0], call.out)
     mode.put(call.out, mode.layers(call.args[0]))
 
 
@@ -43,6 +47,23 @@ def execute(mode: LabelMode, call: Call) -> None:
         layers.append(moved if call.func.is_view else lab.tidy(moved))
     if call.name in ("aten.expand", "aten.repeat_interleave"):
         mode.trace.sized |= bool(layers)
+    mode.put(call.out, layers)
+
+
+@rule("aten.view_as_real")
+def view_as_real(mode: LabelMode, call: Call) -> None:
+    mode.put(call.out, [layer.unsqueeze(-1).expand(call.out.shape) for layer in mode.layers(call.args[0])])
+
+
+@rule("aten.view_as_complex")
+def view_as_complex(mode: LabelMode, call: Call) -> None:
+    """The last dimension, real and imaginary parts, goes."""
+    layers = []
+    for layer in mode.layers(call.args[0]):
+        if layer.ndim - 1 in lab.varying(layer):
+            mode.freeze(layer, "real and imaginary parts are channels")
+        else:
+            layers.append(layer[..., 0])
     mode.put(call.out, layers)
 
 
@@ -203,17 +224,43 @@ def _evenly(mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], fl
 def reshape(mode: LabelMode, call: Call) -> None:
     layers = []
     for layer in mode.layers(call.args[0]):
+        layer = _in_parts(mode, layer, call.out.shape)
         moved, splits = lab.reshape(layer, call.out.shape)
         mode.trace.sized |= call.out.ndim >= layer.ndim
         for dims in splits:
             small = lab.narrow(moved, lab.varying(moved))
             if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims) and int(small.min()) >= 0:
                 core = small.reshape([small.shape[d] for d in dims])
-                moved = lab.tidy(mode.split(core, view=True).reshape(small.shape), moved.shape)
+                moved = lab.tidy(mode.split(core, True, _free_axis(call, dims)).reshape(small.shape), moved.shape)
             else:
                 mode.freeze(layer, "is seen in parts, together with elements that hold no channel")
         layers.append(moved)
-    mode.put(call.out, layers)
+    mode.put(call.out, layers + merged_expansion(mode, call.args[0], call.out))
+
+
+def _in_parts(mode: LabelMode, layer: Tensor, shape: Sequence[int]) -> Tensor:
+    """Where channels are cut into groups that merge with their neighbours (view(N, groups, -1) for statistics), the
+    groups shrink evenly."""
+    vary = lab.varying(layer)
+    for old, new in lab.blocks(layer.shape, shape):
+        if len(vary) == 1 and vary[0] in old and sum(layer.shape[d] > 1 for d in old) > 1:
+            before = math.prod(layer.shape[d] for d in old if d < vary[0])
+            width = layer.shape[vary[0]]
+            left = itertools.accumulate((shape[d] for d in new), operator.mul)
+            inner = {p // before for p in left if before < p < before * width and p % before == 0}
+            parts = inner.pop() if len(inner) == 1 else 1
+            if parts > 1 and width % parts == 0:
+                return _evenly(mode, layer, vary[0], (parts, width // parts))
+    return layer
+
+
+def _free_axis(call: Call, dims: list[int]) -> int:
+    """The one of the new dimensions that is most likely to shrink: the one given as -1, or the channels of an image
+    that is made of a vector. -1 if nothing tells."""
+    sizes = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], (list, tuple)) else ()
+    given = [i for i, d in enumerate(dims) if len(sizes) == call.out.ndim and sizes[d] == -1]
+    image = call.out.ndim > 3 and dims == list(range(1, call.out.ndim))
+    return given[0] if given else 0 if image else -1
 
 
 @rule(*aten("split split_with_sizes chunk unbind unsafe_split unsafe_chunk tensor_split hsplit vsplit"))
@@ -341,3 +388,26 @@ def im2col(mode: LabelMode, call: Call) -> None:
             moved = moved.amax(-1, keepdim=True).expand_as(moved)
         layers.append(lab.tidy(moved))
     mode.put(call.out, layers)
+
+
+@rule("aten.col2im")
+def col2im(mode: LabelMode, call: Call) -> None:
+    """Channels times kernel positions become channels: the positions of a channel go together."""
+    x, out = call.args[0], call.out
+    dim = x.ndim - 2
+    layers = []
+    for layer in mode.layers(x):
+        vary = lab.varying(layer)
+        if vary == (dim,):
+            matrix = lab.first_along(layer, dim).reshape(out.shape[-3], -1)
+            channels = matrix.amax(1, keepdim=True)
+            mode.tie(matrix, channels.expand_as(matrix), FIXED_SIZE)
+            layers.append(lab.place(channels[:, 0], out.ndim - 3, out.shape))
+        elif dim == 1 and vary == (0,):
+            layers.append(lab.place(lab.first_along(layer, 0), 0, out.shape))
+        else:
+            mode.freeze(layer, "varies over positions in a fold")
+    mode.put(out, layers)
+
+
+COUNTED.update(aten("clone " + RESHAPES))

@@ -43,6 +43,7 @@ UNTAGGED = [
     "rand_like",
     "randn_like",
     "_conj",
+    "_neg_view",
     "fake_quantize_per_tensor_affine",
     "tril",
     "triu",
@@ -81,6 +82,10 @@ UNTAGGED = [
     "addcdiv_",
     "_fused_dropout",
     "rsub",
+    "complex",
+    "polar",
+    "real",
+    "imag",
 ]
 
 PADDED = "is added to constants of a fixed size (zero padding)"
@@ -192,7 +197,6 @@ def fill_(mode: LabelMode, call: Call) -> None:
     """A constant overwrites the values; the size still follows the channels, so the labels stay."""
 
 
-@rule("aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_full", "aten.new_empty_strided",
-      "aten.is_same_size", "aten.sym_size", "aten.as_strided_")  # fmt: skip
+@rule("aten.new_empty", "aten.new_empty_strided", "aten.is_same_size", "aten.sym_size", "aten.as_strided_")
 def no_labels(mode: LabelMode, call: Call) -> None:
     """The result does not depend on the units of the operand."""
