@@ -59,18 +59,19 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
     if kind in (dict, OrderedDict):
-        new = memo[id(value)] = kind()
-        new.update({k: _copied(v, memo) for k, v in value.items()})
-        return new
+        entries = memo[id(value)] = kind()
+        entries.update({k: _copied(v, memo) for k, v in value.items()})
+        return entries
     if kind is list:
-        new = memo[id(value)] = []
-        new.extend([_copied(v, memo) for v in value])
-        return new
+        items: list[Any] = []
+        memo[id(value)] = items
+        items.extend([_copied(v, memo) for v in value])
+        return items
     if kind is FunctionType and value.__closure__:
         return _rebound(value, memo)
     if isinstance(value, Tensor) and not value.is_leaf:
-        new = memo[id(value)] = value.detach().clone()
-        return new
+        memo[id(value)] = value.detach().clone()
+        return memo[id(value)]
     return copy.deepcopy(value, memo)
 
 

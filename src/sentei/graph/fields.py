@@ -1,4 +1,4 @@
-"""Plain values that modules keep for themselves: split sizes, head counts, widths. A cut has to rewrite what it changes.
+"""Plain values that modules keep for themselves (split sizes, head counts, widths) and that a cut has to rewrite.
 
 A module's numbers, also those in its lists, tuples and dicts, are compared with the sizes of what the module works on.
 A number that the forward pass never reads (`num_features`, what a new classifier is built from) follows the one width
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +116,7 @@ def reads_noted(mode: LabelMode, model: nn.Module) -> Iterator[None]:
         mode.trace.reads.append(Read(names[id(module)], attr, mode.op))
         return held[attr]
 
-    nn.Module.__getattr__ = noted  # type: ignore[method-assign, assignment]
+    nn.Module.__getattr__ = noted  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -141,6 +141,25 @@ def fields(model: nn.Module, record: Trace) -> list[Field]:
                     seen = (name, attr) in read or hasattr(type(module), attr)
                     out.append(Field(name, attr, path, number, seen, tuple(vectors)))
     return out
+
+
+def only_meaning(
+    row: Callable[[np.ndarray], np.ndarray], found: Sequence[Field], sites: Sequence[Site]
+) -> tuple[list[Site], list[Field]]:
+    """Sites for the numbers that the forward pass never reads and that can mean one width only; and the other fields.
+
+    `row` tells how a label vector's length depends on the widths: equal rows count the same.
+    """
+    taken = {(s.module, s.attr, s.path) for s in sites}
+    more, rest = [], []
+    for f in found:
+        if (f.module, f.attr, f.path) in taken or OTHER.search(f.attr):
+            continue
+        if isinstance(f.value, int) and not f.read and len({row(v).tobytes() for v in f.vectors}) == 1:
+            more.append(f.site(f.vectors[0]))
+        else:
+            rest.append(f)
+    return more, rest
 
 
 Sizes = Mapping[int, Mapping[bytes, tuple[str, np.ndarray]]]
@@ -188,9 +207,7 @@ def _root(number: float, size: int) -> bool:
     return any(math.isclose(number, value, rel_tol=1e-9) for value in (size**0.5, size**-0.5, 1 / size, float(size)))
 
 
-def site_values(
-    model: nn.Module, sites: Iterable[Site], count: Mapping[int, int]
-) -> list[tuple[nn.Module, str, Any]]:
+def site_values(model: nn.Module, sites: Iterable[Site], count: Mapping[int, int]) -> list[tuple[nn.Module, str, Any]]:
     """The attributes that the sites set, with the new numbers: `count[i]` belongs to the site at place i."""
     modules = dict(model.named_modules())
     new: dict[tuple[str, str], Any] = {}

@@ -296,7 +296,7 @@ class ChannelGraph:
         return attributes(model, names, self.cuts(plan) if cuts is None else cuts, given)
 
     def stale(self, plan: HasKeep) -> tuple[str, ...]:
-        """Plain numbers of modules that may speak of a width which the plan changes, and that a cut leaves as they are."""
+        """Plain numbers of modules that may speak of a width that the plan changes, and that a cut leaves alone."""
         kept = self.kept_labels(plan)
         return tuple(f.name for f in self.unfollowed if any(not _stay(v, kept).all() for v in f.vectors))
 
