@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sentei.graph import labels as lab
 from sentei.graph.belief import Belief, Pair, groups_of_labels, labels_of
-from sentei.graph.fields import fields
+from sentei.graph.fields import fields, renewed
 from sentei.graph.first import first_pass
 from sentei.graph.graph import ChannelGraph
 from sentei.graph.groups import components
@@ -41,7 +41,7 @@ class Mender:
 
     def _follow(self, graph: ChannelGraph, groups: list[int], fault: Mismatch) -> bool:
         """Let plain numbers of modules follow the groups, let other groups keep the same share, or both."""
-        numbers = self._numbers(graph, groups, fault.where)
+        numbers = self._numbers(graph, groups, fault)
         for partner in (None, *self._partners(graph, groups, fault.where)):
             pair = [] if partner is None else [(labels_of(graph, groups[0]), labels_of(graph, partner))]
             for sites in ([], *numbers) if pair else numbers:
@@ -88,24 +88,31 @@ class Mender:
             more_sites = [s for s in more_sites if s.module != found.where]
             more_pairs = [(m, pair) for m, pair in more_pairs if m != found.where]
 
-    def _numbers(self, graph: ChannelGraph, groups: list[int], where: str) -> list[list[Site]]:
-        """Sets of plain numbers, read by the module at fault or one around it, that may count units of the groups."""
+    def _numbers(self, graph: ChannelGraph, groups: list[int], fault: Mismatch) -> list[list[Site]]:
+        """Sets of plain numbers, read by the module at fault or one around it, that may count units of the groups.
+
+        All of one module together come first; then single ones, those that were read last before the fault first, and
+        of these the smallest.
+        """
+        where, last = fault.where, {(r.module, r.attr): r.op for r in self.belief.record.reads if r.op < fault.at.op}
         hit = np.isin(groups_of_labels(graph), groups)
         taken = {(s.module, s.attr, s.path) for s in graph.sites}
         found: dict[str, list[list[Site]]] = {}
         for f in self.fields:
-            inside = where == f.module or where.startswith(f.module + ".") or not f.module
+            inside = where == f.scope or where.startswith(f.scope + ".") or not f.scope
             if not f.read or not inside or not isinstance(f.value, int) or (f.module, f.attr, f.path) in taken:
                 continue
-            rows = {_row(graph, v): v for v in f.vectors if hit[v[v >= 0]].any()}
+            rows = {_row(graph, m.vector): m for m in reversed(f.candidates) if hit[m.vector[m.vector >= 0]].any()}
             if rows:
-                found.setdefault(f.module, []).append([f.site(v) for v in list(rows.values())[:3]])
+                found.setdefault(f.scope, []).append([f.site(m) for m in list(rows.values())[::-1][:3]])
         sets: list[list[Site]] = []
         for module in sorted(found, key=len, reverse=True):
             options = found[module]
             sets += [[o[min(k, len(o) - 1)] for o in options] for k in range(max(map(len, options)))]
             if len(options) > 1:
-                sets += [[site] for o in options[:6] for site in o]
+                single = [site for option in options for site in option]
+                single.sort(key=lambda s: (-last.get((s.module, s.attr), 0), len(s.labels)))
+                sets += [[site] for site in single[:12]]
         return sets
 
     def _alike(self, sites: Sequence[Site]) -> Iterator[Site]:
@@ -114,14 +121,15 @@ class Mender:
         place = {(f.module, f.attr, f.path): f for f in self.fields}
         wanted = {}
         for s in sites:
-            vectors, own = place[s.module, s.attr, s.path].vectors, s.labels.numpy()
-            place_of = next(i for i, v in enumerate(vectors) if np.array_equal(v, own))
-            wanted[type(modules[s.module]), s.attr, s.path] = place_of
+            found = place[s.module, s.attr, s.path].candidates
+            wanted[type(modules[s.module]), s.attr, s.path] = next(
+                i for i, m in enumerate(found) if m.origin == s.origin
+            )
         taken = {(s.module, s.attr, s.path) for s in self.belief.sites}
         for f in self.fields:
             i = wanted.get((type(modules[f.module]), f.attr, f.path))
             if i is not None and (f.module, f.attr, f.path) not in taken and f.read:
-                yield f.site(f.vectors[min(i, len(f.vectors) - 1)])
+                yield f.site(f.candidates[min(i, len(f.candidates) - 1)])
 
     def _partners(self, graph: ChannelGraph, groups: list[int], where: str) -> list[int]:
         """Groups that the module at fault works on too, of a width that is a multiple or a part; best first."""
@@ -167,11 +175,11 @@ class Mender:
             choices = self._next(wanted)
             if not choices:
                 return False
-            old, record = dict(self.belief.choices), self.belief.record
+            old, record, sites = dict(self.belief.choices), self.belief.record, self.belief.sites
             self._retrace(choices)
             if self._consistent() and (wanted is hit or self._all_follow(wanted)):
                 return True
-            self.belief.choices, self.belief.record = old, record
+            self.belief.choices, self.belief.record, self.belief.sites = old, record, sites
             self.fields = fields(self.model, record)
         return False
 
@@ -180,6 +188,7 @@ class Mender:
         if choices:
             self.belief.choices = {**self.belief.choices, **choices}
             self.belief.record = first_pass(self.model, self.belief.named, self.belief.inputs, self.belief.choices)
+            self.belief.sites = renewed(self.belief.sites, self.belief.record)
             self.fields = fields(self.model, self.belief.record)
 
     def _consistent(self) -> bool:
