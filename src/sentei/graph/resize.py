@@ -21,7 +21,7 @@ Cuts = Mapping[str, Sequence[tuple[int, np.ndarray]]]
 
 
 @functools.cache
-def _layer_type(kind: type[nn.Module]) -> bool:
+def _layer_type(kind: Any) -> bool:
     own = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Unflatten, nn.MultiheadAttention)
     return issubclass(kind, FOLLOWED) or kind.__module__.startswith("torch.nn.") and kind not in own
 
