@@ -94,10 +94,10 @@ def test_kill_9_of_a_real_process(trained, tmp_path, capsys):
     assert first.wait() == -signal.SIGKILL
     assert not (folder / "summary.json").exists()
 
-    again = main([*arguments, "--run", str(folder)])
-    assert again == 2
-    assert f"sentei resume {folder}" in capsys.readouterr().err
-    assert main(["resume", str(folder)]) == 0
+    assert main([*arguments, "--lr", "0.5", "--run", str(folder)]) == 2
+    assert "half-finished run with another recipe.lr: there 0.02, now 0.5" in capsys.readouterr().err
+    assert main([*arguments, "--run", str(folder)]) == 0
+    assert f"Going on with the half-finished run in {folder}" in capsys.readouterr().out
     assert results(folder) == results(tmp_path / "whole")
 
 

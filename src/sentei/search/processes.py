@@ -13,9 +13,8 @@ from multiprocessing.connection import wait
 
 from sentei.errors import SearchError
 from sentei.search.evaluators import Evaluator
-from sentei.search.executors import RETRIES, Job, Outcome
+from sentei.search.executors import RETRIES, Job, Outcome, worker_threads
 from sentei.search.payload import pack
-from sentei.train.threads import available_cpus
 
 HELLO, READY = "hello", "ready"
 
@@ -62,8 +61,7 @@ class Processes:
 
     def __init__(self, evaluator: Evaluator, workers: int) -> None:
         self.workers = workers
-        bound = int(os.environ.get("OMP_NUM_THREADS") or available_cpus())
-        self.threads = max(1, min(available_cpus() // workers, bound))
+        self.threads = worker_threads("process", workers) or 1
         self.payload = pack(evaluator)
         self.crew: list[Worker] = []
         self.stillborn, self.any_ready = 0, False

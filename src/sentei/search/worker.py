@@ -16,7 +16,8 @@ from sentei.train.threads import set_threads
 
 
 def main(descriptor: int, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the parent too, which then ends its workers
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     set_threads()
     pipe = Connection(descriptor)
