@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from sentei.atomic import write_atomic
-from sentei.errors import CheckpointError
+from sentei.errors import CheckpointError, ConfigError
 from sentei.lock import LOCK
 from sentei.schema import SUMMARIES, Config, Summary, validated
 from sentei.sealed import is_sealed_yaml, read_json, sealed_yaml
@@ -45,14 +45,14 @@ def is_finished(folder: str | Path) -> bool:
 
 
 def is_half_cleaned(folder: str | Path) -> bool:
-    """Whether a finished run was killed before it removed what it no longer needs."""
-    return is_finished(folder) and (any(Path(folder).glob("*.ckpt")) or (Path(folder) / REPLACED).is_dir())
+    """Whether a finished run was killed before it removed its checkpoints. Its command counts as interrupted."""
+    return is_finished(folder) and any(Path(folder).glob("*.ckpt"))
 
 
 def clean_up(folder: str | Path) -> None:
     """Remove what a finished run no longer needs."""
-    remove_checkpoints(Path(folder))
     forget_replaced(Path(folder))
+    remove_checkpoints(Path(folder))
 
 
 def is_ours(folder: str | Path) -> bool:
@@ -65,8 +65,12 @@ def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def finished_text(folder: str | Path) -> str:
-    return f"{folder} holds a finished run. Choose another run directory, or replace it (--overwrite, overwrite=True)"
+def refuse_finished(folder: str | Path) -> None:
+    """ConfigError if a folder holds a finished run."""
+    if is_finished(folder) and not is_half_cleaned(folder):
+        raise ConfigError(
+            f"{folder} holds a finished run. Choose another run directory, or replace it (--overwrite, overwrite=True)"
+        )
 
 
 def resume_command(folder: str | Path) -> str:

@@ -19,11 +19,10 @@ from sentei.runfiles import (
     bring_back,
     clean_up,
     clear,
-    finished_text,
     has_progress,
-    is_finished,
     is_ours,
     read_config,
+    refuse_finished,
     set_aside,
     sweep,
     write_config,
@@ -69,8 +68,8 @@ class Run:
             return cls(None)
         path = Path(folder)
         _refuse_foreign(path)
-        if is_finished(path) and not overwrite:
-            raise ConfigError(finished_text(path))
+        if not overwrite:
+            refuse_finished(path)
         run = cls(path)  # nothing is touched before the lock is held
         try:
             run._begin(path, json.loads(json.dumps(config)), command, overwrite)
@@ -87,12 +86,12 @@ class Run:
         bring_back(path)  # what was to be replaced by a process that was killed before it began
         if overwrite:
             set_aside(path)
-        if is_finished(path):
-            raise ConfigError(finished_text(path))
+        refuse_finished(path)
         asked = {"command": json.loads(json.dumps(command)) if command else None, "resolved": config}
         if has_progress(path):
             stored = read_config(path)
             _refuse_other(path, stored["resolved"], config)
+            (path / SUMMARY).unlink(missing_ok=True)
             if asked["command"] != stored["command"]:  # files have moved
                 write_config(path, asked)
         else:

@@ -65,14 +65,19 @@ def test_death_at_every_write_changes_nothing(name, sentei, dying, trained, tmp_
     verb, *model = (trained if word == "TRAINED" else word for word in COMMANDS[name])
     assert sentei(verb, *model, "--run", "whole").code == 0
     expected = results(tmp_path / "whole")
-    for writes in range(1, 60):
+    for writes in range(60):
         folder = tmp_path / f"dies{writes}"
         dying(writes)
         try:
             sentei(verb, *model, "--run", folder)
         except Killed:
             dying(-1)
-            resumed = sentei("resume", folder)
+            if writes == 0:
+                refused = sentei("resume", folder)
+                assert refused.code == 2
+                assert "Give the command that was to make it once more" in refused.err
+            resume = writes % 4 > 1 and ("resume", folder)
+            resumed = sentei(*(resume or (verb, *model, "--run", folder)))
             assert resumed.code == 0, (writes, resumed.err)
             assert results(folder) == expected, writes
             assert not list(folder.glob("*.ckpt"))
@@ -235,6 +240,6 @@ def test_a_run_whose_data_changed_is_not_resumed(sentei, dying, tmp_path):
         sentei("train", "digitsnet", "--data", "mine.py:images", "--run", "x", "--epochs", 3)
     dying(-1)
     (tmp_path / "mine.py").write_text(source.replace("SIZE", "300"))
-    refused = sentei("resume", "x")
+    refused = sentei("resume", "x", "--trust")
     assert refused.code == 2
-    assert "another data" in refused.err
+    assert "another data.train: there 180, now 270" in refused.err

@@ -24,7 +24,7 @@ from sentei.cli.options import (
     default_folder,
     resolved_ref,
 )
-from sentei.cli.running import is_done, tell
+from sentei.cli.running import begin, tell
 from sentei.cli.saved import Saved, permit, saved_command
 from sentei.console import say, screen
 from sentei.errors import ConfigError
@@ -78,11 +78,7 @@ class FidelityCommand:
         return self.run or default_folder(self.model, self.images.data, "fidelity")
 
     def execute(self) -> None:
-        if not is_done(self.folder, overwrite=False):
-            self.measure()
-        tell(show, self.folder, self.as_json)
-
-    def measure(self) -> None:
+        begin(self.folder)
         options = self
         if is_started(self.model):
             saved = saved_command(self.model)
@@ -103,6 +99,7 @@ class FidelityCommand:
             )  # fmt: skip
             write_atomic(self.folder / PLOT, plot(summary).encode())
             run.finish(summary)
+        tell(show, self.folder, self.as_json)
 
     def source(self) -> tuple[str, str | None]:
         """Reference and weights file, with absolute paths."""

@@ -25,7 +25,7 @@ from sentei.cli.options import (
     is_code,
     resolved_ref,
 )
-from sentei.cli.running import is_done, tell
+from sentei.cli.running import begin, tell
 from sentei.cli.saved import Saved, permit, quoted, saved_command, trust_flag
 from sentei.console import say, screen
 from sentei.errors import ConfigError
@@ -90,30 +90,30 @@ class Prune:
 
     def execute(self) -> None:
         budget, constraints = self.budget(), self.limits.constraints()
-        if not is_done(self.folder, self.overwrite):
-            options = self.filled()
-            data = options.images.load(self.model)
-            model, dense = dense_model(*options.source(), data, self.recipe.seed, self.trust)
-            bare = random_parameter(dense)
-            options.refuse_untrained(dense, bare)
-            announce(self.model, dense, data, bare)
-            prune(
-                model,
-                data,
-                method=self.method,
-                budget=budget,
-                run_dir=self.folder,
-                recipe=self.recipe,
-                constraints=constraints,
-                distill=self.distill,
-                images=self.score_images,
-                source=dense.ref,
-                command=options.command(dense),
-                overwrite=self.overwrite,
-                say=say,
-                progress=True,
-                **vars(self.how),
-            )
+        begin(self.folder, self.overwrite)
+        options = self.filled()
+        data = options.images.load(self.model)
+        model, dense = dense_model(*options.source(), data, self.recipe.seed, self.trust)
+        bare = random_parameter(dense)
+        options.refuse_untrained(dense, bare)
+        announce(self.model, dense, data, bare)
+        prune(
+            model,
+            data,
+            method=self.method,
+            budget=budget,
+            run_dir=self.folder,
+            recipe=self.recipe,
+            constraints=constraints,
+            distill=self.distill,
+            images=self.score_images,
+            source=dense.ref,
+            command=options.command(dense),
+            overwrite=self.overwrite,
+            say=say,
+            progress=True,
+            **vars(self.how),
+        )
         tell(show, self.folder, self.as_json)
 
     def filled(self) -> Prune:

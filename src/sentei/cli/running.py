@@ -12,37 +12,19 @@ from typing import Any
 import torch
 
 from sentei.console import say
-from sentei.errors import ConfigError
-from sentei.runfiles import (
-    clean_up,
-    finished_text,
-    has_progress,
-    is_finished,
-    is_half_cleaned,
-    read_config,
-    read_summary,
-)
+from sentei.runfiles import has_progress, read_config, read_summary, refuse_finished
 
 Show = Callable[[Path, Mapping[str, Any]], None]
 
 
-def is_done(folder: Path, overwrite: bool) -> bool:
-    """Whether nothing is left to do but to show the summary; sets the threads that a half-finished run computes with.
-
-    ConfigError, before any work, if the folder holds a finished run that is not to be replaced. One that was killed in
-    its last moment counts as interrupted, so that its command can be repeated.
-    """
+def begin(folder: Path, overwrite: bool = False) -> None:
+    """ConfigError, before any work, if a finished run would have to be replaced; a half-finished one goes on."""
     if overwrite:
-        return False
-    if is_half_cleaned(folder):
-        clean_up(folder)
-        return True
-    if is_finished(folder):
-        raise ConfigError(finished_text(folder))
+        return
+    refuse_finished(folder)
     if has_progress(folder):
         say(f"Going on with the half-finished run in {folder}")
         adopt_threads(folder)
-    return False
 
 
 def adopt_threads(folder: Path) -> None:

@@ -23,7 +23,7 @@ from sentei.cli.options import (
     default_folder,
     resolved_ref,
 )
-from sentei.cli.running import is_done, tell
+from sentei.cli.running import begin, tell
 from sentei.cli.saved import Saved, quoted, trust_flag
 from sentei.console import say, screen
 from sentei.graph import trace
@@ -65,12 +65,12 @@ class Train:
         return self.run or default_folder(self.model, self.images.data or "data")
 
     def execute(self) -> None:
-        if not is_done(self.folder, self.overwrite):
-            data = self.images.load()
-            ref, weights = resolved_ref(self.model), absolute_or_none(self.weights)
-            model, dense = dense_model(ref, weights, data, self.recipe.seed, self.trust)
-            announce(self.model, dense, data, random_parameter(dense))
-            train(self, model, dense, data)
+        begin(self.folder, self.overwrite)
+        data = self.images.load()
+        ref, weights = resolved_ref(self.model), absolute_or_none(self.weights)
+        model, dense = dense_model(ref, weights, data, self.recipe.seed, self.trust)
+        announce(self.model, dense, data, random_parameter(dense))
+        train(self, model, dense, data)
         tell(show, self.folder, self.as_json)
 
     def command(self, dense: Dense) -> dict[str, Any]:
