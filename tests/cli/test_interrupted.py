@@ -12,7 +12,7 @@ import pytest
 
 from sentei.cli import main
 from sentei.train.journal import Journal
-from tests.cli.conftest import QUICK
+from tests.cli.conftest import QUICK, Killed
 
 RESULTS = ("model.safetensors", "plan.json")
 TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64, "--steps", 2)
@@ -20,36 +20,6 @@ TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64,
 
 def results(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in RESULTS if (folder / name).exists()]
-
-
-class Killed(BaseException):
-    """Stands for the death of the process: no handler of ours catches it."""
-
-
-@pytest.fixture
-def dying(monkeypatch):
-    """Makes the n-th write to the disk the last: half of the times just before it, half of the times just after."""
-    count = {"left": -1}
-
-    def limited(original):
-        def write(*args, **options):
-            if count["left"] == 0:
-                raise Killed
-            done = original(*args, **options)
-            count["left"] -= 1
-            if count["left"] == 0 and count["after"]:
-                raise Killed
-            return done
-
-        return write
-
-    monkeypatch.setattr(os, "replace", limited(os.replace))
-    monkeypatch.setattr(Journal, "append", limited(Journal.append))
-
-    def after(writes: int) -> None:
-        count.update(left=writes, after=writes % 2)
-
-    return after
 
 
 SEARCH = ("--method", "abc", "--round-to", 1, *TINY[:-2], "--evaluations")

@@ -169,6 +169,16 @@ def resolved_ref(ref: str) -> str:
     return absolute(ref) if is_started(ref) else ref
 
 
+def path_of(ref: str) -> Path | None:
+    """The file or folder of a resolved reference; None for one that names none.
+
+    >>> path_of("resnet56"), path_of("imagefolder:/photos"), path_of("/nets/mine.py:make")
+    (None, PosixPath('/photos'), PosixPath('/nets/mine.py'))
+    """
+    path = Path(ref.rpartition(":")[0] if is_code(ref) else ref.removeprefix("imagefolder:"))
+    return path if path.is_absolute() else None
+
+
 def absolute(path: str | Path) -> str:
     return str(Path(path).expanduser().resolve())
 

@@ -156,7 +156,7 @@ class Prune:
         limits = {**asdict(self.limits), "keep": list(self.limits.keep)}
         return command_of(
             "prune", resolved_ref(self.model), dense, self.images, recipe=self.recipe.to_dict(),
-            options={**own, "limits": limits, "weights": self.source()[1]}, how=settings_of(self.how),
+            options={**own, "limits": limits, "weights": self.source()[1]}, how=settings_of(self.how.resolved()),
         )  # fmt: skip
 
     @classmethod

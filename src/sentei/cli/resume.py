@@ -13,12 +13,12 @@ from sentei.cli import fidelity as comparing
 from sentei.cli import prune as pruning
 from sentei.cli import train as training
 from sentei.cli.networks import runs_near
-from sentei.cli.options import AsJson, Trust, resolved_ref
+from sentei.cli.options import AsJson, Trust, path_of, resolved_ref
 from sentei.cli.running import Show, tell
 from sentei.cli.saved import Saved, permit, saved_command
 from sentei.console import say
 from sentei.errors import CheckpointError, ConfigError
-from sentei.runfiles import clean_up, is_finished, is_started
+from sentei.runfiles import clean_up, is_finished, is_started, resume_command
 
 Command = training.Train | pruning.Prune | comparing.FidelityCommand
 VERBS: dict[str, tuple[Callable[[Path, Saved], Command], Show]] = {
@@ -69,7 +69,9 @@ class Resume:
         named = {"model": self.model is not None, "data": self.data is not None}
         model = [] if named["model"] else [saved.model, saved.dense.ref if saved.model == saved.dense.ref else None]
         permit(self.run, [*model, *([] if named["data"] else [saved.data.data])], self.trust)
-        self._moved(build(self.run, saved)).execute()
+        command = self._moved(build(self.run, saved))
+        self._refuse_lost(command)
+        command.execute()
 
     def _moved(self, command: Command) -> Command:
         """The command with what was named again."""
@@ -86,6 +88,22 @@ class Resume:
                 raise ConfigError(f"{self.run} uses no supernet of another run; leave out --supernet")
             given["how"] = replace(how, supernet=self.supernet)
         return replace(command, **given)
+
+    def _refuse_lost(self, command: Command) -> None:
+        """CheckpointError, with what to type, if something lies no longer where the run has it."""
+        supernet = getattr(getattr(command, "how", None), "supernet", None)
+        places = {
+            "--model": (command.model, "MODEL"),
+            "--data": (command.images.data, "imagefolder:PATH or FILE.py:FUNCTION"),
+            "--weights": (command.weights, "FILE"),
+            "--supernet": (supernet, "RUN"),
+        }
+        for option, (where, form) in places.items():
+            if where is not None and (path := path_of(str(where))) is not None and not path.exists():
+                raise CheckpointError(
+                    f"{path} is not there any more. If it has moved, name its new place:  "
+                    f"{resume_command(self.run)} {option} {form}"
+                )
 
     def _no_run(self) -> str:
         if self.run.is_dir():

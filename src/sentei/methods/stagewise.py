@@ -140,7 +140,7 @@ class Stagewise(Method):
         return () if self.supernet is None else (self.supernet,)
 
     def resolved(self) -> Self:
-        return self if self.supernet is None else replace(self, supernet=str(Path(self.supernet).resolve()))
+        return self if self.supernet is None else replace(self, supernet=str(Path(self.supernet).expanduser().resolve()))
 
     def find(self, pruning: Pruning) -> Found:
         check_validation(pruning.data, self.validation_images)
