@@ -140,7 +140,8 @@ class Stagewise(Method):
         return () if self.supernet is None else (self.supernet,)
 
     def resolved(self) -> Self:
-        return self if self.supernet is None else replace(self, supernet=str(Path(self.supernet).expanduser().resolve()))
+        where = None if self.supernet is None else str(Path(self.supernet).expanduser().resolve())
+        return replace(self, supernet=where)
 
     def find(self, pruning: Pruning) -> Found:
         check_validation(pruning.data, self.validation_images)
