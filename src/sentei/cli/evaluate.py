@@ -78,8 +78,7 @@ class Evaluate:
         if self.weights is not None:
             raise ConfigError(f"{self.model} is a run and has its own weights; leave out --weights")
         summary, saved = read_summary(self.model), saved_command(self.model)
-        if self.images.data is None:
-            permit(self.model, [saved.data.data], self.trust)
+        permit(self.model, [saved.dense.ref, None if self.images.data else saved.data.data], self.trust)
         options = replace(self, images=self.images.filled(saved.data))
         model, data = load_run(self.model, self.trust), options.images.load()
         part = summary.get("pruned", summary)

@@ -59,9 +59,9 @@ def _from_run(ref: str, weights: str | None, data: Data, trust: bool) -> tuple[n
     if not file.is_file():
         raise CheckpointError(f"the run in {ref} is not finished. Go on with:  {resume_hint(ref)}")
     dense = saved.dense
+    permit(ref, [dense.ref], trust)
     if dense.num_classes != data.num_classes:
         raise ConfigError(f"{ref} was trained for {dense.num_classes} classes, the data has {data.num_classes}")
-    permit(ref, [dense.ref], trust)
     model = dense.build()
     load_weights(model, file, checked=True)
     return model, replace(dense, weights=str(file.resolve()), fresh=())
@@ -88,9 +88,9 @@ def refuse_missing_run(ref: str) -> None:
 
 
 def runs_near(path: Path) -> str:
-    """ "; did you mean runs/base?" where runs lie near."""
+    """The runs in a folder, or those whose names are like that of a folder which is not there; empty if none are."""
     found = [str(p) for p in _runs_around(path)]
-    near = get_close_matches(str(path), found, 3, 0.6)
+    near = [] if path.is_dir() else get_close_matches(str(path), found, 3, 0.6)
     if near:
         return f". Did you mean {', '.join(near)}?"
     return f". Runs here: {', '.join(found[:6])}" if found else ""
