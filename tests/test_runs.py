@@ -255,3 +255,11 @@ def test_the_files_of_a_run_are_all_known(tmp_path):
         (tmp_path / "x" / name).touch()
     runfiles.clear(tmp_path / "x")
     assert names(tmp_path / "x") == set()
+
+
+def test_what_a_kill_left_among_the_networks_on_the_way_goes(tmp_path):
+    begun(tmp_path / "x")
+    (tmp_path / "x/curve/01").mkdir(parents=True)
+    (tmp_path / "x/curve/01/.model.safetensors.77.tmp").touch()
+    Run.open(tmp_path / "x", CONFIG).close()
+    assert names(tmp_path / "x/curve/01") == set()

@@ -99,15 +99,16 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files that a kill has left."""
-    for file in filter(_is_temporary, folder.glob(".*")):
-        file.unlink(missing_ok=True)
+    """Remove temporary files that a kill has left, among the networks on the way too."""
+    for place in (folder, *(folder / CURVE).glob("*")):
+        for file in filter(_is_temporary, place.glob(".*")):
+            file.unlink(missing_ok=True)
 
 
 def remove_curve(folder: Path) -> None:
     """Remove the networks on the way, and nothing else."""
+    sweep(folder)
     for passed in (folder / CURVE).glob("*"):
-        sweep(passed)
         for name in NETWORK:
             (passed / name).unlink(missing_ok=True)
         with suppress(OSError):

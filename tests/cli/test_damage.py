@@ -30,6 +30,32 @@ def pruned(tmp_path_factory, trained):
     return folder
 
 
+@pytest.fixture(scope="module")
+def stagewise(tmp_path_factory, trained):
+    """A run with a supernet."""
+    from sentei.cli import main
+
+    folder = tmp_path_factory.mktemp("damage") / "stagewise"
+    search = ("--supernet-epochs", 0, "--evaluations", 8, "--table-images", 60, "--candidates", 2,
+              "--calibration-images", 64, "--validation-images", 60)  # fmt: skip
+    command = ("prune", trained, "--method", "stagewise", *search, "--run", folder, *QUICK)
+    assert main([str(a) for a in command]) == 0
+    return folder
+
+
+def test_a_damaged_supernet_is_refused(stagewise, trained, sentei, tmp_path):
+    file, rng = tmp_path / "net/supernet-stagewise.safetensors", random.Random(3)
+    shutil.copytree(stagewise, tmp_path / "net")
+    whole = file.read_bytes()
+    for _ in range(FLIPS):
+        file.write_bytes(flipped(whole, rng))
+        with pytest.raises(CheckpointError):
+            read_tensors(file, checked=True)
+    refused = sentei("prune", trained, "--method", "stagewise", "--supernet", "net", "--run", "x", *QUICK)
+    assert refused.code == 2
+    assert "supernet-stagewise.safetensors is" in refused.err
+
+
 def flipped(payload: bytes, rng: random.Random) -> bytes:
     raw = bytearray(payload)
     raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)

@@ -1,6 +1,7 @@
 """Runs that are killed or interrupted go on, and end as if nothing had happened."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from sentei.cli import main
 from sentei.train.journal import Journal
@@ -213,3 +215,52 @@ def test_a_run_whose_data_changed_is_not_resumed(sentei, dying, tmp_path):
     refused = sentei("resume", "x", "--trust")
     assert refused.code == 2
     assert "another data.train: there 180, now 270" in refused.err
+
+
+def test_a_changed_fitness_is_found_and_the_search_goes_on(trained, tmp_path, sentei, dying, caplog):
+    command = ("prune", trained, *SEARCH, 8)
+    assert sentei(*command, "--run", "whole").code == 0
+    dying(7)
+    with pytest.raises(Killed):
+        sentei(*command, "--run", "x")
+    dying(-1)
+    journal = tmp_path / "x/journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    lines[2] = re.sub(r'"fitness": [\d.]+', '"fitness": 0.999', lines[2])
+    journal.write_text("".join(lines))
+    done = sentei("resume", "x")
+    assert done.code == 0, done.err
+    assert "line 3 was altered" in caplog.text
+    assert results(tmp_path / "x") == results(tmp_path / "whole")
+    assert "99.90%" not in done.out
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def use(number):
+        torch.set_num_threads(number)
+        monkeypatch.setattr("sentei.cli.set_threads", lambda: number)
+
+    yield use
+    torch.set_num_threads(1)
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(trained, tmp_path, sentei, dying, two_threads, monkeypatch):
+    assert sentei("prune", trained, "--run", "whole", *TINY).code == 0
+    dying(5)
+    with pytest.raises(Killed):
+        sentei("prune", trained, "--run", "x", *TINY)
+    dying(-1)
+    two_threads(2)
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")
+        refused = sentei("resume", "x")
+        assert refused.code == 2
+        assert "another threads: there 1, now 2" in refused.err
+        assert "set OMP_NUM_THREADS=1" in refused.err
+    done = sentei("resume", "x")
+    assert done.code == 0, done.err
+    assert "Threads: 1 instead of 2, as when the run began" in done.out
+    assert results(tmp_path / "x") == results(tmp_path / "whole")

@@ -85,3 +85,15 @@ def wait_for_file(file: Path, process: subprocess.Popen) -> None:
         assert process.poll() is None
         time.sleep(0.01)
     raise AssertionError(f"{file} never came")
+
+
+def test_ctrl_c_while_everything_is_imported_shows_no_traceback(tmp_path):
+    script = "import sys, time; time.sleep(0.5); import sentei_main; sys.exit(sentei_main.main())"
+    for wait in (0.8, 1.2, 1.8):
+        process = subprocess.Popen([sys.executable, "-c", script, "--help"], stderr=subprocess.PIPE, text=True,
+                                   stdout=subprocess.DEVNULL, env=ENVIRONMENT, cwd=tmp_path)  # fmt: skip
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert "Traceback" not in said
+        assert process.returncode in (0, 130)

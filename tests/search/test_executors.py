@@ -12,7 +12,7 @@ import pytest
 
 from sentei.errors import ConfigError, SearchError
 from sentei.search import Colony, Job, Search, Store, open_executor
-from sentei.search.processes import Worker
+from sentei.search.processes import Processes, Worker
 from sentei.search.testing import small_space
 from tests.search.fakes import Fake
 
@@ -210,3 +210,11 @@ def test_a_worker_ignores_ctrl_c(tmp_path):
         executor.executor.crew[0].process.send_signal(signal.SIGINT)
         assert [first.job.number, next(run).job.number] == [0, 1]
         assert not list(tmp_path.glob("died*"))
+
+
+def test_a_worker_that_is_killed_before_it_could_start_is_replaced(tmp_path):
+    workers = Processes(Fake(tmp_path), 1)
+    workers.crew.append(Worker(1))
+    workers.crew[0].process.kill()
+    assert [o.result["fitness"] for o in workers.run(JOBS[:2])] == [3, 4]
+    workers.close()

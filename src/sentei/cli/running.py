@@ -35,7 +35,7 @@ def adopt_threads(folder: Path) -> None:
     threads = read_config(folder)["resolved"].get("threads")
     if isinstance(threads, int) and threads > 0 and "OMP_NUM_THREADS" not in os.environ:
         if threads != torch.get_num_threads():
-            say(f"Computing with {threads} threads, as the run began")
+            say(f"Threads: {threads} instead of {torch.get_num_threads()}, as when the run began")
         torch.set_num_threads(threads)
 
 

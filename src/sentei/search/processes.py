@@ -91,7 +91,8 @@ class Processes:
         self.crew.remove(worker)
         if not worker.ready:
             self.stillborn += 1
-            if not self.any_ready or self.stillborn > RETRIES:
+            killed = code < 0  # by a signal; anything else would happen again
+            if not (self.any_ready or killed) or self.stillborn > RETRIES:
                 raise SearchError(
                     f"a worker process ended with code {code} before it could start; if it said why, that stands above"
                 )
