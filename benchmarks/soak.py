@@ -14,7 +14,7 @@ flips       one bit of a file turned over
 changes     an entry of a file removed, replaced or moved, with the checksum forged wherever it can be
 disks       no space left, and a read-only disk, from some write point on
 crowds      a second process gives the same command, resumes or overwrites while the first one works
-signals     SIGTERM at a random moment
+signals     SIGTERM or Ctrl-C at a random moment
 workers     a worker of a search killed at a random moment
 ray         a raylet killed (where Ray is installed)
 """
@@ -67,7 +67,7 @@ COMMANDS = {
     "stagewise": [*PRUNE, "--method", "stagewise", "--supernet-epochs", "1", "--evaluations", "12", "--candidates", "3",
                   "--table-images", "60", *SEARCH],
 }  # fmt: skip
-OWN = ("config.yaml", "journal.jsonl", "summary.json", "gammas.png")
+OWN = ("config.yaml", "journal.jsonl", "summary.json", "gammas.png", ".lock")
 """Files that hold times or places, or no network."""
 
 
@@ -318,12 +318,13 @@ class Soak:
             name = self.rng.choice(list(COMMANDS))
             folder = Path(f"signal-{turn}")
             child = Child.start([*COMMANDS[name], "--run", str(folder)])
-            time.sleep(0.05 + self.rng.random() * spent[name])
-            os.kill(child.pid, signal.SIGTERM)
+            time.sleep(0.2 + self.rng.random() * spent[name])
+            number, part = ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"))[turn // 2 % 2]
+            os.kill(child.pid, number)
             code, text = child.wait()
-            if "Traceback" in text or code not in (0, 143, -signal.SIGTERM):
-                self.books.note("SIGTERM", "traceback", f"{code} {text}")
-            self.recovered("SIGTERM", name, folder, turn=turn)
+            if "Traceback" in text or code not in (0, 130, 143):
+                self.books.note(part, "traceback", f"{code} {text}")
+            self.recovered(part, name, folder, turn=turn)
 
     def workers(self) -> None:
         command = [*ABC, "--executor", "process", "--processes", "2"]

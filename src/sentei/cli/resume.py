@@ -68,7 +68,8 @@ class Resume:
             return
         named = {"model": self.model is not None, "data": self.data is not None}
         model = [] if named["model"] else [saved.model, saved.dense.ref if saved.model == saved.dense.ref else None]
-        permit(self.run, [*model, *([] if named["data"] else [saved.data.data])], self.trust)
+        code = [*model, *([] if named["data"] else [saved.data.data])]
+        permit(self.run, code, self.trust, ", or name it again with --model and --data")
         command = self._moved(build(self.run, saved))
         self._refuse_lost(command)
         command.execute()

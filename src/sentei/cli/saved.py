@@ -47,16 +47,16 @@ def saved_command(folder: str | Path) -> Saved:
     return validated(Saved, command, Path(folder) / CONFIG)
 
 
-def permit(folder: str | Path, code: Sequence[str | None], trust: bool) -> None:
+def permit(folder: str | Path, code: Sequence[str | None], trust: bool, otherwise: str = "") -> None:
     """ConfigError if a run would have functions of some file called that the user has not named.
 
-    A run directory may come from anywhere, and so may what its config names.
+    A run directory may come from anywhere, and so may what its config names. `otherwise` tells of another way.
     """
     named = [ref for ref in code if is_code(ref)]
     if named and not trust:
         raise ConfigError(
             f"{folder} names code to run: {', '.join(map(str, named))}. None of it was run. If you trust it, add "
-            "--trust (sentei resume also takes --model and --data, which name it again)"
+            f"--trust{otherwise}"
         )
 
 
