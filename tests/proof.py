@@ -90,15 +90,18 @@ def zeroed_consumers(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Mo
     """The reference of a cut, made by hand: a copy of the full model with zero weights for what is removed.
 
     Only what reads a unit is zeroed, so anything else that a removed unit leaks into shows up as a difference. Exact
-    for networks in which only convolutions and linear layers mix channels.
+    for networks in which only convolutions, linear and recurrent layers mix channels.
     """
     new = copy.deepcopy(model)
     readers = {}
-    for name, module in new.named_modules():
+    for name, module in list(new.named_modules()):
         if isinstance(module, (nn.Linear, _ConvNd)):
-            readers[f"{name}.weight"] = (module.weight, 0 if isinstance(module, _ConvTransposeNd) else 1)
+            place = weight_without_norm(module)
+            readers[f"{name}.{place}"] = (module.weight, 0 if isinstance(module, _ConvTransposeNd) else 1)
         elif hasattr(module, "reads"):
             readers[f"{name}.weight"] = (module.weight, module.reads)
+        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            readers |= {f"{name}.{key}": (w, 1) for key, w in module.named_parameters() if "weight" in key}
     with torch.no_grad():
         for name, kept in plan.keep.items():
             group = graph.group(name)
@@ -107,6 +110,20 @@ def zeroed_consumers(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Mo
                 if m.param in readers and readers[m.param][1] == m.dim:
                     readers[m.param][0].index_fill_(m.dim, torch.from_numpy(m.indices[gone].ravel()), 0)
     return new
+
+
+def weight_without_norm(module: nn.Module) -> str:
+    """Make a weight under weight_norm a plain parameter; returns where its directions were kept."""
+    if nn.utils.parametrize.is_parametrized(module, "weight") and hasattr(module.parametrizations.weight, "original1"):
+        weight = module.weight.detach()  # copies share their class, so PyTorch's own removal would harm the original
+        module.__class__ = type(module).__bases__[0]
+        del module._modules["parametrizations"]
+        module.register_parameter("weight", nn.Parameter(weight))
+        return "parametrizations.weight.original1"
+    if hasattr(module, "weight_v"):
+        nn.utils.remove_weight_norm(module)
+        return "weight_v"
+    return "weight"
 
 
 def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:

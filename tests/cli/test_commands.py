@@ -54,7 +54,7 @@ def test_prune_takes_model_and_data_from_the_run(sentei, trained):
 
 
 def test_options_reach_the_plan(sentei, trained):
-    done = sentei("prune", trained, "--run", "x", "--round-to", 1, "--max-ratio", 0.6, "--keep", "conv4", "--params",
+    done = sentei("prune", trained, "--run", "x", "--round-to", 1, "--max-ratio", 0.6, "--keep", "linear", "--params",
                   0.6, "--scope", "local", "--seed", 3, "--score-images", 64, "--distill", *QUICK)  # fmt: skip
     assert done.code == 0, done.err
     summary = json.loads(Path("x/summary.json").read_text())
@@ -117,6 +117,23 @@ def test_inspect_names_what_is_frozen_and_why(sentei):
     assert "reaches the network output" in out
     assert re.search(r"layer3\.1\.conv1 +64", out)
     assert "zero padding" in out
+
+
+def test_inspect_says_what_the_forward_never_reads(sentei, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b, self.spare = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Linear(10, 8)\n"
+        "    def forward(self, x):\n"
+        "        return self.b(self.a(x))\n"
+        "def net():\n"
+        "    return Net()\n"
+    )
+    out = sentei("inspect", "mine.py:net", "--input", "1,3,8,8").out
+    assert "The forward never reads 88 parameters (77.2% of them): spare." in " ".join(out.split())
+    assert "never reads" not in sentei("inspect", "resnet20").out
 
 
 def test_inspect_takes_a_shape(sentei):

@@ -452,16 +452,19 @@ def test_einsum_with_a_free_weight() -> None:
     assert ("out.weight", 1) in members(next(g for g in graph.groups if g.width == 5))
 
 
-def test_scaled_attention_keeps_its_head_size() -> None:
-    """1 / sqrt(head size) is computed inside the kernel, so cutting heads would change the scale."""
+def test_scale_of_attention_follows_its_head_size() -> None:
+    """1 / sqrt(head size) is computed inside the kernel: the cut follows, and the reference computes with its scale."""
 
     def forward(m: Block, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (f(x.flatten(2).transpose(1, 2)).unsqueeze(1) for f in (m.q, m.k, m.v))
         return m.out(F.scaled_dot_product_attention(q, k, v))
 
-    graph = graph_of(net(forward, q=nn.Linear(3, 4), k=nn.Linear(3, 4), v=nn.Linear(3, 6), out=nn.Linear(6, 2)))
-    assert free(graph) == {"v": 6}
-    assert "head size" in reason(graph, "q")
+    model = net(forward, q=nn.Linear(3, 4), k=nn.Linear(3, 4), v=nn.Linear(3, 6), out=nn.Linear(6, 2))
+    randomise(model.double().eval())
+    graph = trace(model, IMAGE)
+    assert free(graph) == {"q": 4, "v": 6}
+    _, report = prove(model, graph, Plan({"q": np.array([0, 3])}, graph.structure), (IMAGE,))
+    assert report.approximate
 
 
 # -- never guess
@@ -499,18 +502,24 @@ def test_constants_of_a_fixed_size_freeze() -> None:
     assert free(graph) == {}
 
 
-def test_channel_count_used_as_a_number_is_not_silent() -> None:
-    """Dividing by the square root of the width: exact wiring, other numbers. Frozen or refused, never passed."""
-    from sentei import check, cut
-    from sentei.errors import SurgeryError
-
-    model = net(lambda m, x: m.out((y := m.a(x)) / y.shape[1] ** 0.5), a=conv(3, 6), out=conv(6, 2))
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda y: y / y.shape[1] ** 0.5,
+        lambda y: y.sum(1, keepdim=True) / y.shape[1] + y,
+        lambda y: y * torch.tensor(y.shape[1]).double().rsqrt(),
+        lambda y: y + torch.full((), 1 / y.shape[1], dtype=y.dtype),
+        lambda y: y.clamp(max=1 / y.shape[1]),
+    ],
+)
+def test_numbers_made_of_the_running_width_are_those_of_the_cut(scale: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model = net(lambda m, x: m.out(scale(m.a(x))), a=conv(3, 6), out=conv(6, 2))
     randomise(model.double().eval())
     graph = trace(model, IMAGE)
-    plan = random_plan(graph, 0, 0.5)
-    if plan.keep:
-        with pytest.raises(SurgeryError, match="differs"):
-            check(model, cut(model, graph, plan), graph, plan, IMAGE)
+    assert free(graph) == {"a": 6}
+    _, report = prove(model, graph, random_plan(graph, 0, 0.5), (IMAGE,))
+    assert report.max_error < 1e-12
+    assert report.approximate == ("",)
 
 
 def test_complete_picture_of_a_group() -> None:

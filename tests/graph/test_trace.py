@@ -327,13 +327,33 @@ def test_plan_of_another_model(graph: ChannelGraph) -> None:
 
 def test_model_that_cannot_be_copied() -> None:
     model = small_net()
-    model.lock = (x for x in ())
     graph = trace(model, IMAGE)
+    model.lock = (x for x in ())
     with pytest.raises(SurgeryError, match="deep-copied.*generator"):
         cut(model, graph, random_plan(graph, 0))
+    with pytest.raises(TraceError, match="deep-copied.*generator"):
+        trace(model, IMAGE)
 
 
 def test_every_error_is_of_the_family() -> None:
     assert issubclass(TraceError, SenteiError)
     assert issubclass(PlanError, SenteiError)
     assert copy.copy(PlanError("text")).args == ("text",)
+
+
+class Spare(nn.Module):
+    """One layer is never used, another only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aux, self.spare = conv(3, 8), conv(8, 4), conv(8, 2), nn.Linear(8, 8)
+        self.scale, self.table = nn.Parameter(torch.ones(())), nn.Parameter(torch.arange(3), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> object:
+        y = self.a(x) * self.scale
+        return (self.b(y), self.aux(y)) if self.training else self.b(y)
+
+
+def test_unread_parameters_are_listed() -> None:
+    assert trace(Spare(), IMAGE).unread == ("spare.weight", "spare.bias")
+    assert trace(small_net(), IMAGE).unread == ()

@@ -56,6 +56,8 @@ def test_the_budget_is_met_by_scales_that_are_zero(run):
     assert 0.4 * full.macs < cost.macs <= 0.5 * full.macs
     assert sum(p.numel() for p in result.model.parameters()) == cost.params
     assert result.summary["check"]["max_error"] < 1e-5
+    odd = any(before >= 16 and before % 4 == 0 and after % 4 for before, after in result.summary["widths"].values())
+    assert ("odd widths" in result.summary["note"]) == odd
     assert report["fold"]["error"] < 1e-5
     assert report["fold"]["zero"] + report["fold"]["folded"] >= 20
     assert report["curve"][-1]["reached"] is not None

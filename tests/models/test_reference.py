@@ -161,6 +161,36 @@ def test_weights_load_from_every_common_form(tmp_path: Path, form: str) -> None:
     assert same(build_model("resnet20", weights=path), model)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: (t * 100).to(torch.int8), "file int8, model float32"),
+        (lambda t: (t * 100).long(), "file int64, model float32"),
+        (lambda t: t > 0, "file bool, model float32"),
+        (lambda t: torch.complex(t, t), "file complex64, model float32"),
+        (lambda t: t.double() * 1e300, "file float64, model float32"),
+    ],
+)
+def test_weights_that_would_lose_values_are_refused(tmp_path: Path, change, text: str) -> None:
+    state = trained().state_dict()
+    state["layer1.0.conv1.weight"] = change(state["layer1.0.conv1.weight"])
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=rf"holds values that ResNet cannot hold: layer1\.0\.conv1\.weight: {text}"):
+        build_model("resnet20", weights=tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_rounded(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = trained()
+    state = {n: t.to(dtype) if t.is_floating_point() else t.float() for n, t in model.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    assert same(build_model("resnet20", weights=tmp_path / "w.pth"), model.to(dtype).float())
+    state["bn1.num_batches_tracked"] = torch.tensor(0.5)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="bn1.num_batches_tracked: file float32, model int64"):
+        build_model("resnet20", weights=tmp_path / "w.pth")
+
+
 def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "w.pth")
     with pytest.raises(ModelError, match=r"60 missing in the file \(layer1\.3\.conv1\.weight.* and 54 more"):

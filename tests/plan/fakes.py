@@ -43,8 +43,9 @@ class FakeGraph:
         groups = {g.name: (g.width, g.frozen) for g in self.groups}
         return Structure(params, groups, None, f"{self.layers}{groups}")
 
-    def widths(self, plan: Plan) -> np.ndarray:
-        return np.array([len(plan.keep.get(g.name, range(g.width))) for g in self.groups], np.int64)
+    def widths(self, plan: Plan | None = None) -> np.ndarray:
+        keep = plan.keep if plan else {}
+        return np.array([len(keep.get(g.name, range(g.width))) for g in self.groups], np.int64)
 
     @cached_property
     def _columns(self) -> np.ndarray:

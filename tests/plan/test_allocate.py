@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sentei.errors import BudgetError, PlanError
-from sentei.plan import Budget, Constraints, Plan, allocate, criterion, plan_from_widths, uniform
+from sentei.plan import (
+    Budget,
+    Constraints,
+    Plan,
+    allocate,
+    criterion,
+    note_on_use,
+    note_on_widths,
+    plan_from_widths,
+    uniform,
+)
 from sentei.plan.testing import small_case
 from sentei.surgery import cut
 from tests.plan.fakes import FakeGraph, FakeGroup, chain, graphs, resnet, scores_for
@@ -92,9 +102,38 @@ def test_the_best_units_of_each_group_stay(graph, fraction, scope, seed):
 @pytest.mark.parametrize("kind", ["uniform", "global"])
 def test_real_shapes_use_at_least_99_percent_of_the_budget(graph, fraction, metric, kind):
     budget = Budget(**{metric: fraction})
-    plan = any_plan(graph, budget, kind, Constraints())
+    plan = any_plan(graph, budget, kind, Constraints(round_to=1))
     assert 0.99 <= used(graph, plan, budget) <= 1
-    assert plan.note == ""
+    assert "of the budget" not in plan.note
+
+
+@pytest.mark.parametrize("graph", [resnet(), resnet(blocks=9), resnet((64, 128, 256, 512), 2), VGG])
+@pytest.mark.parametrize("fraction", [0.9, 0.75, 0.5, 0.3])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["uniform", "global"])
+def test_default_widths_are_multiples_of_four_and_use_most_of_the_budget(graph, fraction, metric, kind):
+    budget = Budget(**{metric: fraction})
+    plan = any_plan(graph, budget, kind, Constraints())
+    share = used(graph, plan, budget)
+    assert 0.97 <= share <= 1
+    assert all(len(units) % 4 == 0 for name, units in plan.keep.items() if graph.group(name).width >= 16)
+    assert plan.note == "" if share >= 0.99 else plan.note.startswith(f"{share:.1%} of the budget")
+
+
+def test_a_plan_says_which_widths_are_odd():
+    graph = chain(40, 40, 15)
+    plan = uniform(graph, Budget(macs=0.5), constraints=Constraints(round_to=1))
+    odd = [name for name, units in plan.keep.items() if len(units) % 4 and name != "conv2"]
+    assert odd
+    assert f"odd widths, no multiples of 4, run slower than their MACs tell ({odd[0]} 40 -> " in plan.note
+    assert "conv2" not in plan.note
+    assert "odd" not in uniform(graph, Budget(macs=0.5)).note
+    assert note_on_use(graph, Budget(macs=0.5), plan.widths(graph)) == plan.note
+
+
+def test_a_unit_of_several_channels_is_odd_only_if_its_channels_are():
+    assert note_on_widths(chain(16, multiplicity=4), np.array([3, 13, 10])) == ""
+    assert "conv0 16 -> 13" in note_on_widths(chain(16, multiplicity=2), np.array([3, 13, 10]))
 
 
 @pytest.mark.parametrize("graph", [resnet(), VGG, resnet((256, 512, 1024), 4)])
@@ -108,9 +147,9 @@ def test_uniform_keeps_about_the_same_share_of_every_group(graph):
 
 def test_uniform_keeps_the_first_units_unless_there_are_scores():
     graph = chain(10)
-    assert uniform(graph, Budget(macs=0.5)).keep["conv0"].tolist() == [0, 1, 2, 3, 4]
+    assert uniform(graph, Budget(macs=0.5)).keep["conv0"].tolist() == [0, 1, 2, 3]
     scored = uniform(graph, Budget(macs=0.5), scores={"conv0": np.arange(10.0)})
-    assert scored.keep["conv0"].tolist() == [5, 6, 7, 8, 9]
+    assert scored.keep["conv0"].tolist() == [6, 7, 8, 9]
 
 
 def test_local_scope_has_the_widths_of_uniform():
@@ -218,7 +257,7 @@ def test_a_model_without_anything_to_prune():
 
 
 def test_scores_that_do_not_fit_are_refused():
-    graph, budget = chain(10, 10), Budget(macs=0.5)
+    graph, budget = chain(10, 10), Budget(macs=0.6)
     good = {"conv0": np.ones(10), "conv1": np.ones(10)}
     with pytest.raises(PlanError, match="no scores for group 'conv1'"):
         allocate(graph, budget, {"conv0": np.ones(10)})
@@ -249,8 +288,12 @@ def test_plan_from_widths():
 def test_the_cost_of_the_cut_parameters_is_within_the_budget(kind, metric):
     model, graph, batches = small_case()
     budget = Budget(**{metric: 0.6})
-    scores = criterion("l2")(model, graph)
-    plan = uniform(graph, budget) if kind == "uniform" else allocate(graph, budget, scores, scope=kind)
+    scores, single = criterion("l2")(model, graph), Constraints(round_to=1)
+    plan = (
+        uniform(graph, budget, constraints=single)
+        if kind == "uniform"
+        else allocate(graph, budget, scores, scope=kind, constraints=single)
+    )
     plan.check_fits(graph)
     small = cut(model, graph, plan)
     assert sum(p.numel() for p in small.parameters()) == graph.cost(plan).params

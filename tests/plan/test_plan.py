@@ -1,11 +1,14 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from sentei.errors import PlanError
-from sentei.plan import Budget, Plan, uniform
+from sentei.plan import Budget, Constraints, Plan, uniform
 from sentei.plan.testing import small_case
 from tests.plan.fakes import chain
+from tests.surgery.damage import flipped, restructured
 
 
 def test_indices_are_sorted_and_cannot_be_written_to():
@@ -82,7 +85,7 @@ def test_json_of_an_empty_plan():
         ("sentei.plan", "other", "format"),
         ('"version": 1', '"version": 99', "version 99"),
         ("[0, 5]", "[0, 0]", "more than once"),
-        ("[0, 5]", '"zero"', "unit indices"),
+        ("[0, 5]", '"zero"', "keep.a is .zero."),
         ('"keep"', '"kept"', "keep"),
         ("}\n}\n", "", "not a plan"),
         ("{", "[{", "not a plan"),
@@ -122,3 +125,16 @@ def test_json_round_trip_on_a_traced_network():
 
 def test_repr_is_short():
     assert repr(Plan({"a": [0, 1], "b": [0]}, note="n")) == "Plan(2 groups, 3 units kept, note='n')"
+
+
+def test_no_damage_to_its_text_gives_anything_but_a_plan_or_a_plan_error():
+    _, graph, _ = small_case()
+    plan, rng = uniform(graph, Budget(macs=0.5), constraints=Constraints(round_to=1)), np.random.default_rng(0)
+    text, refused = plan.to_json(), 0
+    for _ in range(300):
+        for damaged in (flipped(text.encode(), rng).decode("latin-1"), json.dumps(restructured(json.loads(text), rng))):
+            try:
+                Plan.from_json(damaged)
+            except PlanError:
+                refused += 1
+    assert refused > 300

@@ -47,11 +47,20 @@ def test_alpha_out_of_range_is_refused(graph, alpha):
 @given(st.integers(0, 10_000), st.floats(0.2, 0.95))
 @settings(max_examples=40, deadline=None)
 def test_any_point_is_brought_onto_the_budget(graph, seed, macs):
-    space = budgeted(graph, [g.name for g in graph.groups if not g.frozen], sentei.Budget(macs=macs), Constraints())
+    names = [g.name for g in graph.groups if not g.frozen]
+    space = budgeted(graph, names, sentei.Budget(macs=macs), Constraints(round_to=1))
     levels = space.random(np.random.default_rng(seed))
     used = float(graph.costs(space.widths(levels)).macs) / graph.cost().macs
     assert 0.97 * macs <= used <= macs
     assert all(0 <= level < len(c) for level, c in zip(levels, space.choices, strict=True))
+
+
+def test_every_choice_of_a_default_space_is_a_multiple_of_four(graph):
+    space = budgeted(graph, [g.name for g in graph.groups if not g.frozen], sentei.Budget(macs=0.5), Constraints())
+    assert all((choices % 4 == 0).all() for choices in space.choices)
+    for seed in range(20):
+        widths = space.widths(space.random(np.random.default_rng(seed)))
+        assert 0.85 <= float(graph.costs(widths).macs) / graph.cost().macs / 0.5 <= 1
 
 
 def test_rescaling_full_widths_is_uniform(graph):

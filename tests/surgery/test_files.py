@@ -114,19 +114,6 @@ def test_trained_on_after_the_cut(saved: Path, tmp_path: Path) -> None:
     assert same_bits(outputs(load(build(), tmp_path / "again"), (X,)), outputs(small, (X,)))
 
 
-def test_plan_of_a_cut_of_a_cut(tmp_path: Path) -> None:
-    model = randomise(build())
-    graph = trace(model, X)
-    half = cut(model, graph, random_plan(graph, 0, 0.5))
-    again = trace(half, X)
-    plan = random_plan(again, 1, 0.5)
-    small = cut(half, again, plan)
-    save(small, plan, tmp_path)
-    assert same_bits(outputs(load(half, tmp_path), (X,)), outputs(small, (X,)))
-    with pytest.raises(CheckpointError, match="another model: parameter 0.weight .* 4x3x3x3 .* 8x3x3x3"):
-        load(build(), tmp_path)
-
-
 # -- nothing executable
 
 
@@ -232,8 +219,8 @@ def test_not_a_plan(saved: Path, text: str) -> None:
 
 
 def test_newer_version_is_refused(saved: Path) -> None:
-    edit(saved, lambda r: r.update(version=2))
-    with pytest.raises(CheckpointError, match="version 2, this sentei reads version 1"):
+    edit(saved, lambda r: r.update(version=3))
+    with pytest.raises(CheckpointError, match="version 3, this sentei reads versions 1 to 2"):
         load(build(), saved)
 
 
@@ -246,6 +233,10 @@ def test_newer_version_is_refused(saved: Path) -> None:
         (
             lambda: build(width=10),
             "parameter 0.weight is of shape 8x3x3x3 in the first and of shape 10x3x3x3 in the second",
+        ),
+        (
+            lambda: nn.Sequential(conv(1, 8), *build()[1:]),
+            "parameter 0.weight is of shape 8x3x3x3 in the first and of shape 8x1x3x3 in the second",
         ),
         (lambda: build(norm=False), "parameter 1.weight of shape 8 exists only in the first"),
         (lambda: nn.Sequential(*build(), nn.Linear(4, 4)), "parameter 7.weight of shape 4x4 exists only in the second"),
@@ -288,20 +279,6 @@ def test_plan_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="not bound to a model"):
         save(cut(model, trace(model, X), plan), plan, tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_weights_that_do_not_fit_the_plan_are_refused(tmp_path: Path) -> None:
-    """The full model saved by mistake instead of the cut one: told now or at load, never silent."""
-    model = build()
-    graph = trace(model, X)
-    plan = random_plan(graph, 0, 0.5)
-
-    def mistaken() -> None:
-        save(model, plan, tmp_path)
-        load(build(), tmp_path)
-
-    with pytest.raises((CheckpointError, PlanError), match=r"0\.weight"):
-        mistaken()
 
 
 def test_unwritable_folder(tmp_path: Path) -> None:

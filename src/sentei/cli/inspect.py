@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,9 @@ class Inspect:
             f"{len(graph.groups)} groups, {len(free)} prunable with {sum(g.width for g in free):,} units; "
             f"{len(graph.groups) - len(free)} frozen."
         )
+        unread = unread_line(graph)
+        if unread is not None:
+            say(unread)
         frozen = frozen_table(graph)
         if frozen is not None:
             screen().print(frozen)
@@ -91,6 +95,17 @@ class Inspect:
 
 def input_of_run(folder: str) -> tuple[int, ...]:
     return tuple(read_config(folder)["resolved"]["data"]["input_shape"])
+
+
+def unread_line(graph: ChannelGraph) -> str | None:
+    """What the forward never reads, and its share of the parameters; None if it reads everything."""
+    sizes = {name: math.prod(shape) for name, shape in graph.params.items()}
+    lost = sum(sizes[name] for name in graph.unread)
+    if not lost:
+        return None
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in graph.unread))
+    named = ", ".join(modules[:3]) + (f" and {len(modules) - 3} more" if len(modules) > 3 else "")
+    return f"The forward never reads {lost:,} parameters ({lost / sum(sizes.values()):.1%} of them): {named}."
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -118,13 +118,13 @@ class Limits:
     """How far each group of channels may shrink."""
 
     round_to: Annotated[int, tyro.conf.arg(metavar="N")] = 8
-    """Widths become multiples of this, in groups of at least four times as many channels."""
+    """Widths become multiples of this in groups of at least four times as many channels, of 4, 2, 1 in narrower."""
     min_width: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Units that every group keeps at least."""
     max_ratio: Annotated[float, tyro.conf.arg(metavar="X")] = float(DEFAULT_CONSTRAINTS.ratios["*"])
     """Largest share of its units that a group may lose."""
     keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN")] = ()
-    """Groups that stay whole, by name or pattern (see sentei inspect MODEL --groups)."""
+    """Layers that stay whole, by name or pattern, with every group that they produce or read."""
 
     def constraints(self) -> Constraints:
         return Constraints(**vars(self))

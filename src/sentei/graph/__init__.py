@@ -3,6 +3,6 @@
 from sentei.graph.cost import Cost, Costs
 from sentei.graph.graph import ChannelGraph, Structure
 from sentei.graph.groups import Group, Slice
-from sentei.graph.trial import trace
+from sentei.graph.settle import trace
 
 __all__ = ["ChannelGraph", "Cost", "Costs", "Group", "Slice", "Structure", "trace"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ RULES: dict[str, Rule] = {}
 MIXERS: dict[str, Callable[[LabelMode, Call], Any]] = {}
 """Operations that read or mix units, as the reference run computes them."""
 COUNTED: set[str] = set()
-"""Operations that cost MACs, whether or not units reach them."""
+"""Operations whose rule runs whether or not units reach them: for their MACs, or the size of what they make."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -27,6 +28,26 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return fn
 
     return register
+
+
+SIZES = ("aten.arange", "aten.linspace", "aten.logspace", "aten._local_scalar_dense")
+"""Operations whose numbers say how many elements there are, rather than compute with."""
+CONSTANT = 64
+"""Elements of the largest constant tensor that counts as plain numbers."""
+
+
+@functools.cache
+def _number_places(func: Any) -> tuple[int, ...]:
+    """Positions of the arguments that may be a plain number to compute with; -1 stands for a constant tensor."""
+    name = str(func.overloadpacket)
+    if name in SIZES:
+        return ()
+    if name == "aten.lift_fresh":
+        return (-1,)
+    kinds = ("Tensor", "number", "float", "Scalar")
+    return tuple(
+        i for i, a in enumerate(func._schema.arguments) if str(a.type).removeprefix("Optional[").startswith(kinds)
+    )
 
 
 @functools.cache
@@ -58,6 +79,29 @@ class Call:
                 yield a
             elif isinstance(a, (list, tuple)):
                 yield from (b for b in a if isinstance(b, Tensor))
+
+    def numbers(self) -> dict[int, Any]:
+        """The plain numbers among its arguments by position; the values of a small constant tensor at -1."""
+        out: dict[int, Any] = {}
+        for i in _number_places(self.func):
+            if i == -1:
+                t = self.args[0]
+                if not t.is_meta and t.numel() <= CONSTANT:
+                    out[-1] = (tuple(t.shape), tuple(t.reshape(-1).tolist()))
+            elif i < len(self.args) and isinstance(self.args[i], (int, float)):
+                out[i] = self.args[i]
+        return out
+
+    def compute_with(self, numbers: Mapping[int, Any]) -> None:
+        """Exchange plain numbers for others."""
+        args = list(self.args)
+        for i, value in numbers.items():
+            if i == -1:
+                shape, values = value
+                args[0] = torch.tensor(values, dtype=args[0].dtype, device=args[0].device).reshape(shape)
+            else:
+                args[i] = value
+        self.args = tuple(args)
 
     def outputs(self) -> list[Tensor]:
         return [o for o in (self.out if isinstance(self.out, (list, tuple)) else [self.out]) if isinstance(o, Tensor)]

@@ -81,12 +81,12 @@ class CostModel:
                 if s is None:
                     constant *= n
                 else:
-                    factors.append(self.params.size(self._row(np.arange(starts[s], starts[s + 1]))))
+                    factors.append(self.params.size(self.row(np.arange(starts[s], starts[s + 1]))))
             self.params.terms.append((constant, factors))
         for products in (self.macs, self.activations, self.params):
             products.freeze()
 
-    def _row(self, labels: np.ndarray) -> np.ndarray:
+    def row(self, labels: np.ndarray) -> np.ndarray:
         """Size of a label vector as an affine function of widths: per-group multiplicity, then the constant."""
         row = np.zeros(self._n + 1)
         groups = self._group_of[labels[labels >= 0]]
@@ -99,7 +99,7 @@ class CostModel:
         rows = []
         for f in factors:
             if isinstance(f, Tensor):
-                rows.append(products.size(self._row(f.numpy())))
+                rows.append(products.size(self.row(f.numpy())))
             else:
                 constant *= f
         products.terms.append((constant, rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sentei.graph import labels as lab
+from sentei.graph.inputs import Inputs
+from sentei.graph.record import Seen
 from sentei.graph.tracer import Failure, LabelMode, first_line
+from sentei.graph.whole import kept_whole
+
+_LEAVES = (str, bytes, bytearray, int, float, complex, bool, type(None), type, torch.dtype, torch.device, torch.Size)
 
 
 @contextmanager
@@ -22,16 +27,21 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
     call = nn.Module.__call__
 
     def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        mode.stack.append((names.get(id(module), mode.where), module, mode.op))
+        name = names.get(id(module), mode.where)
+        _meet(mode, name, "in", (args, kwargs))
+        mode.stack.append((name, module, mode.op))
         try:
-            return call(module, *args, **kwargs)
+            out = call(module, *args, **kwargs)
         except Exception as error:
             if mode.failed is None or mode.failed.error is not error:
                 layers = tuple(x for t in output_tensors([args, kwargs]) for x in mode.layers(t))
-                mode.failed = Failure(first_line(error), mode.where, layers, error)
+                mode.failed = Failure(first_line(error), mode.where, layers, error, mode.at)
             raise
         finally:
             mode.stack.pop()
+        _meet(mode, name, "out", out)
+        _meet(mode, mode.where, "own", out)
+        return out
 
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -39,6 +49,7 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(setattr, nn.Module, "__call__", call)
         nn.Module.__call__ = watched  # type: ignore[method-assign]
+        stack.enter_context(kept_whole())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode)
@@ -46,26 +57,56 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
 
 
 def output_tensors(out: Any) -> list[Tensor]:
-    """All tensors in a model's output: tensors, sequences, mappings, dataclasses, objects with attributes."""
-    if isinstance(out, Tensor):
-        return [out]
-    if isinstance(out, Mapping):
-        return [t for v in out.values() for t in output_tensors(v)]
-    if isinstance(out, (list, tuple, set)):
-        return [t for v in out for t in output_tensors(v)]
-    if out is None or isinstance(out, (str, bytes, int, float, bool)):
-        return []
-    return [t for v in getattr(out, "__dict__", {}).values() for t in output_tensors(v)]
+    """All tensors in an object, in a fixed order: in sequences, mappings, sets, dataclasses, slots and attributes."""
+    return list(_search(out, set()))
 
 
-def run(mode: LabelMode, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+def _search(x: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+        return
+    if isinstance(x, (*_LEAVES, nn.Module, Iterator)) or callable(x) or id(x) in seen:
+        return
+    seen.add(id(x))
+    if isinstance(x, Mapping):
+        parts = list(x.values())
+    elif isinstance(x, Set):
+        parts = sorted(x, key=_content)
+    elif isinstance(x, Iterable):
+        parts = list(x)
+    else:
+        parts = []
+    parts += _attributes(x)
+    for part in parts:
+        yield from _search(part, seen)
+
+
+def _content(x: Any) -> tuple[str, float]:
+    """An order of the members of a set that does not depend on where they lie in memory."""
+    if isinstance(x, Tensor):
+        return str(tuple(x.shape)), 0.0 if x.is_meta else float(x.double().sum())
+    return repr(type(x)), 0.0
+
+
+def _attributes(x: Any) -> list[Any]:
+    slots = [n for kind in type(x).__mro__ for n in _names(kind.__dict__.get("__slots__", ()))]
+    held = [getattr(x, n) for n in dict.fromkeys(slots) if n not in ("__dict__", "__weakref__") and hasattr(x, n)]
+    return held + list(getattr(x, "__dict__", {}).values())
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def run(mode: LabelMode, model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """One watched forward pass. Returns the output tensors, whose units are frozen. Raises what the model raises."""
+    args, kwargs = inputs.copied()
     try:
         with tracking(mode, model):
             out = model(*args, **kwargs)
     except Exception as error:
         if mode.failed is None or mode.failed.error is not error:
-            mode.failed = Failure(first_line(error), "", (), error)
+            mode.failed = Failure(first_line(error), "", (), error, mode.at)
         raise
     tensors = output_tensors(out)
     for t in tensors:
@@ -73,6 +114,13 @@ def run(mode: LabelMode, model: nn.Module, args: tuple[Any, ...], kwargs: Mappin
             mode.freeze(layer, "reaches the network output")
     mode.trace.output_shapes.extend(tuple(t.shape) for t in tensors)
     return tensors
+
+
+def _meet(mode: LabelMode, name: str, role: str, x: Any) -> None:
+    """Note the labels on tensors that enter or leave a module."""
+    if mode.units is None:
+        for t in [x] if isinstance(x, Tensor) else output_tensors(x):
+            mode.trace.seen += [Seen(name, role, layer) for layer in mode.layers(t)]
 
 
 def as_numpy(layers: Sequence[Tensor]) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,11 +14,18 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from sentei.errors import PlanError
+from sentei.graph.bundles import completed
 from sentei.graph.cost import Cost, CostModel, Costs
+from sentei.graph.fields import Field, site_values
 from sentei.graph.groups import Group, Grouping
 from sentei.graph.inputs import Inputs
-from sentei.graph.record import Trace
+from sentei.graph.record import Site, Trace
 from sentei.graph.resize import Attribute, Cuts, attributes, named_tensors
+
+
+def _stay(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Which elements of a label vector stay; what carries no label does."""
+    return np.asarray((labels < 0) | kept[np.maximum(labels, 0)])
 
 
 class HasKeep(Protocol):
@@ -30,42 +37,101 @@ class HasKeep(Protocol):
 
 @dataclass(frozen=True)
 class Structure:
-    """What a plan is bound to: parameter shapes, groups and inputs of the model it was made for. JSON-able."""
+    """What a plan is bound to: parameter shapes, groups, inputs and costs of the model it was made for. JSON-able."""
 
     params: Mapping[str, tuple[int, ...]]
     groups: Mapping[str, tuple[int, bool]]
     inputs: Any
     fingerprint: str
+    places: Mapping[str, tuple[tuple[str, int, int], ...]] = field(default_factory=dict)
+    """Per group that may shrink: the (parameter, dimension) that its units occupy, and how often each unit does."""
+    macs: int | None = None
+    outputs: tuple[tuple[int, ...], ...] | None = None
+    """Shapes of what comes out on the traced inputs."""
+    bundles: tuple[tuple[str, ...], ...] = ()
+    """Groups that keep the same share."""
 
     def to_json(self) -> dict[str, Any]:
+        number = {name: i for i, name in enumerate(self.params)}
         return {
             "fingerprint": self.fingerprint,
             "inputs": self.inputs,
             "params": {k: list(v) for k, v in self.params.items()},
             "groups": {k: [w, frozen] for k, (w, frozen) in self.groups.items()},
+            "places": {k: [[number[p], d, n] for p, d, n in v] for k, v in self.places.items()},
+            "macs": self.macs,
+            "outputs": None if self.outputs is None else [list(shape) for shape in self.outputs],
+            "bundles": [list(names) for names in self.bundles],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Structure:
+        """Read what `to_json` gave; what earlier versions left out is unknown."""
+        names, outputs = list(data["params"]), data.get("outputs")
         return cls(
             {k: tuple(v) for k, v in data["params"].items()},
             {k: (int(w), bool(frozen)) for k, (w, frozen) in data["groups"].items()},
             data["inputs"],
             data["fingerprint"],
+            {k: tuple((names[p], int(d), int(n)) for p, d, n in v) for k, v in data.get("places", {}).items()},
+            data.get("macs"),
+            None if outputs is None else tuple(tuple(shape) for shape in outputs),
+            tuple(tuple(names) for names in data.get("bundles", ())),
         )
+
+    def shapes(self, keep: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, tuple[int, ...]] | None:
+        """Shapes of all parameters after a cut that keeps these units; None if the places are not known."""
+        if not self.places:
+            return None
+        left = {name: list(shape) for name, shape in self.params.items()}
+        units = {name: np.asarray(idx) for name, idx in keep.items()}
+        keep = completed(units, self.bundles, {name: width for name, (width, _) in self.groups.items()})
+        for group, places in self.places.items():
+            width = self.groups[group][0]
+            removed = width - len(keep.get(group, range(width)))
+            for param, dim, times in places:
+                left[param][dim] -= times * removed
+        return {name: tuple(shape) for name, shape in left.items()}
 
     def difference(self, other: Structure) -> str | None:
         """The first difference to another structure, in words; None if they are the same."""
-        for what, mine, theirs in (("parameter", self.params, other.params), ("group", self.groups, other.groups)):
-            for name in mine:
-                if name not in theirs:
-                    return f"{what} {name} {_show(mine[name])} exists only in the first"
-                if mine[name] != theirs[name]:
-                    return f"{what} {name} is {_show(mine[name])} in the first and {_show(theirs[name])} in the second"
-            for name in theirs:
-                if name not in mine:
-                    return f"{what} {name} {_show(theirs[name])} exists only in the second"
-        return None if self.fingerprint == other.fingerprint else "the same shapes, but channels are wired differently"
+        difference = self.other_parameters(other.params) or _first_difference("group", self.groups, other.groups)
+        if difference is None and self.fingerprint != other.fingerprint:
+            return "the same shapes, but channels are wired differently"
+        if difference is None and _sizes(self.inputs) == _sizes(other.inputs):
+            return self._other_sizes(other)
+        return difference
+
+    def other_parameters(self, params: Mapping[str, tuple[int, ...]]) -> str | None:
+        """The first difference to the parameter shapes of a model, in words."""
+        return _first_difference("parameter", self.params, params)
+
+    def _other_sizes(self, other: Structure) -> str | None:
+        """A difference of what is computed on the same inputs, as far as sizes tell."""
+        if None not in (self.outputs, other.outputs) and self.outputs != other.outputs:
+            return f"the outputs are of shape {self.outputs} in the first and {other.outputs} in the second"
+        if None not in (self.macs, other.macs) and self.macs != other.macs:
+            return f"the same parameters take {self.macs:,} MACs in the first and {other.macs:,} in the second"
+        return None
+
+
+def _first_difference(what: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    for name in mine:
+        if name not in theirs:
+            return f"{what} {name} {_show(mine[name])} exists only in the first"
+        if mine[name] != theirs[name]:
+            return f"{what} {name} is {_show(mine[name])} in the first and {_show(theirs[name])} in the second"
+    for name in theirs:
+        if name not in mine:
+            return f"{what} {name} {_show(theirs[name])} exists only in the second"
+    return None
+
+
+def _sizes(inputs: Any) -> Any:
+    """A description of inputs without dtypes."""
+    if isinstance(inputs, Mapping):
+        return {k: _sizes(v) for k, v in inputs.items() if k != "dtype"}
+    return [_sizes(v) for v in inputs] if isinstance(inputs, (list, tuple)) else inputs
 
 
 def _show(value: tuple[Any, ...]) -> str:
@@ -83,8 +149,20 @@ class ChannelGraph:
     >>> graph.cost().macs, graph.cost(plan).macs
     """
 
-    def __init__(self, trace: Trace, grouping: Grouping, params: Mapping[str, tuple[int, ...]], inputs: Inputs) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        grouping: Grouping,
+        params: Mapping[str, tuple[int, ...]],
+        inputs: Inputs,
+        sites: Sequence[Site] = (),
+        unfollowed: Sequence[Field] = (),
+        bundles: Sequence[tuple[int, ...]] = (),
+    ) -> None:
         self.groups: tuple[Group, ...] = grouping.groups
+        self.sites = (*trace.sites, *sites)
+        self.unfollowed = tuple(unfollowed)
+        self.bundles = tuple(bundles)
         self.inputs = inputs
         self.trace_record = trace
         self.grouping = grouping
@@ -115,7 +193,11 @@ class ChannelGraph:
         return self._index[name]
 
     def bind(self, keep: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
-        """Check kept units against the groups; returns them as sorted int64 arrays. PlanError if they do not fit."""
+        """Check kept units against the groups; returns them as sorted int64 arrays. PlanError if they do not fit.
+
+        Groups that must keep the same share (`bundles`) keep as large a share as the one of them that keeps most: what
+        `cut`, `slim` and all costs do with a plan that gives them different ones.
+        """
         out = {}
         for name, units in keep.items():
             group = self.group(name)
@@ -129,12 +211,18 @@ class ChannelGraph:
             if group.frozen and idx.size < group.width:
                 raise PlanError(f"group {name} cannot be cut: {group.why}")
             out[name] = idx
-        return out
+        return dict(self._completed(out))
+
+    def _completed(self, keep: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if not self.bundles:
+            return keep
+        names = [[self.groups[i].name for i in b] for b in self.bundles]
+        return completed(keep, names, {g.name: g.width for g in self.groups})
 
     def widths(self, plan: HasKeep | None = None) -> np.ndarray:
         """Units kept in each group, int64 [n_groups]."""
         out = np.array([g.width for g in self.groups], np.int64)
-        for name, idx in (plan.keep if plan else {}).items():
+        for name, idx in (self._completed(plan.keep) if plan else {}).items():
             out[self.index(name)] = len(idx)
         return out
 
@@ -160,7 +248,7 @@ class ChannelGraph:
     def kept_units(self, plan: HasKeep) -> np.ndarray:
         """True for every unit that stays, in the numbering of `grouping`."""
         kept = np.ones(len(self.grouping.group_of), bool)
-        for name, idx in plan.keep.items():
+        for name, idx in self._completed(plan.keep).items():
             units = self.grouping.units[self.index(name)]
             kept[units] = False
             kept[units[idx]] = True
@@ -175,6 +263,9 @@ class ChannelGraph:
         units = self.grouping.unit_of.copy()
         for labels in self.trace_record.inside:
             units[labels.numpy()] = -1
+        for made in self.trace_record.made.values():
+            own = units[made.start : made.stop]
+            own[self.grouping.group_of[own] < 0] = -1
         kept = np.ones(len(units), bool) if plan is None else self.kept_labels(plan)
         starts = self._starts
         return {
@@ -196,13 +287,23 @@ class ChannelGraph:
         """Module attributes that the plan changes, with their new values; `cuts` are those of the plan, if at hand."""
         kept = self.kept_labels(plan)
         names = {id(t): n for n, t in named_tensors(model).items()}
-        sites = {}
-        for site in self.trace_record.sites:
-            labels = site.labels.numpy()
-            stay = (labels < 0) | kept[np.maximum(labels, 0)]
+        counts = {}
+        for i, site in enumerate(self.sites):
+            stay = _stay(site.labels.numpy(), kept)
             if not stay.all():
-                sites[site.module, site.attr] = int(stay.sum())
-        return attributes(model, names, self.cuts(plan) if cuts is None else cuts, sites)
+                counts[i] = int(stay.sum())
+        given = site_values(model, self.sites, counts)
+        return attributes(model, names, self.cuts(plan) if cuts is None else cuts, given)
+
+    def stale(self, plan: HasKeep) -> tuple[str, ...]:
+        """Plain numbers of modules that may speak of a width which the plan changes, and that a cut leaves as they are."""
+        kept = self.kept_labels(plan)
+        return tuple(f.name for f in self.unfollowed if any(not _stay(v, kept).all() for v in f.vectors))
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Parameters that the forward never reads, in eval and in train mode: they cost memory and do nothing."""
+        return tuple(name for name in self.params if name not in self.trace_record.read)
 
     def mixing(self, plan: HasKeep) -> tuple[str, ...]:
         """Modules whose statistics run over units that the plan removes (layer norm, softmax over channels, ...)."""
@@ -233,4 +334,16 @@ class ChannelGraph:
             for m in g.members:
                 digest.update(f"{m.param} {m.dim}".encode() + m.indices.tobytes())
         groups = {g.name: (g.width, g.frozen) for g in self.groups}
-        return Structure(self.params, groups, self.inputs.spec(), digest.hexdigest())
+        return Structure(
+            self.params,
+            groups,
+            self.inputs.spec(),
+            digest.hexdigest(),
+            {g.name: self._places(g) for g in self.groups if not g.frozen},
+            self.cost().macs,
+            tuple(self.trace_record.output_shapes),
+            tuple(tuple(self.groups[i].name for i in b) for b in self.bundles),
+        )
+
+    def _places(self, group: Group) -> tuple[tuple[str, int, int], ...]:
+        return tuple((m.param, m.dim, m.indices.shape[1]) for m in group.members if m.param in self.params)

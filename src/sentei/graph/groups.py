@@ -84,7 +84,11 @@ def form_groups(trace: Trace, frozen: Sequence[tuple[np.ndarray, str]], vectors:
     reasons, reason = _reasons(trace, frozen, comp, n_comp)
     first = _first_produced(trace, comp, n_comp)
     signature = _signatures(comp, n_comp, slot, vectors, reason >= 0)
+    real = np.ones(trace.total, bool)
+    for made in trace.made.values():
+        real[made.start : made.stop] = False
     visible = (first < trace.total * 2 + 1) | ((reason < 0) & (np.bincount(comp, minlength=n_comp) > 1))
+    visible &= np.bincount(comp, real, minlength=n_comp) > 0
 
     shown = np.flatnonzero(visible)
     shown = shown[np.argsort(first[shown], kind="stable")]
@@ -161,7 +165,8 @@ def _members(
     """Per group its slices; `group_of` and `place_of` are given for each label."""
     keys = list(trace.slots)
     members: list[list[Slice]] = [[] for _ in widths]
-    ids = np.flatnonzero(group_of >= 0)
+    params = np.array([key not in trace.made for key in keys], bool)
+    ids = np.flatnonzero((group_of >= 0) & params[slot])
     ids = ids[np.lexsort((index[ids], place_of[ids], slot[ids], group_of[ids]))]
     change = np.flatnonzero((np.diff(group_of[ids]) != 0) | (np.diff(slot[ids]) != 0)) + 1
     for piece in np.split(ids, change) if len(ids) else []:

@@ -14,7 +14,7 @@ from sentei.errors import TraceError
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Positional and keyword arguments of a model. Tensors are kept as meta tensors: shapes without values."""
+    """Positional and keyword arguments of a model. `of` keeps meta tensors (shapes without values), `real` the values."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -25,6 +25,11 @@ class Inputs:
         args, kwargs = arguments(example)
         return cls(tuple(_meta(a) for a in args), {k: _meta(v) for k, v in kwargs.items()})
 
+    @classmethod
+    def real(cls, example: Any) -> Inputs:
+        """As `of`, with the tensors as they are."""
+        return cls(*arguments(example))
+
     def __str__(self) -> str:
         shapes = [_short(a) for a in self.args] + [f"{k}={_short(v)}" for k, v in self.kwargs.items()]
         return f"({', '.join(shapes)})"
@@ -32,6 +37,10 @@ class Inputs:
     def to(self, dtype: torch.dtype) -> Inputs:
         """The same inputs with floating tensors of another dtype."""
         return Inputs(cast(self.args, dtype), cast(dict(self.kwargs), dtype))
+
+    def copied(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments that a forward pass may write into."""
+        return _map(self.args, _copied), _map(dict(self.kwargs), _copied)
 
     def filled(self, device: torch.device | str = "cpu", seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Real arguments of these shapes: normal numbers where floating, zeros elsewhere."""
@@ -63,6 +72,12 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise TraceError(
         f"example_inputs is a {type(example).__name__}; give a tensor, a tuple (positional) or a dict (keywords)"
     )
+
+
+def _copied(t: Tensor) -> Tensor:
+    if t.is_meta:
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+    return t.detach().clone()
 
 
 def _short(x: Any) -> str:

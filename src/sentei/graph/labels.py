@@ -36,12 +36,18 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def tidy(layer: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-    """Give stride 0 to the dimensions along which the values are equal, then expand to `shape`."""
+    """Give stride 0 to the dimensions along which the values are equal, then expand to `shape`.
+
+    A layer that holds one unit everywhere keeps the largest of its dimensions: many channels that are one unit are not
+    the same as no channels.
+    """
     full = layer.shape if shape is None else shape
     small = narrow(layer, varying(layer))
-    for d in range(small.ndim):
-        if small.shape[d] > 1 and bool((small.narrow(d, 0, 1) == small).all()):
+    left = sorted((d for d in range(small.ndim) if small.shape[d] > 1), key=lambda d: small.shape[d])
+    for d in list(left):
+        if bool((small.narrow(d, 0, 1) == small).all()) and (len(left) > 1 or int(small.flatten()[0]) == NONE):
             small = small.narrow(d, 0, 1)
+            left.remove(d)
     return small.expand(full)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,24 @@ from torch import Tensor
 
 Vector = Tensor | int
 """A dimension of a tensor: the labels along it, or its plain size where no unit lives there."""
+Ending = tuple[int, str]
+"""The operation that failed and the type of the error; (0, "") where all went well."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The plain numbers among the arguments of an operation: by position, or the values of a constant tensor (-1)."""
+
+    operation: str
+    where: str
+    values: dict[int, Any]
+
+
+class At(NamedTuple):
+    """A place in the forward pass: the number of the operation, and its number within the module that runs."""
+
+    op: int
+    step: int
 
 
 @dataclass
@@ -23,18 +42,23 @@ class Tie:
     a: Tensor
     b: Tensor
     why: str | None
+    at: At
 
 
 @dataclass
 class Split:
     """A labelled dimension seen as several parts: they can shrink only evenly, along one axis of `labels`.
 
-    `op` numbers the operation; `signature` is the same for all calls of one line of a module class.
+    `op` numbers the operation; `signature` is the same for all calls of one line of a module class; `view` tells a
+    reshape from a cut into pieces.
     """
 
     op: int
     signature: tuple[str, int, int]
     labels: Tensor
+    view: bool
+    order: tuple[int, ...]
+    """The axes in the order in which they are tried."""
 
 
 @dataclass
@@ -46,29 +70,63 @@ class Contraction:
     factors: tuple[Vector, ...]
     out_factors: tuple[Vector, ...]
     itemsize: int
+    at: At
 
 
 @dataclass
 class Site:
-    """A module attribute that must hold the number of units kept among `labels`."""
+    """A module attribute that must hold the number of units kept among `labels`, or the part of it at `path`."""
 
     module: str
     attr: str
     labels: Tensor
+    path: tuple[Any, ...] = ()
+
+
+@dataclass
+class Seen:
+    """Labels on a tensor that entered (`in`) or left (`out`) a module, or that one of its own operations made."""
+
+    module: str
+    role: str
+    layer: Tensor
+
+
+@dataclass
+class Read:
+    """The forward pass read a plain attribute of a module before operation `op`."""
+
+    module: str
+    attr: str
+    op: int
+
+
+@dataclass(frozen=True)
+class WeightNorm:
+    """A weight computed from two parameters: `magnitude` times `direction` over its norm for each index of `dim`."""
+
+    direction: str
+    magnitude: str
+    dim: int
 
 
 @dataclass
 class Trace:
     """The record of one model.
 
-    Labels are numbered through, slot after slot: `slots` maps (parameter, dimension) to a place in `sizes`. `inside`
+    Labels are numbered through, slot after slot: `slots` maps (parameter, dimension) to a place in `sizes`; `made` are
+    the slots of tensors that the forward makes itself, under names that no parameter has. `inside`
     are indices inside units, `ordered` units whose order matters, `produced` labels in the order in which contractions
     bring them forth, `mixing` the units over which a module takes statistics, `sums` the labels of the operands of each
-    addition.
+    addition, `read` the parameters and buffers that some operation takes. `picked` are labels that an operation took
+    from among others by their position: groups must be uniform over them. `contracted` are the labels over which two
+    activations were multiplied (attention). `numbers` are the plain numbers that operations computed with, by number
+    of the operation.
     """
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
+    made: dict[tuple[str, int], range] = field(default_factory=dict)
     total: int = 0
     ties: list[Tie] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
@@ -80,8 +138,18 @@ class Trace:
     produced: list[Tensor] = field(default_factory=list)
     mixing: list[tuple[Tensor, str]] = field(default_factory=list)
     sums: list[tuple[Tensor, ...]] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
+    weight_norms: list[WeightNorm] = field(default_factory=list)
+    picked: list[Tensor] = field(default_factory=list)
+    contracted: list[Tensor] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    numbers: dict[int, Numbers] = field(default_factory=dict)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
-    train_pass: bool = False
+    sized: bool = False
+    """Whether sizes that the model's own code computed were met: such code has to be tried at several widths."""
+    training: Ending | None = None
+    """How the pass in train mode ended, if there was one."""
 
 
 def tied_pairs(trace: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 Attribute = tuple[nn.Module, str, Any]
+FOLLOWED = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
+"""Layers whose attributes follow from the shapes of their parameters."""
 Cuts = Mapping[str, Sequence[tuple[int, np.ndarray]]]
 """Per parameter or buffer: the (dimension, kept indices) to select."""
 
@@ -27,6 +29,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
                 seen.add(id(t))
                 out[f"{prefix}.{key}" if prefix else key] = t
     return out
+
+
+def carries_units(t: Tensor) -> bool:
+    """Whether the dimensions of a parameter or buffer may hold units; integers are tables."""
+    return t.is_floating_point() or t.is_complex()
 
 
 def select(t: Tensor, cuts: Sequence[tuple[int, np.ndarray]]) -> Tensor:
@@ -46,27 +53,20 @@ def cut_shape(shape: Sequence[int], cuts: Sequence[tuple[int, np.ndarray]]) -> l
     return sizes
 
 
-def attributes(
-    model: nn.Module, names: Mapping[int, str], cuts: Cuts, sites: Mapping[tuple[str, str], int]
-) -> list[Attribute]:
+def attributes(model: nn.Module, names: Mapping[int, str], cuts: Cuts, given: Sequence[Attribute]) -> list[Attribute]:
     """The module attributes that change with the cuts: in_channels, num_features, normalized_shape, groups, ...
 
-    `names` maps id(tensor) to its name in `cuts`; `sites` gives values that depend on labels (groups of grouped convs).
+    `names` maps id(tensor) to its name in `cuts`; `given` are those that depend on labels (groups of grouped convs).
     """
-    out: list[Attribute] = []
+    out = list(given)
 
     def shape(module: nn.Module, key: str) -> list[int] | None:
-        t: Tensor | None = module._parameters.get(key)
-        t = module._buffers.get(key) if t is None else t
+        t = _stored(module, key)
         name = None if t is None else names.get(id(t))
         return None if t is None or name is None or name not in cuts else cut_shape(t.shape, cuts[name])
 
-    modules = dict(model.named_modules())
-    for (name, attr), value in sites.items():
-        old = getattr(modules[name], attr)
-        out.append((modules[name], attr, (value,) if isinstance(old, tuple) else value))
     site_groups = {id(m): v for m, attr, v in out if attr == "groups"}
-    for module in modules.values():
+    for module in model.modules():
         size = shape(module, "weight")
         if isinstance(module, _ConvNd):
             if size:
@@ -93,6 +93,28 @@ def attributes(
                 out.append((module, "num_parameters", size[0]))
         elif isinstance(module, nn.Embedding) and size:
             out += [(module, "num_embeddings", size[0]), (module, "embedding_dim", size[1])]
+        elif size and len(size) > 2 and hasattr(module, "in_channels") and hasattr(module, "out_channels"):
+            groups = site_groups.get(id(module), getattr(module, "groups", 1))  # deformable convolutions, for instance
+            out += [(module, "in_channels", size[1] * groups), (module, "out_channels", size[0])]
+    return out
+
+
+def _stored(module: nn.Module, key: str) -> Tensor | None:
+    """A parameter or buffer, or the one of that shape from which it is computed (weight_norm, spectral_norm, masks)."""
+    parametrised = getattr(module, "parametrizations", {})
+    computed_from = parametrised[key]._parameters if key in parametrised else {}
+    places: list[tuple[Any, str]] = [(module._parameters, key), (module._buffers, key), (computed_from, "original")]
+    places += [(computed_from, "original1"), (module._parameters, f"{key}_v"), (module._parameters, f"{key}_orig")]
+    return next((t for store, name in places if (t := store.get(name)) is not None), None)
+
+
+def computed_by_hooks(module: nn.Module) -> list[tuple[str, Any]]:
+    """Weights that hooks compute before each forward (weight_norm, masks), plain tensors, each with its hook."""
+    out = []
+    for hook in module._forward_pre_hooks.values():
+        key = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+        if isinstance(key, str) and isinstance(vars(module).get(key), Tensor):
+            out.append((key, hook))
     return out
 
 
@@ -102,6 +124,11 @@ def swapped(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Sequence[Att
     undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for module in model.modules():
+            for key, value in vars(module).items():  # references of its own, such as the flat weights of an LSTM
+                if type(value) is list and any(id(t) in tensors for t in value):
+                    undo.append((module.__dict__, key, value))
+                    module.__dict__[key] = [tensors.get(id(t), t) for t in value]
+            undo += [(module.__dict__, key, module.__dict__[key]) for key, _ in computed_by_hooks(module)]
             stores: list[dict[str, Any]] = [module._parameters, module._buffers]
             for store in stores:
                 for key, t in store.items():

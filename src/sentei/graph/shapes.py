@@ -88,3 +88,5 @@ SHAPES: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], Any]] = {
     "aten.addmm": _addmm,
 }
 """Functions of (args, kwargs) by operation; a result of None means: not a plain case."""
+MIXED: set[str] = set()
+"""Operations whose function here also takes real tensors (lengths, index tables) beside meta tensors."""

@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
-from sentei.graph.record import Site, Split, Tie, Trace
-from sentei.graph.shapes import SHAPES
+from sentei.graph.record import At, Numbers, Seen, Site, Split, Tie, Trace
+from sentei.graph.shapes import MIXED, SHAPES
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Failure:
     where: str
     layers: Layers
     error: BaseException
+    at: At
 
 
 class LabelMode(TorchDispatchMode):
@@ -43,7 +44,8 @@ class LabelMode(TorchDispatchMode):
     entry, a (parameter, dimension), a label of its own and finds the ties; `choices` are the axes along which splits
     shrink, by operation number (see `Split`). A later pass knows the `units`, the number of the unit at each index of
     each slot, and uses them as labels: wherever two elements meet, they must be the same. With `kept`, a bool for each
-    unit, and real tensors it computes the reference of a cut.
+    unit, and real tensors it computes the reference of a cut, in which operations compute with the plain `numbers` that
+    the cut model computes with (a scale derived from the running width, say).
     """
 
     def __init__(
@@ -53,14 +55,17 @@ class LabelMode(TorchDispatchMode):
         choices: Mapping[int, int] | None = None,
         units: Mapping[tuple[str, int], np.ndarray] | None = None,
         kept: Tensor | None = None,
+        numbers: Mapping[int, Numbers] | None = None,
     ) -> None:
         super().__init__()
         self.trace = Trace()
+        self.given = numbers or {}
         self.sources, self.slots, self.choices = sources, slots, choices or {}
         self.units, self.kept = units, kept
         self.op = 0
         self.stack: list[tuple[str, nn.Module, int]] = []
         self.params: dict[int, Layers] = {}
+        self.made: dict[tuple[str, str, int], int] = defaultdict(int)
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
         self.failed: Failure | None = None
         self.count_cost = True
@@ -75,6 +80,10 @@ class LabelMode(TorchDispatchMode):
     def module(self) -> nn.Module | None:
         return self.stack[-1][1] if self.stack else None
 
+    @property
+    def at(self) -> At:
+        return At(self.op, self.op - self.stack[-1][2] if self.stack else self.op)
+
     # -- labels of tensors
 
     def layers(self, t: Tensor) -> Layers:
@@ -86,6 +95,7 @@ class LabelMode(TorchDispatchMode):
             return ()
         if id(t) not in self.params:
             self.params[id(t)] = self._source_layers(self.sources[id(t)], t)
+            self.trace.read.add(self.sources[id(t)])
         return self.params[id(t)]
 
     def _source_layers(self, name: str, t: Tensor) -> Layers:
@@ -95,12 +105,40 @@ class LabelMode(TorchDispatchMode):
                 if (name, d) in self.units:
                     out.append(lab.place(torch.from_numpy(self.units[name, d]), d, t.shape))
             elif n > 1 and (name, d) in self.slots:
-                start = self.trace.total
-                self.trace.slots[name, d] = len(self.trace.sizes)
-                self.trace.sizes.append(n)
-                self.trace.total += n
-                out.append(lab.place(torch.arange(start, start + n), d, t.shape))
+                out.append(lab.place(self._new_labels(name, d, n), d, t.shape))
         return tuple(out)
+
+    def _new_labels(self, name: str, d: int, n: int) -> Tensor:
+        start = self.trace.total
+        self.trace.slots[name, d] = len(self.trace.sizes)
+        self.trace.sizes.append(n)
+        self.trace.total += n
+        return torch.arange(start, start + n)
+
+    def own_labels(self, kind: str, t: Tensor, d: int) -> Tensor | None:
+        """A layer for dimension `d` of a tensor that the forward makes; it is known again in later passes by its
+        number among those of its `kind` in the module."""
+        self.made[self.where, kind, d] += 1
+        key = f"{self.where}#{kind}{self.made[self.where, kind, d]}", d
+        if t.shape[d] < 2:
+            return None
+        if self.units is None:
+            labels = self._new_labels(*key, t.shape[d])
+            self.trace.made[key] = range(int(labels[0]), int(labels[-1]) + 1)
+            self.trace.sized = True
+            return lab.place(labels, d, t.shape)
+        units = self.units.get(key, ())
+        if len(units) != t.shape[d] or max(units) < 0:
+            return None
+        return lab.place(torch.from_numpy(units), d, t.shape)
+
+    def only_made(self, layer: Tensor) -> bool:
+        """Whether no parameter has a part in these labels."""
+        small = lab.narrow(layer, lab.varying(layer)).reshape(-1)
+        found = small < 0
+        for made in self.trace.made.values():
+            found |= (small >= made.start) & (small < made.stop)
+        return bool(found.all())
 
     def put(self, t: Tensor, layers: Sequence[Tensor]) -> None:
         """Attach layers to an output. A layer that is constant singles out one unit, which must then stay."""
@@ -110,6 +148,8 @@ class LabelMode(TorchDispatchMode):
                 real.append(layer)
             elif layer.numel():
                 self.freeze(layer.reshape(-1)[:1], "a single channel of it is picked out")
+        if self.units is None:
+            self.trace.seen += [Seen(self.where, "own", layer) for layer in real]
         t._sentei_layers = tuple(real)  # type: ignore[attr-defined]
 
     # -- records
@@ -121,11 +161,16 @@ class LabelMode(TorchDispatchMode):
             a, b = lab.narrow(a, dims), lab.narrow(b, dims)
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
-        self.trace.ties.append(Tie(self.where, a.reshape(-1), b.reshape(-1), why))
+        self.trace.ties.append(Tie(self.where, a.reshape(-1), b.reshape(-1), why, self.at))
 
     def freeze(self, layer: Tensor, why: str) -> None:
         small = lab.narrow(layer, lab.varying(layer))
         self.trace.frozen.append((small[small >= 0], f"{why} (in {self.where})" if self.where else why))
+
+    def pick(self, vector: Tensor) -> None:
+        """These labels were taken from among others by position: which units stay must not matter, only how many."""
+        if self.units is None:
+            self.trace.picked.append(vector.reshape(-1))
 
     def inside(self, layer: Tensor, why: str) -> None:
         """Freeze indices that live inside a unit and are no unit of their own."""
@@ -149,13 +194,18 @@ class LabelMode(TorchDispatchMode):
             return best[:, 0]
         return rows[:, 0]
 
-    def split(self, matrix: Tensor) -> Tensor:
-        """Labels of one dimension seen as parts [a, b, ...]: tie all but the axis that may shrink; relabel."""
+    def split(self, matrix: Tensor, view: bool = False, prefer: int = -1) -> Tensor:
+        """Labels of one dimension seen as parts [a, b, ...]: tie all but the axis that may shrink; relabel.
+
+        `prefer` is the axis to try first.
+        """
         if self.units is not None:
             return matrix
-        started, kind = (self.stack[-1][2], type(self.module).__name__) if self.stack else (0, "")
-        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.op - started), matrix))
+        kind = type(self.module).__name__ if self.stack else ""
         order = [matrix.ndim - 1, *range(matrix.ndim - 1)]
+        if prefer >= 0:
+            order.insert(0, order.pop(order.index(prefer)))
+        self.trace.splits.append(Split(self.op, (kind, matrix.ndim, self.at.step), matrix, view, tuple(order)))
         axis = order[self.choices.get(self.op, 0)]
         first = matrix[tuple(slice(None) if d == axis else slice(0, 1) for d in range(matrix.ndim))]
         first = first.expand(matrix.shape)
@@ -200,14 +250,14 @@ class LabelMode(TorchDispatchMode):
         self.op += 1
         call = Call(func, args, kwargs or {})
         labelled = [t for t in call.tensors() if self.layers(t)]
+        self._numbers(call)
         try:
             call.out = self._run(call)
         except Exception as error:
             if self.failed is None or self.failed.error is not error:
                 acts = [t for t in labelled if id(t) not in self.sources] or labelled
-                self.failed = Failure(
-                    first_line(error), self.where, tuple(x for t in acts for x in self.layers(t)), error
-                )
+                layers = tuple(x for t in acts for x in self.layers(t))
+                self.failed = Failure(first_line(error), self.where, layers, error, self.at)
             raise
         if func._schema.is_mutable or func.is_view:
             self._remember_alias(call)
@@ -229,12 +279,21 @@ class LabelMode(TorchDispatchMode):
             for t in (*call.tensors(), *call.outputs()):
                 self.give_up(t, f"the rule for {call.name} failed: {type(error).__name__}: {first_line(error)}")
 
+    def _numbers(self, call: Call) -> None:
+        """Note the plain numbers that an operation computes with, or exchange them for the given ones."""
+        found = call.numbers()
+        if found:
+            self.trace.numbers[self.op] = Numbers(call.name, self.where, found)
+        other = self.given.get(self.op)
+        if other is not None and other.operation == call.name:
+            call.compute_with(other.values)
+
     def _run(self, call: Call) -> Any:
         if self.kept is not None and call.name in MIXERS:
             return MIXERS[call.name](self, call)
         tensors = list(call.tensors())
         if any(t.is_meta for t in tensors):
-            if not all(t.is_meta for t in tensors):
+            if call.name not in MIXED and not all(t.is_meta for t in tensors):
                 return _run_mixed(call)
             shape = SHAPES.get(call.name)
             out = None if shape is None else shape(call.args, call.kwargs)
@@ -262,6 +321,8 @@ class LabelMode(TorchDispatchMode):
             return
         refs = [r() for r in self.aliases.get(t.untyped_storage()._cdata, [])]
         views = [v for v in refs if v is not None and v is not t]
+        for v in (t, *views) if self.trace.made else ():  # what is written tells more than a size
+            v._sentei_layers = tuple(x for x in self.layers(v) if not self.only_made(x))  # type: ignore[attr-defined]
         if not views or not any(self.layers(v) for v in (t, *views)) and not layers:
             self.put(t, layers)
             return

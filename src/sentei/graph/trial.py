@@ -1,33 +1,28 @@
-"""Trace, try a cut on meta tensors, and freeze or tie what did not follow. Also the structural proof of a real cut."""
+"""Trial cuts: run the model as a plan would leave it, on meta tensors, and see whether it follows."""
 
 from __future__ import annotations
 
-import copy
-import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
 
-import sentei.graph.rules  # noqa: F401  (registers the rules)
-from sentei.errors import TraceError
-from sentei.graph.cost import irregular_vectors
-from sentei.graph.forward import as_numpy, output_tensors, run
+from sentei.graph.bundles import steps_of
+from sentei.graph.forward import as_numpy
 from sentei.graph.graph import ChannelGraph, HasKeep
-from sentei.graph.groups import form_groups
-from sentei.graph.inputs import Inputs, arguments
-from sentei.graph.record import Trace, tied_pairs
-from sentei.graph.resize import Attribute, Cuts, cut_shape, modes_kept, named_tensors, swapped
+from sentei.graph.inputs import Inputs
+from sentei.graph.record import At, Numbers, Trace, Vector, tied_pairs
+from sentei.graph.rehearsal import rehearse
+from sentei.graph.resize import cut_shape, named_tensors
 from sentei.graph.tracer import LabelMode
 
-MAX_ROUNDS = 60
+Atom = tuple[tuple[int, ...], int]
+"""What shrinks on its own, a group or a bundle of groups that keep the same share, with its number of steps."""
+NARROW = 7
+"""Groups of at most so many units are tried at each of their widths."""
+SHARES = ((0.75, 0.95), (0.15, 0.35), (0.4, 0.8))
+"""Ranges of the shares that are kept in the trials after the first."""
 
 
 @dataclass(frozen=True)
@@ -39,114 +34,81 @@ class Keep:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Why a cut model is not wired as the graph says; `units` are those at fault."""
+    """Why a cut model is not wired as the graph says; `units` are those at fault, `at` the operation that showed it."""
 
     message: str
     units: np.ndarray
     where: str
+    at: At = At(0, 0)
 
-
-def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
-    """Find out which slices of which parameters must live or die together.
-
-    >>> graph = sentei.trace(model, torch.zeros(1, 3, 224, 224))
-
-    The model's own forward runs on meta tensors: no compute, no copy, and the model is left as it was. A tuple of
-    example inputs is passed by position, a dict by keyword; only shapes and dtypes matter. Costs are counted for
-    these inputs, so a batch of one gives MACs an image.
-
-    Groups that do not survive a trial cut are frozen, and `Group.why` says what happened. Raises TraceError with the
-    model's own error if its forward fails on the inputs.
-    """
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"expected a model (an nn.Module), got {model!r}: call the function that builds it")
-    if hasattr(model, "_orig_mod"):
-        raise TraceError("the model is compiled: trace and cut the original module, then compile the cut one")
-    inputs = example_inputs if isinstance(example_inputs, Inputs) else Inputs.of(example_inputs)
-    with _no_garbage_collection():
-        return _settled(model, inputs, example_inputs)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A trace makes many small tensors and no cycles; collecting in between costs more than the trace."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _settled(model: nn.Module, inputs: Inputs, example_inputs: Any) -> ChannelGraph:
-    """Trace, try a cut, tie or freeze what did not follow, and again until a cut is followed everywhere."""
-    choices: dict[int, int] = {}
-    frozen: list[tuple[np.ndarray, str]] = []
-    faults: list[tuple[np.ndarray, str]] = []
-    named = named_tensors(model)
-    record = _first_trace(model, named, inputs, choices, example_inputs)
-    for _ in range(MAX_ROUNDS):
-        graph = _graph(named, inputs, record, frozen)
-        plan = trial_plan(graph)
-        fault = mismatch(model, graph, plan, swap=True) if plan.keep else None
-        if fault is None:
-            alone = _single_units(graph, faults)
-            return _graph(named, inputs, record, frozen + alone) if alone else graph
-        blamed = _blamed_groups(graph, fault)
-        why = f"cannot shrink: {fault.message}" + (f" (in {fault.where})" if fault.where else "")
-        faults += [(_labels(graph, g), why) for g in blamed]
-        if _advance(record, graph, blamed, choices):
-            record = _first_trace(model, named, inputs, choices)
-        else:
-            frozen += [(_labels(graph, g), why) for g in blamed]
-    stuck = f"no cut of it was followed by the model in {MAX_ROUNDS} trials"
-    frozen += [(_labels(graph, i), stuck) for i, g in enumerate(graph.groups) if not g.frozen]
-    return _graph(named, inputs, record, frozen)
-
-
-def trial_plan(graph: ChannelGraph, seed: int = 0) -> Keep:
-    """Keep about half of every unfrozen group: random units, and a number that no even split could pass by luck."""
-    rng = np.random.default_rng(seed)
-    keep = {}
-    for g in graph.groups:
-        if not g.frozen and g.width > 1:
-            n = np.arange(1, g.width)
-            awkward = n[(n % 2 > 0) & (n % 3 > 0) & (n > 1)]
-            choice = awkward if len(awkward) else n[-1:]
-            n = choice[np.argmin(np.abs(choice - g.width * rng.uniform(0.4, 0.7)))]
-            keep[g.name] = np.sort(rng.permutation(g.width)[:n])
-    return Keep(keep)
+    def why(self) -> str:
+        return f"cannot shrink: {self.message}" + (f" (in {self.where})" if self.where else "")
 
 
 def mismatch(
-    model: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs | None = None, swap: bool = False
+    model: nn.Module,
+    graph: ChannelGraph,
+    plan: HasKeep,
+    inputs: Inputs | None = None,
+    swap: bool = False,
+    numbers: dict[int, Numbers] | None = None,
 ) -> Mismatch | None:
     """Run a cut model on the units of the graph: wherever two channels meet, they must be of one unit. None: they are.
 
-    With `swap`, `model` is the full model and is cut for the duration, on meta tensors.
+    With `swap`, `model` is the full model and is cut for the duration. `numbers` takes in the plain numbers that the
+    cut model computes with.
     """
-    units, named = graph.slot_units(plan), named_tensors(model)
-    cuts, attrs = (graph.cuts(plan), graph.attributes(model, plan)) if swap else ({}, [])
-    wrong = None if swap else _wrong_shape(named, graph, plan)
+    wrong = None if swap else _wrong_shape(named_tensors(model), graph, plan)
     if wrong is not None:
         return wrong
-    mode = LabelMode({}, units=units)
+    mode = LabelMode({}, units=graph.slot_units(plan))
+    cuts, attrs = (graph.cuts(plan), graph.attributes(model, plan)) if swap else ({}, [])
+    failed = None
     try:
-        with modes_kept(model):
-            _passes(mode, model, named, inputs or graph.inputs, cuts, attrs, trained=graph.trace_record.train_pass)
+        rehearse(mode, model, inputs or graph.inputs, cuts, attrs, training=graph.trace_record.training)
     except Exception:
         assert mode.failed is not None
-        return Mismatch(mode.failed.message, as_numpy(mode.failed.layers), mode.failed.where)
+        f = mode.failed
+        failed = Mismatch(f.message, as_numpy(f.layers), f.where, f.at)
+    if numbers is not None:
+        numbers.update(mode.trace.numbers)
     a, b, event = tied_pairs(mode.trace)
     if len(a):
-        where = mode.trace.ties[event[0]].where
+        tie = mode.trace.ties[event[0]]
         first = event == event[0]
-        return Mismatch("channels no longer meet the same channels", np.concatenate([a[first], b[first]]), where)
-    if inputs is None and mode.trace.output_shapes != graph.trace_record.output_shapes:
+        units = np.concatenate([a[first], b[first]])
+        return Mismatch("channels no longer meet the same channels", units, tie.where, tie.at)
+    if failed is None and inputs is None and mode.trace.output_shapes != graph.trace_record.output_shapes:
         shapes = f"{mode.trace.output_shapes} instead of {graph.trace_record.output_shapes}"
-        return Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "")
+        failed = Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "", mode.at)
+    return (_other_size(graph, plan, mode.trace) if inputs is None else None) or failed
+
+
+def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
+    """The first contraction whose sizes are not those that the plan leaves (a reshape has moved units elsewhere).
+
+    torch.einsum does without contractions over single units: then the two passes cannot be held against each other.
+    """
+    kept = graph.kept_labels(plan)
+    unit_of = graph.grouping.unit_of
+    if len(graph.trace_record.contractions) != len(found.contractions):
+        return None
+    for was, now in zip(graph.trace_record.contractions, found.contractions, strict=True):
+        for a, b in zip((*was.factors, *was.out_factors), (*now.factors, *now.out_factors), strict=True):
+            expected, size = _left(a, kept), b if isinstance(b, int) else len(b)
+            if expected != size:
+                labels = [v.numpy() for v in (*was.factors, *was.out_factors) if isinstance(v, Tensor)]
+                labels = np.concatenate(labels) if labels else np.zeros(0, np.int64)
+                text = f"a size is {size} where {expected} channels or positions are left"
+                return Mismatch(text, unit_of[labels[labels >= 0]], now.where, now.at)
     return None
+
+
+def _left(size: Vector, kept: np.ndarray) -> int:
+    if isinstance(size, int):
+        return size
+    labels = size.numpy()
+    return int(((labels < 0) | kept[np.maximum(labels, 0)]).sum())
 
 
 def _wrong_shape(found: Mapping[str, Tensor], graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:
@@ -161,147 +123,84 @@ def _wrong_shape(found: Mapping[str, Tensor], graph: ChannelGraph, plan: HasKeep
     return None
 
 
-def _single_units(graph: ChannelGraph, faults: list[tuple[np.ndarray, str]]) -> list[tuple[np.ndarray, str]]:
-    """Groups of one unit, which nothing can be removed from, with what forced its channels together."""
-    out = []
-    for i, g in enumerate(graph.groups):
-        if g.width == 1 and not g.frozen:
-            labels = _labels(graph, i)
-            why = next((text for ids, text in faults if np.isin(labels, ids).any()), "is a single unit")
-            out.append((labels, why))
+def trial_plans(graph: ChannelGraph) -> list[Keep]:
+    """Plans that together show whether the model's own code follows any widths, the first of them by itself most.
+
+    One suffices where the code never met a size that it may have computed. Otherwise shares vary from trial to trial,
+    narrow groups go through all their widths, and which of two groups is wider changes. Only the last ones keep single
+    units, since a size of one could pass by broadcasting.
+    """
+    first = trial_plan(graph)
+    if not graph.trace_record.sized or not first.keep:
+        return [first]
+    rng = np.random.default_rng(1)
+    atoms = _atoms(graph)
+    orders = [rng.permutation(np.arange(2, max(n, 3))) for _, n in atoms]
+    rounds = max([len(SHARES), *(n - 2 for _, n in atoms if n <= NARROW)])
+    plans = [first]
+    for i in range(rounds):
+        low, high = SHARES[i % len(SHARES)]
+        steps = [
+            int(order[i % len(order)]) if n <= NARROW else int(np.clip(round(n * rng.uniform(low, high)), 2, n - 1))
+            for (_, n), order in zip(atoms, orders, strict=True)
+        ]
+        plans.append(_plan(graph, atoms, _apart(atoms, steps), rng))
+    return [p for p in (*plans, *_narrow_plans(graph, atoms, rng)) if p.keep]
+
+
+def _narrow_plans(graph: ChannelGraph, atoms: Sequence[Atom], rng: np.random.Generator) -> Iterator[Keep]:
+    """Keep single units of some groups of two or three and all of others, so that any two of them differ once."""
+    narrow = [i for i, (_, n) in enumerate(atoms) if n <= 3]
+    for bit in range(len(narrow).bit_length()):
+        for side in (0, 1):
+            steps = [max(n // 2, 2) if n > 3 else n for _, n in atoms]
+            for rank, i in enumerate(narrow, 1):
+                if rank >> bit & 1 == side:
+                    steps[i] = 1
+            yield _plan(graph, atoms, steps, rng)
+
+
+def trial_plan(graph: ChannelGraph, only: Iterable[int] | None = None, seed: int = 0) -> Keep:
+    """Keep about half of every unfrozen group: random units, and a number that no even split could pass by luck."""
+    rng = np.random.default_rng(seed)
+    wanted = None if only is None else set(only)
+    atoms = [(members, n) for members, n in _atoms(graph) if wanted is None or wanted.intersection(members)]
+    steps: list[int] = []
+    for _, width in atoms:
+        n = np.arange(1, width)
+        awkward = n[(n % 2 > 0) & (n % 3 > 0) & (n > 1)]
+        choice = awkward if len(awkward) else n[-1:]
+        nearest = choice[np.argsort(np.abs(choice - width * rng.uniform(0.4, 0.7)), kind="stable")]
+        alike = sum(other == width for _, other in atoms[: len(steps)])
+        steps.append(int(nearest[alike % min(len(nearest), 4)]))
+    return _plan(graph, atoms, steps, rng)
+
+
+def _apart(atoms: Sequence[Atom], steps: Sequence[int]) -> list[int]:
+    """Let what has the same width keep different numbers: one that has another's size would pass for its follower."""
+    out: list[int] = []
+    for (_, n), step in zip(atoms, steps, strict=True):
+        alike = sum(other == n for _, other in atoms[: len(out)])
+        out.append(2 + (step - 2 + alike) % (n - 2) if n > 3 else step)
     return out
 
 
-def _labels(graph: ChannelGraph, group: int) -> np.ndarray:
-    return np.flatnonzero(graph.grouping.group_of[graph.grouping.unit_of] == group)
+def _atoms(graph: ChannelGraph) -> list[Atom]:
+    bundled = {i for b in graph.bundles for i in b}
+    atoms = [((i,), g.width) for i, g in enumerate(graph.groups) if i not in bundled and not g.frozen and g.width > 1]
+    for b in graph.bundles:
+        if not graph.groups[b[0]].frozen:
+            atoms.append((b, steps_of(graph.groups[i].width for i in b)))
+    return [a for a in atoms if a[1] > 1]
 
 
-def _graph(
-    named: Mapping[str, Tensor], inputs: Inputs, record: Trace, frozen: list[tuple[np.ndarray, str]]
-) -> ChannelGraph:
-    grouping = form_groups(record, frozen, irregular_vectors(record))
-    shapes = {n: tuple(t.shape) for n, t in named.items() if isinstance(t, nn.Parameter)}
-    return ChannelGraph(record, grouping, shapes, inputs)
-
-
-def _first_trace(
-    model: nn.Module, named: Mapping[str, Tensor], inputs: Inputs, choices: dict[int, int], example: Any = None
-) -> Trace:
-    mode = LabelMode({}, _labelled_dims(model, named), choices)
-    try:
-        with modes_kept(model):
-            _passes(mode, model, named, inputs, {}, [], trained=None)
-    except Exception as error:
-        where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
-        own = _own_failure(model, example)
-        if own is None:
-            raise TraceError(
-                f"the model cannot be traced{where}, where tensors have no values: {type(error).__name__}: {error}. "
-                "If its path depends on values of the input (.item(), if x.sum() > 0), trace the part without that"
-            ) from error
-        raise TraceError(
-            f"the model's own forward failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}"
-        ) from own
-    return mode.trace
-
-
-def _own_failure(model: nn.Module, example: Any) -> Exception | None:
-    """What a copy of the model raises on real example inputs, without any tracing."""
-    if example is None or isinstance(example, Inputs):
-        return None
-    args, kwargs = arguments(example)
-    tensors = output_tensors([args, kwargs])
-    if not tensors or any(t.is_meta for t in tensors):
-        return None
-    try:
-        with torch.no_grad():
-            copy.deepcopy(model).eval()(*args, **kwargs)
-    except Exception as error:
-        return error
-    return None
-
-
-def _passes(
-    mode: LabelMode,
-    model: nn.Module,
-    named: Mapping[str, Tensor],
-    inputs: Inputs,
-    cuts: Cuts,
-    attrs: Sequence[Attribute],
-    trained: bool | None,
-) -> None:
-    """Run in eval mode and, where parts of the model run only in training (auxiliary heads), in train mode too."""
-    tensors, sources = _meta_tensors(named, cuts)
-    mode.sources = sources
-    with swapped(model, tensors, attrs):
-        model.eval()
-        run(mode, model, inputs.args, inputs.kwargs)
-        unseen = {n for n, t in named.items() if t.ndim > 1} - {n for n, _ in mode.trace.slots}
-        if trained or (trained is None and unseen):
-            mode.count_cost = False
-            model.train()
-            for m in model.modules():
-                if isinstance(m, (_NormBase, _DropoutNd)):
-                    m.eval()
-            mode.trace.train_pass = True
-            if trained:
-                run(mode, model, inputs.args, inputs.kwargs)
-            else:
-                with suppress(Exception):
-                    run(mode, model, inputs.args, inputs.kwargs)
-                mode.failed = None
-
-
-def _labelled_dims(model: nn.Module, named: Mapping[str, Tensor]) -> set[tuple[str, int]]:
-    """Dimensions that may hold units: all but the kernel dimensions of convolutions."""
-    kernels = {
-        id(t)
-        for m in model.modules()
-        if isinstance(m, _ConvNd)
-        for part in m.modules()
-        for t in part._parameters.values()
-        if t is not None
-    }
-    return {(n, d) for n, t in named.items() for d in range(min(t.ndim, 2) if id(t) in kernels else t.ndim)}
-
-
-def _meta_tensors(named: Mapping[str, Tensor], cuts: Cuts) -> tuple[dict[int, Tensor], dict[int, str]]:
-    """Stand-ins for parameters and buffers: meta tensors of the cut shape; integer tables keep their values."""
-    tensors, sources = {}, {}
-    for name, t in named.items():
-        if not t.is_floating_point() or t.ndim == 0:
-            tensors[id(t)] = t.detach().clone() if t.device.type != "meta" else t
-            continue
-        shape = cut_shape(t.shape, cuts.get(name, ()))
-        tensors[id(t)] = torch.empty(shape, dtype=t.dtype, device="meta")
-        sources[id(tensors[id(t)])] = name
-    return tensors, sources
-
-
-def _blamed_groups(graph: ChannelGraph, fault: Mismatch) -> list[int]:
-    """The unfrozen groups at fault: by label, else by module, else by the nearest enclosing module that has any."""
-    free = {i for i, g in enumerate(graph.groups) if not g.frozen}
-    found = free.intersection(graph.grouping.group_of[fault.units[fault.units >= 0]].tolist())
-    scope = fault.where
-    while not found:
-        prefix = scope + "." if scope else ""
-        found = {i for i in free if any(m.param.startswith(prefix) for m in graph.groups[i].members)}
-        if not scope:
-            break
-        scope = scope.rpartition(".")[0]
-    return sorted(found or free)
-
-
-def _advance(record: Trace, graph: ChannelGraph, blamed: Iterable[int], choices: dict[int, int]) -> bool:
-    """Let the splits that touch the blamed groups shrink along their next axis. False if none is left to try."""
-    ids = set(blamed)
-    of = graph.grouping.group_of[graph.grouping.unit_of]
-    hit = {s.signature for s in record.splits if ids.intersection(of[s.labels.numpy().reshape(-1)].tolist())}
-    moved = False
-    for s in record.splits:
-        if s.signature in hit:
-            stage = choices.get(s.op, 0) + 1
-            if stage < s.labels.ndim:
-                choices[s.op] = stage
-                moved = True
-    return moved
+def _plan(
+    graph: ChannelGraph, atoms: Sequence[Atom], steps: Sequence[int], rng: np.random.Generator
+) -> Keep:
+    keep = {}
+    for (members, total), n in zip(atoms, steps, strict=True):
+        for i in members:
+            g = graph.groups[i]
+            if n < total:
+                keep[g.name] = np.sort(rng.permutation(g.width)[: g.width // total * n])
+    return Keep(keep)

@@ -26,7 +26,7 @@ from sentei.methods.ista_view import LassoView, picture
 from sentei.methods.lasso import CostKind, Proximal, costs_of_units, lasso, live_plan, penalised
 from sentei.methods.method import Found, Method
 from sentei.methods.pruning import Pruning, accuracy_of
-from sentei.plan import Budget, Constraints, Plan, allocate, uniform
+from sentei.plan import Budget, Constraints, Plan, allocate, note_on_widths, uniform
 from sentei.runfiles import CURVE, remove_curve
 from sentei.surgery import cut, save
 from sentei.surgery.fold import Folded, Mode, fold
@@ -100,7 +100,7 @@ class _Search:
         names, self.left = shrinking(pruning.base, self.graph, how.genes, pruning.constraints.keep, self.images)
         others = [g.name for g in self.graph.groups if not g.frozen and g.name not in names]
         self.rest = [name for name in others if name not in self.left]
-        self.constraints = replace(pruning.constraints, keep=(*pruning.constraints.keep, *others), round_to=1)
+        self.constraints = replace(pruning.constraints.restricted(names), round_to=1)
         self.limits = pruning.budget.resolve(self.graph) if how.budgeted else {}
         if how.budgeted:
             self._refuse_budget()
@@ -285,7 +285,8 @@ class _Search:
             cost = self.graph.cost(folded.plan)
             over = max(getattr(cost, k) / v for k, v in self.limits.items())
             limits = {k: int(v / max(over, 1.001)) for k, v in limits.items()}
-        done = self.pruning.cut(folded.model, self.graph, folded.plan)
+        plan = replace(folded.plan, note=note_on_widths(self.graph, self.graph.widths(folded.plan)))
+        done = self.pruning.cut(folded.model, self.graph, plan)
         return {**done, "fold": asdict(folded.report), "folded": str(folded.report), "closed": closed}
 
     def _too_small(self, folded: Folded) -> BudgetError:

@@ -16,6 +16,7 @@ from sentei.methods.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, PruneResult, 
 from sentei.methods.registry import method_of
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
+from sentei.surgery.history import as_dense
 from sentei.train import Data, Recipe, load_data
 
 
@@ -70,7 +71,7 @@ def prune(
     budget = budget or Budget(macs=0.5 if chosen.budgeted else 1.0)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     data = load_data(data) if isinstance(data, str) else data
-    base = copy.deepcopy(model).to(data.device).eval()
+    base = as_dense(copy.deepcopy(model).to(data.device).eval())
     pruning = Pruning(
         name, base, data, budget, constraints, recipe, distill, images, Run(None), source,
         say or _silent, progress,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -82,13 +82,17 @@ class Pruning:
         """Everything that decides the result, apart from model and data."""
         given = self.constraints
         ratio = dict(given.max_ratio) if isinstance(given.max_ratio, Mapping) else given.max_ratio
+        only = {} if given.only is None else {"only": sorted(given.only)}
         return {
             "method": self.name,
             **deciding(method),
             "budget": self.budget.limits,
             "distill": self.distill,
             "images": self.images,
-            "constraints": {**asdict(given), "max_ratio": ratio, "keep": list(given.keep)},
+            "constraints": {
+                "round_to": given.round_to, "min_width": given.min_width, "max_ratio": ratio, "keep": list(given.keep),
+                **only,
+            },
             "recipe": self.recipe.to_dict(),
         }
 

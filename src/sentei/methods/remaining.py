@@ -27,9 +27,15 @@ class Remaining(Constraints):
 
     def ladder(self, graph: ChannelGraph) -> Ladder:
         """Widths that the groups of the smaller network may take, by the rules of the dense one."""
-        first = super().ladder(self.dense)
-        where = {group.name: i for i, group in enumerate(self.dense.groups)}
-        old = np.array([where[group.name] for group in graph.groups], np.int64)
+        first, old = super().ladder(self.dense), self._places(graph)
         full = np.array([group.width for group in graph.groups], np.int64)
         fixed = np.array([group.frozen for group in graph.groups], bool)
-        return Ladder(full, first.step[old], np.where(fixed, full, np.minimum(first.floor[old], full)))
+        return Ladder(full, first.step[old], np.where(fixed, full, np.minimum(first.floor[old], full)), graph.bundles)
+
+    def widths_before(self, graph: ChannelGraph) -> np.ndarray:
+        return super().widths_before(self.dense)[self._places(graph)]
+
+    def _places(self, graph: ChannelGraph) -> np.ndarray:
+        """Where the groups of the smaller network are among those of the dense one."""
+        where = {group.name: i for i, group in enumerate(self.dense.groups)}
+        return np.array([where[group.name] for group in graph.groups], np.int64)

@@ -80,13 +80,14 @@ def load_weights(
         text = "; ".join(f"{len(v)} {k} ({_short(v)})" for k, v in lists.items() if v)
         hint = " Pass num_classes to put a new last layer on it." if _only_head(shapes, missing, unexpected) else ""
         raise ModelError(f"{path} does not fit {type(model).__name__}: {text}.{hint}")
-    lost = [f"{n}: file {state[n].dtype}, model {wanted[n].dtype}" for n in wanted if _loses(state.get(n), wanted[n])]
-    if lost:
+    kept = {n: t for n, t in state.items() if n not in head}
+    lossy = [f"{n}: file {_dtype(t)}, model {_dtype(wanted[n])}" for n, t in kept.items() if _loses(t, wanted[n])]
+    if lossy:
         raise ModelError(
-            f"{path} holds other numbers than {type(model).__name__} computes with, and they would be lost "
-            f"({_short(lost)}). Convert them first: floating point for weights, without quantisation"
+            f"{path} holds values that {type(model).__name__} cannot hold: {_short(lossy)}. Weights must be floating "
+            "point numbers within the model's range: dequantise integers, and convert complex ones, before saving them."
         )
-    model.load_state_dict({n: t for n, t in state.items() if n not in head}, strict=False)
+    model.load_state_dict(kept, strict=False)
     return sorted(head)
 
 
@@ -99,16 +100,30 @@ def strip_prefix(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[st
     return state
 
 
-def _loses(file: Tensor | None, model: Tensor) -> bool:
-    """Whether the model's type of number cannot hold what the file has; a shorter mantissa is allowed."""
-    if file is None or file.dtype == model.dtype:
-        return False
-    if file.is_floating_point() and model.is_floating_point():
-        held = file.to(model.dtype)
-        return bool((torch.isfinite(file.double()) & ~torch.isfinite(held.double())).any())
-    if file.is_floating_point() or file.is_complex() or model.is_floating_point() or model.is_complex():
-        return True
-    return not torch.equal(file.to(model.dtype).to(file.dtype), file)
+def _loses(file: Tensor, model: Tensor) -> bool:
+    """Whether the model's dtype cannot hold what the file says. Rounding a float is no loss; overflow is.
+
+    Integers in the place of floats are quantised weights, whose scale is somewhere else.
+    """
+    kinds = _kind(file), _kind(model)
+    if kinds[0] > kinds[1]:
+        return kinds != (FLOATING, INTEGER) or not torch.equal(file, file.to(model.dtype).to(file.dtype))
+    if kinds[0] < kinds[1]:
+        return kinds[0] == INTEGER
+    if kinds[0] == INTEGER:
+        return not torch.equal(file, file.to(model.dtype).to(file.dtype))
+    return bool((file.isfinite() & ~file.to(model.dtype).isfinite()).any())
+
+
+INTEGER, FLOATING, COMPLEX = range(3)
+
+
+def _kind(tensor: Tensor) -> int:
+    return COMPLEX if tensor.is_complex() else FLOATING if tensor.is_floating_point() else INTEGER
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _is_head(model: Tensor, file: Tensor, classes: int | None) -> bool:

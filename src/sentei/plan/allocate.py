@@ -18,7 +18,7 @@ import numpy as np
 from sentei.errors import BudgetError, PlanError
 from sentei.graph import ChannelGraph, Group
 from sentei.plan.budget import Budget
-from sentei.plan.constraints import Constraints, Ladder
+from sentei.plan.constraints import FAST, Constraints, Ladder, channels_of
 from sentei.plan.plan import Plan
 
 Scores = Mapping[str, np.ndarray]
@@ -108,8 +108,30 @@ def rescaler(
 
 
 def note_on_use(graph: ChannelGraph, budget: Budget, widths: np.ndarray) -> str:
-    """What to tell about a budget that these widths, int [n_groups], leave unused; empty if they use it."""
-    return _note(float(_load(graph, budget)(np.asarray(widths))))
+    """What to tell about these widths, int [n_groups]: what they leave of a budget, and which are slow."""
+    widths = np.asarray(widths)
+    return _joined(_note(float(_load(graph, budget)(widths))), note_on_widths(graph, widths))
+
+
+def note_on_widths(graph: ChannelGraph, widths: np.ndarray, before: np.ndarray | None = None) -> str:
+    """What to tell about widths, int [n_groups], that hardware is slow at; empty if there are none.
+
+    Kernels work on several channels at once: 4 at least. `before` are the widths of the dense network, where `graph` is
+    not its own.
+    """
+    before = graph.widths() if before is None else before
+    channels = np.array([channels_of(g) for g in graph.groups])
+    wide = (before * channels >= 4 * FAST) & (before * channels % FAST == 0)
+    odd = np.flatnonzero(wide & (np.asarray(widths) * channels % FAST != 0))
+    if not len(odd):
+        return ""
+    some = ", ".join(f"{graph.groups[i].name} {before[i]} -> {widths[i]}" for i in odd[:3])
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    return f"odd widths, no multiples of {FAST}, run slower than their MACs tell ({some}{more}); round_to=8 avoids them"
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _note(used: float) -> str:
@@ -150,7 +172,8 @@ def _planned(
     _check_reachable(graph, budget, constraints, ladder)
     widths, note = _descend(_load(graph, budget), ladder, order)
     nothing_asked = all(value == 1 for value in budget.limits.values())
-    return plan_from_widths(graph, widths, scores, note="" if nothing_asked else note)
+    slow = note_on_widths(graph, widths, constraints.widths_before(graph))
+    return plan_from_widths(graph, widths, scores, note=_joined("" if nothing_asked else note, slow))
 
 
 def _best_first(scores: np.ndarray) -> np.ndarray:
@@ -181,12 +204,17 @@ def _rung_scores(graph: ChannelGraph, ladder: Ladder, scores: Scores) -> np.ndar
     """Mean score of the units that each rung removes, [n_rungs]."""
     means = []
     for i in np.unique(ladder.group):
-        rungs = ladder.group == i
-        ascending = np.sort(np.asarray(scores[graph.groups[i].name], np.float64))
-        removable = ascending[: ladder.full[i] - ladder.floor[i]]
-        sums = np.add.reduceat(removable, ladder.full[i] - ladder.before[rungs])
-        means.append(sums / (ladder.before - ladder.after)[rungs])
+        members = next((b for b in ladder.bundles if i in b), (i,))
+        means.append(np.mean([_means(ladder, i, m, scores[graph.groups[m].name]) for m in members], axis=0))
     return np.concatenate(means) if means else np.zeros(0)
+
+
+def _means(ladder: Ladder, group: int, member: int, scores: np.ndarray) -> np.ndarray:
+    """Mean score of the units that one group, or another that follows it, loses on each rung of it."""
+    rungs = ladder.group == group
+    before, after = (w[rungs] * ladder.full[member] // ladder.full[group] for w in (ladder.before, ladder.after))
+    ascending = np.sort(np.asarray(scores, np.float64))[: ladder.full[member] - ladder.floor[member]]
+    return np.add.reduceat(ascending, ladder.full[member] - before) / (before - after)
 
 
 def _check_reachable(graph: ChannelGraph, budget: Budget, constraints: Constraints, ladder: Ladder) -> None:
@@ -229,6 +257,7 @@ def _refine(load: Load, ladder: Ladder, removals: np.ndarray) -> np.ndarray:
             continue
         trial = widths.copy()
         trial[group] = ladder.before[rung]
+        trial = ladder.following(trial)
         used = load(trial)
         if used <= 1:
             widths = trial
@@ -249,7 +278,7 @@ def _exchange(load: Load, ladder: Ladder, widths: np.ndarray) -> np.ndarray:
         start = widths.copy()
         if lowered is not None:
             start[lowered] = down[lowered]
-        trials = np.where(np.eye(len(widths), dtype=bool), ladder.up(widths), start)
+        trials = ladder.following(np.where(np.eye(len(widths), dtype=bool), ladder.up(widths), start))
         used = load(trials)
         used[used > 1] = 0
         if used.max(initial=0) > most:
@@ -286,5 +315,7 @@ def _what_limits(graph: ChannelGraph, load: Load, constraints: Constraints) -> s
         )
     for name, value in free.items():
         if reachable(**{name: value}):
-            return f"What limits it is {name}={getattr(constraints, name)!r}; loosen it or raise the budget."
+            given = getattr(constraints, name)
+            what = f"that only {len(given)} groups may shrink" if name == "only" else f"{name}={given!r}"
+            return f"What limits it is {what}; loosen it or raise the budget."
     return f"What limits it are the constraints together: {constraints!r}; loosen them or raise the budget."

@@ -25,6 +25,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from sentei.errors import ConfigError, PlanError
 from sentei.graph import ChannelGraph, Group, Slice
+from sentei.layout import arranged, differentiable_layout
 
 Scores = dict[str, np.ndarray]
 Batches = Iterable[tuple[Any, Any]]
@@ -124,8 +125,12 @@ def taylor(
     """
     if batches is None:
         raise ConfigError("taylor needs data: pass batches, an iterable of (x, y)")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model, layout = differentiable_layout(model, device)
     reads = {g.name: _weights(model, g, "consumer") for g in _shrinking(graph)}
     tensors = {s.param: _tensor(model, s) for slices in reads.values() for s in slices}
+    if layout is not None:
+        batches = ((arranged(x, layout) if isinstance(x, Tensor) else x, y) for x, y in batches)
     total: dict[str, Tensor] = {}
     count = 0
     for products in _weight_times_gradient(model, tensors, batches, loss or nn.functional.cross_entropy):

@@ -12,9 +12,7 @@ from numpy.typing import ArrayLike
 
 from sentei.errors import PlanError
 from sentei.graph import ChannelGraph, Structure
-
-FORMAT = "sentei.plan"
-VERSION = 1
+from sentei.plan.schema import FORMAT, VERSION, parsed
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,27 +58,25 @@ class Plan:
             )
         graph.bind(self.keep)
 
+    def to_plain(self) -> dict[str, Any]:
+        """The plan as plain values that JSON can hold."""
+        structure = None if self.structure is None else self.structure.to_json()
+        keep = {name: units.tolist() for name, units in self.keep.items()}
+        return {"format": FORMAT, "version": VERSION, "note": self.note, "structure": structure, "keep": keep}
+
     def to_json(self) -> str:
         """The plan as JSON text, one line a group; `from_json` reads it back."""
-        groups = ",\n".join(f"    {json.dumps(name)}: {json.dumps(k.tolist())}" for name, k in self.keep.items())
-        structure = None if self.structure is None else self.structure.to_json()
-        head = {"format": FORMAT, "version": VERSION, "note": self.note, "structure": structure}
+        head = self.to_plain()
+        groups = ",\n".join(f"    {json.dumps(name)}: {json.dumps(k)}" for name, k in head.pop("keep").items())
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
         return "{\n" + ",\n".join([*lines, '  "keep": {\n' + groups + "\n  }"]) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read a plan back from `to_json`; PlanError if the text is not one."""
-        try:
-            data: dict[str, Any] = json.loads(text)
-            if data["format"] != FORMAT:
-                raise PlanError(f"expected a file of format {FORMAT!r}, got {data['format']!r}")
-            if data["version"] != VERSION:
-                raise PlanError(f"this sentei reads plans of version {VERSION}, got version {data['version']}")
-            structure = None if data["structure"] is None else Structure.from_json(data["structure"])
-            return cls(dict(data["keep"]), structure, note=str(data["note"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"this is not a plan written by sentei: {type(error).__name__}: {error}") from error
+        """Read a plan back from `to_json`; PlanError, naming the first fault, if the text is not one."""
+        data = parsed(text)
+        structure = None if data["structure"] is None else Structure.from_json(data["structure"])
+        return cls(data["keep"], structure, note=data["note"])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):

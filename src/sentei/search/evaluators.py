@@ -13,7 +13,7 @@ from torch import nn
 from sentei.errors import ConfigError, DataError
 from sentei.graph import ChannelGraph
 from sentei.search.inherit import Inherit, Inheritance
-from sentei.surgery import cut
+from sentei.surgery.cut import cut
 from sentei.train import Data, Recipe, fit, recalibrate
 from sentei.train.evaluate import evaluating, logits
 from sentei.train.recipe import bf16_supported

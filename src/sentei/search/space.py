@@ -10,6 +10,7 @@ import numpy as np
 
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
+from sentei.graph.bundles import followers, in_proportion
 from sentei.plan import Budget, Constraints, rescaler
 
 Levels = tuple[int, ...]
@@ -34,6 +35,8 @@ class Space:
     """Widths of all groups of the dense network."""
     onto_budget: Callable[[np.ndarray], np.ndarray] | None = None
     """Brings widths of all groups onto the budget; None where only the choices limit the size."""
+    bundles: tuple[tuple[int, ...], ...] = ()
+    """Groups that keep the same share: one of each bundle has a gene, the others follow it."""
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -47,7 +50,7 @@ class Space:
         """Widths of all groups, int64 [n_groups]."""
         out = self.full.copy()
         out[self.genes] = [c[level] for c, level in zip(self.choices, levels, strict=True)]
-        return out
+        return in_proportion(out, self.full, self.bundles)
 
     def levels(self, widths: np.ndarray) -> Levels:
         """The structure with these widths; ConfigError if they are not on the grid."""
@@ -83,8 +86,7 @@ def budgeted(graph: ChannelGraph, names: Sequence[str], budget: Budget, constrai
     ConfigError if the constraints leave nothing to search.
     """
     _check_names(graph, names)
-    others = tuple(_literal(g.name) for g in graph.groups if g.name not in set(names))
-    constraints = replace(constraints, keep=(*constraints.keep, *others))
+    constraints = constraints.restricted(names)
     onto = rescaler(graph, budget, constraints)
     ladder = constraints.ladder(graph)
     choices = []
@@ -136,15 +138,12 @@ def _space(
     choices: Sequence[np.ndarray],
     onto: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Space:
+    following = followers(graph.bundles, graph.widths())
+    choices = [c[-1:] if graph.index(n) in following else c for n, c in zip(names, choices, strict=True)]
     free = [i for i, c in enumerate(choices) if len(c) > 1]
     if onto is not None and not free:
         raise ConfigError("the constraints leave no group to search: every one has a single width that it may take")
-    used = free if onto is not None else range(len(names))
+    used = free if onto is not None else [i for i, n in enumerate(names) if graph.index(n) not in following]
     genes = np.array([graph.index(names[i]) for i in used], np.int64)
     picked = tuple(choices[i].astype(np.int64) for i in used)
-    return Space(tuple(names[i] for i in used), picked, genes, graph.widths(), onto)
-
-
-def _literal(name: str) -> str:
-    """A pattern that matches this name only."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+    return Space(tuple(names[i] for i in used), picked, genes, graph.widths(), onto, graph.bundles)

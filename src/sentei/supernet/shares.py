@@ -16,7 +16,7 @@ def shares(graph: ChannelGraph, names: Sequence[str], constraints: Constraints, 
     """Shares 1/levels, 2/levels, ..., 1 of the width of each named group, rounded to what the constraints allow.
 
     >>> shares(graph, ["layer1.0.conv1"], Constraints()).choices[0]
-    array([ 2,  3,  5,  6,  8, 10, 11, 13, 14, 16])
+    array([ 4,  8, 12, 16])
 
     ConfigError if the constraints leave nothing to choose.
     """

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.graph import labels as lab
+from sentei.graph.copying import rebuilt
 from sentei.graph.forward import output_tensors, run
-from sentei.graph.resize import modes_kept, named_tensors
+from sentei.graph.inputs import Inputs
+from sentei.graph.resize import carries_units, named_tensors
 from sentei.graph.tracer import LabelMode
 from sentei.supernet.dataflow import Dataflow, Output, record
 
@@ -220,7 +222,8 @@ def _assemble(model: nn.Module, graph: ChannelGraph, flow: Dataflow, ends: Seque
 
 def _boundaries(model: nn.Module, graph: ChannelGraph, ends: Sequence[str]) -> tuple[tuple[Boundary, ...], np.ndarray]:
     """The units at each boundary, and how many contractions have run until there."""
-    sources = {id(t): n for n, t in named_tensors(model).items() if t.is_floating_point() and t.ndim}
+    model = rebuilt(model, {}).eval()
+    sources = {id(t): n for n, t in named_tensors(model).items() if carries_units(t) and t.ndim}
     mode = LabelMode(sources, units=graph.slot_units())
     found: list[Boundary] = []
     positions: list[int] = []
@@ -234,10 +237,8 @@ def _boundaries(model: nn.Module, graph: ChannelGraph, ends: Sequence[str]) -> t
         positions.append(len(mode.trace.contractions))
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    args, kwargs = graph.inputs.filled(device)
-    with modes_kept(model), visiting(model, bare, visit):
-        model.eval()
-        run(mode, model, args, kwargs)
+    with visiting(model, bare, visit):
+        run(mode, model, Inputs(*graph.inputs.filled(device)))
     return tuple(found), np.array(positions, np.int64)
 
 
@@ -249,8 +250,8 @@ def _prove(model: nn.Module, graph: ChannelGraph, stages: Stages) -> None:
     def keep(i: int, out: Tensor) -> None:
         features[i] = out.clone()
 
-    with modes_kept(model), torch.no_grad():
-        model.eval()
+    model = rebuilt(model, {}).eval()
+    with torch.no_grad():
         args, kwargs = graph.inputs.filled(device)
         with visiting(model, stages.boundaries, keep):
             expected = output_tensors(model(*args, **kwargs))

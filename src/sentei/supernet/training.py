@@ -232,6 +232,9 @@ class SupernetLoss:
         self._note("random", loss.detach()[None])
         return loss.detach()
 
+    def narrowest(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        return self.net.narrow(self.net.tiny)
+
     # -- what is shown
 
     def _note(self, kind: str, losses: Tensor) -> None:

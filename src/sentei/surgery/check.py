@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from sentei.errors import SurgeryError, TraceError
 from sentei.graph import ChannelGraph
+from sentei.graph.copying import rebuilt
 from sentei.graph.forward import output_tensors, run
 from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import Inputs, arguments, cast
-from sentei.graph.record import tied_pairs
-from sentei.graph.resize import modes_kept, named_tensors
+from sentei.graph.record import Numbers, tied_pairs
+from sentei.graph.rehearsal import no_garbage_collection, rehearse
+from sentei.graph.resize import carries_units, named_tensors
 from sentei.graph.tracer import LabelMode
 from sentei.graph.trial import mismatch
 
@@ -24,15 +27,17 @@ SINGLE, DOUBLE = 1e-4, 1e-9
 
 @dataclass(frozen=True)
 class CheckReport:
-    """`max_error`: largest difference relative to the largest reference output. `approximate`: modules whose statistics
-    run over removed units (layer norm, softmax over channels, ...): there, cutting changes what the trained network
-    computes beyond dropping the units, and the reference takes its statistics over the kept ones."""
+    """`max_error`: largest difference relative to the largest reference output. `approximate`: modules that compute
+    with the number of channels, by statistics over removed units (layer norm, softmax over channels, ...) or a scale
+    made of the running width: there, cutting changes what the trained network computes beyond dropping the units, and
+    the reference computes with the kept ones. `stale`: plain numbers of modules that may still speak of an old width."""
 
     max_error: float
     tolerance: float
     approximate: tuple[str, ...]
     rounding: float | None = None
     """Set if the proof took float64: the difference in the model's own precision, which was all rounding."""
+    stale: tuple[str, ...] = ()
 
 
 def retrace(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs | None = None) -> None:
@@ -40,33 +45,48 @@ def retrace(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs
 
     Raises SurgeryError that names the module where channels no longer meet the channels they met before.
     """
+    _retraced(small, graph, plan, inputs)
+
+
+def _retraced(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs | None) -> dict[int, Numbers]:
+    """As `retrace`; returns the plain numbers that the cut model computes with."""
     dtypes = {p.dtype for p in small.parameters() if p.is_floating_point()}
     if inputs is None and len(dtypes) == 1 and graph.inputs.to(*dtypes).spec() != graph.inputs.spec():
         inputs = graph.inputs.to(*dtypes)
-    fault = mismatch(small, graph, plan, inputs)
+    numbers: dict[int, Numbers] = {}
+    with no_garbage_collection():
+        fault = mismatch(small, graph, plan, inputs, numbers=numbers)
     if fault is not None:
         where = f" in module {fault.where!r}" if fault.where else ""
         raise SurgeryError(f"the cut model is not wired like the original{where}: {fault.message}")
+    return numbers
 
 
-def reference(model: nn.Module, graph: ChannelGraph, plan: HasKeep, example_inputs: Any) -> list[Tensor]:
+def reference(
+    model: nn.Module,
+    graph: ChannelGraph,
+    plan: HasKeep,
+    example_inputs: Any,
+    numbers: Mapping[int, Numbers] | None = None,
+) -> list[Tensor]:
     """Outputs of the full model where nothing reads a removed unit: what every cut is held against.
 
     All consumers see zero in place of the removed units. Operations that mix channels take their statistics over the
-    kept ones.
+    kept ones. `numbers` are plain numbers to compute with in place of the model's own, by operation: those that the
+    cut model derives from its widths. The model itself stays as it is, a copy runs.
     """
-    sources = {id(t): n for n, t in named_tensors(model).items() if t.is_floating_point() and t.ndim}
-    mode = LabelMode(sources, units=graph.slot_units(), kept=torch.from_numpy(graph.kept_units(plan)))
-    args, kwargs = arguments(example_inputs)
-    with modes_kept(model):
-        model.eval()
-        try:
-            outputs = run(mode, model, args, kwargs)
-        except Exception as error:
-            raise TraceError(
-                f"the model's own forward failed on the example inputs {Inputs.of(example_inputs)} "
-                f"(traced with {graph.inputs}): {type(error).__name__}: {error}"
-            ) from error
+    actor = rebuilt(model, {})
+    sources = {id(t): n for n, t in named_tensors(actor).items() if carries_units(t) and t.ndim}
+    kept = torch.from_numpy(graph.kept_units(plan))
+    mode = LabelMode(sources, units=graph.slot_units(), kept=kept, numbers=numbers)
+    actor.eval()
+    try:
+        outputs = run(mode, actor, Inputs.real(example_inputs))
+    except Exception as error:
+        raise TraceError(
+            f"the model's own forward failed on the example inputs {Inputs.of(example_inputs)} "
+            f"(traced with {graph.inputs}): {type(error).__name__}: {error}"
+        ) from error
     if len(tied_pairs(mode.trace)[0]):
         raise SurgeryError(
             "on these inputs the model takes another path than when it was traced: use inputs like those"
@@ -81,50 +101,77 @@ def check(
     """Prove a cut: wiring by `retrace`, then outputs of `small` against the reference on the example inputs.
 
     >>> report = sentei.check(model, small, graph, plan, torch.randn(2, 3, 224, 224))
-    >>> report.max_error, report.approximate
+    >>> report.max_error, report.approximate, report.stale
 
-    Both models run in eval mode. Tolerance defaults to 1e-4 (float32 and lower) or 1e-9 (float64), relative to the
-    largest reference output; what exceeds it in float32 is compared again in float64. Raises SurgeryError if they
-    differ by more.
+    Copies of both models run in eval mode. Tolerance defaults to 1e-4 (float32 and lower) or 1e-9 (float64), relative
+    to the largest reference output; what exceeds it in float32 or less is compared again in float64. Raises SurgeryError
+    if they differ by more, and where there is nothing to compare.
     """
     graph.check_fits(model)
     given = Inputs.of(example_inputs)
-    expected = reference(model, graph, plan, example_inputs)
-    retrace(small, graph, plan, given if given.spec() != graph.inputs.spec() else None)
+    other = given if given.spec() != graph.inputs.spec() else None
+    numbers = _changed(_own_numbers(model, graph, other), _retraced(small, graph, plan, other))
+    approximate = tuple(dict.fromkeys((*graph.mixing(plan), *(n.where for n in numbers.values()))))
+    expected = reference(model, graph, plan, example_inputs, numbers)
+    if not any(t.numel() for t in expected):
+        raise SurgeryError(
+            "the model returns no values on these inputs, so there is nothing to compare: use inputs on which it does"
+        )
     if not all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
         raise SurgeryError("the original network's own output is not finite on these inputs: are its weights damaged?")
     error = _difference(small, expected, example_inputs)
     double = all(t.dtype == torch.float64 for t in expected if t.is_floating_point())
     limit = tolerance if tolerance is not None else DOUBLE if double else SINGLE
+    report = CheckReport(error, limit, approximate, stale=graph.stale(plan))
     if error <= limit:
-        return CheckReport(error, limit, graph.mixing(plan))
+        return report
     if tolerance is None and not double:
-        exact = _difference_in_double(model, small, graph, plan, example_inputs)
+        exact = _difference_in_double(model, small, graph, plan, example_inputs, numbers)
         if exact <= DOUBLE:
-            return CheckReport(exact, DOUBLE, graph.mixing(plan), rounding=error)
+            return replace(report, max_error=exact, tolerance=DOUBLE, rounding=error)
     raise SurgeryError(
         f"the cut model differs from the reference by {error:.2g} (relative), more than {limit:g}: "
         "do not use it, and please report this model"
     )
 
 
+def _own_numbers(model: nn.Module, graph: ChannelGraph, inputs: Inputs | None) -> Mapping[int, Numbers]:
+    """The plain numbers that the full model computes with on inputs like these."""
+    if inputs is None:
+        return graph.trace_record.numbers
+    mode = LabelMode({}, units=graph.slot_units())
+    with no_garbage_collection(), suppress(Exception):  # what fails here fails again, and is told, with values
+        rehearse(mode, model, inputs)
+    return mode.trace.numbers
+
+
+def _changed(own: Mapping[int, Numbers], cut: Mapping[int, Numbers]) -> dict[int, Numbers]:
+    """Where the cut model computes with other plain numbers than the full one, and with which."""
+    same = {op: n for op, n in own.items() if op in cut and cut[op].operation == n.operation}
+    return {op: cut[op] for op, n in same.items() if cut[op].values != n.values}
+
+
 def _difference(small: nn.Module, expected: list[Tensor], example_inputs: Any) -> float:
-    args, kwargs = arguments(example_inputs)
-    with modes_kept(small), torch.no_grad():
-        small.eval()
-        found = output_tensors(small(*args, **kwargs))
-    return max((relative_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+    """Largest relative error of a copy of the cut model."""
+    actor = rebuilt(small, {}).eval()
+    args, kwargs = Inputs.real(example_inputs).copied()
+    with torch.no_grad():
+        found = output_tensors(actor(*args, **kwargs))
+    if len(found) != len(expected):
+        return float("inf")
+    return max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def _difference_in_double(
-    model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: HasKeep, example_inputs: Any
-) -> float:
+    model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: HasKeep, example_inputs: Any,
+    numbers: Mapping[int, Numbers],
+) -> float:  # fmt: skip
     """The same comparison in float64, which tells rounding in deep or badly scaled networks from a wrong cut."""
     args, kwargs = arguments(example_inputs)
     inputs = cast(kwargs if kwargs else args, torch.float64)
     try:
-        expected = reference(copy.deepcopy(model).double(), graph, plan, inputs)
-        return _difference(copy.deepcopy(small).double(), expected, inputs)
+        expected = reference(rebuilt(model, {}).double(), graph, plan, inputs, numbers)
+        return _difference(rebuilt(small, {}).double(), expected, inputs)
     except Exception:  # not every model runs in float64; the first comparison stands
         return float("inf")
 

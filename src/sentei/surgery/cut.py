@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from sentei.errors import PlanError, SurgeryError
+from sentei.errors import PlanError
 from sentei.graph import ChannelGraph
+from sentei.graph.copying import rebuilt, refreshed
 from sentei.graph.graph import HasKeep
-from sentei.graph.resize import Attribute, named_tensors, select
+from sentei.graph.resize import named_tensors
+from sentei.surgery.history import cut_once_more
+from sentei.surgery.tensors import sliced
 
 
 def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
@@ -28,12 +28,12 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
     """
     graph.check_fits(model)
     graph.bind(plan.keep)
-    cuts = graph.cuts(plan)
-    replaced = {}
-    for name, t in named_tensors(model).items():
-        if name in cuts:
-            replaced[id(t)] = _like(t, select(t.detach(), cuts[name]))
-    return _rebuilt(model, replaced, graph.attributes(model, plan))
+    named = named_tensors(model)
+    with torch.no_grad():
+        changed = sliced(graph, named, graph.cuts(plan))
+    replaced = {id(named[name]): _like(named[name], t.detach()) for name, t in changed.items()}
+    new = refreshed(rebuilt(model, replaced, graph.attributes(model, plan)))
+    return cut_once_more(new, graph.structure, graph.bind(plan.keep))
 
 
 def permute(model: nn.Module, graph: ChannelGraph, order: Mapping[str, ArrayLike]) -> nn.Module:
@@ -70,7 +70,7 @@ def permute(model: nn.Module, graph: ChannelGraph, order: Mapping[str, ArrayLike
                 out = out.index_select(dim, torch.from_numpy(idx).to(t.device))
         if out.data_ptr() != t.data_ptr():
             moved[id(t)] = _like(t, out)
-    return _rebuilt(model, moved, [])
+    return refreshed(rebuilt(model, moved))
 
 
 def _size(graph: ChannelGraph, key: tuple[str, int]) -> int:
@@ -85,40 +85,3 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
     shared = new.untyped_storage().data_ptr() == old.untyped_storage().data_ptr()
     new = new.clone(memory_format=kept) if shared else new.contiguous(memory_format=kept)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-
-
-def _rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: list[Attribute]) -> nn.Module:
-    """A deep copy with some tensors replaced before they are copied, and attributes set on the copies.
-
-    What copy.deepcopy does to a module, without its detour for each of the many plain and empty attributes.
-    """
-    memo: dict[int, Any] = dict(tensors)
-    plain = [m for m in model.modules() if _copies_plainly(m)]
-    memo.update({id(m): type(m).__new__(type(m)) for m in plain})
-    try:
-        for module in plain:
-            memo[id(module)].__dict__.update({k: _copied(v, memo) for k, v in vars(module).items()})
-        new: nn.Module = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise SurgeryError(
-            f"the model cannot be deep-copied, which a cut needs: {type(error).__name__}: {error}"
-        ) from error
-    for module, attr, value in attrs:
-        setattr(memo[id(module)], attr, value)
-    return new
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, (bool, int, float, str)) or value is None:
-        return value
-    if type(value) in (dict, OrderedDict) and not value:
-        return value.copy()
-    return copy.deepcopy(value, memo)
-
-
-def _copies_plainly(module: nn.Module) -> bool:
-    """Whether a module leaves copying to its attributes."""
-    own = type(module).__setstate__.__module__  # PyTorch's own only update old pickles
-    hooks = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__")
-    same = all(getattr(type(module), n, None) is getattr(nn.Module, n, None) for n in hooks)
-    return same and own.startswith("torch.nn.")

@@ -9,7 +9,8 @@ from torch import nn
 
 from sentei.graph import ChannelGraph
 from sentei.graph.graph import HasKeep
-from sentei.graph.resize import named_tensors, select, swapped
+from sentei.graph.resize import named_tensors, swapped
+from sentei.surgery.tensors import sliced
 
 
 @contextmanager
@@ -26,12 +27,11 @@ def slim(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Iterator[nn.Mo
     graph.check_fits(model)
     graph.bind(plan.keep)
     cuts = graph.cuts(plan)
-    tensors = {}
-    for name, t in named_tensors(model).items():
-        if isinstance(t, nn.Parameter):
-            if name in cuts:
-                tensors[id(t)] = select(t, cuts[name])
-        else:
-            tensors[id(t)] = select(t, cuts.get(name, ())).clone()
+    named = named_tensors(model)
+    changed = sliced(graph, named, cuts)
+    tensors = {id(named[name]): t for name, t in changed.items()}
+    for name, t in named.items():
+        if not isinstance(t, nn.Parameter):
+            tensors[id(t)] = changed.get(name, t).clone()
     with swapped(model, tensors, graph.attributes(model, plan, cuts)):
         yield model

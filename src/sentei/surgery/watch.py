@@ -19,9 +19,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from sentei.graph import ChannelGraph
 from sentei.graph import labels as lab
 from sentei.graph.calls import Call
+from sentei.graph.copying import rebuilt
 from sentei.graph.forward import run
-from sentei.graph.inputs import arguments
-from sentei.graph.resize import modes_kept, named_tensors
+from sentei.graph.inputs import Inputs, arguments
+from sentei.graph.resize import carries_units, named_tensors
 from sentei.graph.tracer import LabelMode
 
 CONVOLUTIONS = ("aten.convolution", "aten._convolution", "aten.mkldnn_convolution")
@@ -70,7 +71,7 @@ class _Watcher(LabelMode):
     """A reference run in which nothing is removed and every place that would silence a unit takes note instead."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, answer: Answer | None) -> None:
-        sources = {id(t): n for n, t in named_tensors(model).items() if t.is_floating_point() and t.ndim}
+        sources = {id(t): n for n, t in named_tensors(model).items() if carries_units(t) and t.ndim}
         every = torch.ones(len(graph.grouping.group_of), dtype=torch.bool)
         super().__init__(sources, units=graph.slot_units(), kept=every)
         self.count_cost = False
@@ -135,11 +136,9 @@ def watch(model: nn.Module, graph: ChannelGraph, inputs: Any, answer: Answer | N
     `answer` may replace what a summing operation reads: it is called with the number of the reading, the tensor and
     the reading.
     """
-    args, kwargs = arguments(inputs)
-    mode = _Watcher(model, graph, answer)
-    with modes_kept(model):
-        model.eval()
-        run(mode, model, args, kwargs)
+    actor = rebuilt(model, {}).eval()
+    mode = _Watcher(actor, graph, answer)
+    run(mode, actor, Inputs.real(inputs))
     return mode.watch
 
 

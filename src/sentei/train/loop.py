@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sentei.errors import CheckpointError, TrainError
+from sentei.layout import arranged, training_layout
 from sentei.train.checkpoint import load_checkpoint, save_checkpoint
 from sentei.train.data import Data
 from sentei.train.distill import distillation_loss
@@ -34,6 +35,10 @@ class Objective(Protocol):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Add the gradients of one batch to the model's parameters; returns the loss to be shown."""
+        ...
+
+    def narrowest(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Context in which the model runs as the narrowest network that is trained in it."""
         ...
 
     def status(self) -> str:
@@ -125,9 +130,10 @@ class _Run:
 
     def __post_init__(self) -> None:
         recipe, device = self.recipe, self.data.device
-        layout = torch.channels_last if recipe.channels_last else torch.preserve_format
+        with self.objective.narrowest(self.model) if self.objective is not None else nullcontext(self.model) as least:
+            self.layout = training_layout(least, device, recipe.channels_last)
         for module in filter(None, (self.model, self.teacher)):
-            module.to(device).to(memory_format=layout)
+            module.to(device).to(memory_format=self.layout)
         if len(self.data.train) == 0:
             raise TrainError("There are no training images.")
         count = min(recipe.limit or len(self.data.train), len(self.data.train))
@@ -189,6 +195,7 @@ class _Run:
         teaching = evaluating(self.teacher) if self.teacher is not None else nullcontext()
         with teaching:
             for step, (x, y) in enumerate(batches):
+                x = arranged(x, self.layout)
                 lr = self._lr(epoch, step)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr

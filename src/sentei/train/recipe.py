@@ -46,6 +46,7 @@ class Recipe:
     bf16: bool | None = None
     """Autocast to bfloat16; None switches it on where the hardware computes in it."""
     channels_last: bool = True
+    """Train in PyTorch's faster memory layout, except where it crashes (see `sentei.layout`)."""
     compile: bool = False
     """Pass the model through torch.compile."""
     flip: bool | None = None

@@ -1,5 +1,25 @@
 """How each family of aten operations moves labels. Importing this package registers all rules."""
 
-from sentei.graph.rules import contraction, movement, norm, pointwise, reduction, spatial
+from sentei.graph.rules import (
+    contraction,
+    made,
+    movement,
+    norm,
+    pointwise,
+    recurrent,
+    reduction,
+    reparametrised,
+    spatial,
+)
 
-__all__ = ["contraction", "movement", "norm", "pointwise", "reduction", "spatial"]
+__all__ = [
+    "contraction",
+    "made",
+    "movement",
+    "norm",
+    "pointwise",
+    "recurrent",
+    "reduction",
+    "reparametrised",
+    "spatial",
+]

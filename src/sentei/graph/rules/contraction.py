@@ -74,10 +74,36 @@ def convolution(mode: LabelMode, call: Call) -> None:
         layers.append(lab.place(channels, 1, out.shape))
     mode.put(out, layers)
     positions = x if transposed else out
-    space = [_size(positions, mode, d) for d in (0, *range(2, out.ndim))]
+    space = [size_along(positions, mode, d) for d in (0, *range(2, out.ndim))]
     channels_out = vector(channels, out.shape[1])
-    _count(mode, call, math.prod(w.shape[2:]), (*space, vector(w_out, w.shape[o]), vector(w_in, w.shape[i])),
-           (*(_size(out, mode, d) for d in (0, *range(2, out.ndim))), channels_out))  # fmt: skip
+    add_product(mode, call, math.prod(w.shape[2:]), (*space, vector(w_out, w.shape[o]), vector(w_in, w.shape[i])),
+           (*(size_along(out, mode, d) for d in (0, *range(2, out.ndim))), channels_out))  # fmt: skip
+
+
+@rule("torchvision.deform_conv2d")
+def deformable(mode: LabelMode, call: Call) -> None:
+    """A convolution whose offsets and masks are shared by all channels, or by the channels of each offset group."""
+    x, w, out, groups, parts = call["input"], call["weight"], call.out, call["groups"], call["offset_groups"]
+    for steer in (call["offset"], call["mask"]):
+        mode.give_up(steer, f"steers {call.name}")
+    x_in, rest = split_layers(mode, mode.layers(x), 1)
+    _freeze_all(mode, rest, "varies over space in a convolution")
+    w_out, others = split_layers(mode, tuple(v for v in mode.layers(w) if {0, 1}.intersection(lab.varying(v))), 0)
+    w_in, _ = split_layers(mode, tuple(others), 1)
+    if parts > 1 and x_in is not None:
+        _columns(mode, x_in.reshape(parts, -1))
+    if groups == 1:
+        contract(mode, x_in, w_in)
+        channels = w_out
+    else:
+        channels = _grouped(mode, x_in, w_in, w_out, groups, False, x.shape[1])
+    add_bias(mode, channels, call["bias"])
+    if channels is not None:
+        mode.trace.produced.append(channels)
+    mode.put(out, [] if channels is None else [lab.place(channels, 1, out.shape)])
+    space = (out.shape[0], *out.shape[2:])
+    inside = (vector(w_out, w.shape[0]), vector(w_in, w.shape[1]))
+    add_product(mode, call, math.prod(w.shape[2:]), (*space, *inside), (*space, vector(channels, out.shape[1])))
 
 
 def _slides_over(mode: LabelMode, layer: Tensor, x: Tensor, out: Tensor) -> bool:
@@ -181,10 +207,11 @@ def _freeze_all(mode: LabelMode, vectors: Sequence[Tensor | None], why: str) -> 
             mode.freeze(v, why)
 
 
-def _count(mode: LabelMode, call: Call, constant: int, factors: Sequence[Vector], out: Sequence[Vector]) -> None:
+def add_product(mode: LabelMode, call: Call, constant: int, factors: Sequence[Vector], out: Sequence[Vector]) -> None:
+    """Note the cost of an operation that sums over units: MACs and the size of its output."""
     if mode.count_cost:
         itemsize = call.outputs()[0].element_size()
-        mode.trace.contractions.append(Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize))
+        mode.trace.contractions.append(Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize, mode.at))
 
 
 def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
@@ -194,6 +221,8 @@ def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | Non
     a_k, a_rest = _contracted(mode, mode.layers(a), ka)
     b_k, b_rest = _contracted(mode, mode.layers(b), kb)
     contract(mode, a_k, b_k)
+    if a_k is not None and b_k is not None and nd > 2 and not {id(a), id(b)}.intersection(mode.sources):
+        mode.trace.contracted += [v.reshape(-1)[v.reshape(-1) >= 0] for v in (a_k, b_k)]
     moved = [(out.shape, tuple(x.narrow(ka, 0, 1).expand(out.shape) for x in a_rest))]
     moved += [(out.shape, tuple(x.narrow(kb, 0, 1).expand(out.shape) for x in b_rest))]
     layers = list(combine(mode, out.shape, moved, outer=True))
@@ -203,9 +232,9 @@ def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | Non
     if bias is not None and mode.layers(bias):
         layers = list(combine(mode, out.shape, [(out.shape, tuple(layers)), (bias.shape, mode.layers(bias))]))
     mode.put(out, layers)
-    sizes = [_size(a, mode, d, b if d < nd - 2 else None) for d in range(nd)] + [_size(b, mode, nd - 1)]
-    outs = [_size(out, mode, d) for d in range(nd)]
-    _count(mode, call, 1, sizes, outs)
+    sizes = [size_along(a, mode, d, b if d < nd - 2 else None) for d in range(nd)] + [size_along(b, mode, nd - 1)]
+    outs = [size_along(out, mode, d) for d in range(nd)]
+    add_product(mode, call, 1, sizes, outs)
 
 
 def _contracted(mode: LabelMode, layers: Layers, dim: int) -> tuple[Tensor | None, list[Tensor]]:
@@ -225,7 +254,8 @@ def _contracted(mode: LabelMode, layers: Layers, dim: int) -> tuple[Tensor | Non
     return small.squeeze(free), rest
 
 
-def _size(t: Tensor, mode: LabelMode, dim: int, other: Tensor | None = None) -> Vector:
+def size_along(t: Tensor, mode: LabelMode, dim: int, other: Tensor | None = None) -> Vector:
+    """A dimension of a tensor (or of `other`, if it has the labels) for the cost."""
     for tensor in (t, other):
         if tensor is not None:
             for layer in mode.layers(tensor):
@@ -268,8 +298,9 @@ def _convolution_kept(mode: LabelMode, call: Call) -> Any:
     return call.func(mode.silence(x, [1]), *call.args[1:], **call.kwargs)
 
 
+MIXERS["torchvision.deform_conv2d"] = _convolution_kept
 MIXERS.update(dict.fromkeys(("aten.convolution", "aten._convolution", "aten.mkldnn_convolution"), _convolution_kept))
 MIXERS.update(
     {"aten.mm": _silenced(0), "aten.bmm": _silenced(0), "aten.addmm": _silenced(1), "aten.baddbmm": _silenced(1)}
 )
-COUNTED.update(("aten.convolution", "aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm"))
+COUNTED.update(("torchvision.deform_conv2d", "aten.convolution", "aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm"))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sentei.graph import labels as lab
-from sentei.graph.calls import Call, rule
-from sentei.graph.rules.pointwise import combine
+from sentei.graph.calls import COUNTED, Call, rule
+from sentei.graph.rules.made import merged_expansion, note_expanded
+from sentei.graph.rules.pointwise import FIXED_SIZE, combine
 from sentei.graph.tracer import LabelMode, unknown
 
-VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze select slice diagonal detach alias
-view_as_real lift_fresh lift narrow as_strided unfold"""
-COPIES = """flip roll repeat index_select tile rot90 pixel_unshuffle repeat_interleave take_along_dim gather"""
+VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze detach alias lift_fresh
+lift"""
+COPIES = "repeat tile rot90 pixel_unshuffle repeat_interleave"
+PLACES = "select diagonal as_strided unfold index_select take_along_dim gather narrow_copy"
+"""Operations that take elements by their place, in whatever order."""
 RESHAPES = "view reshape _unsafe_view _reshape_alias flatten unflatten"
 
 
@@ -24,6 +31,7 @@ def aten(names: str) -> list[str]:
 
 @rule(*aten("clone contiguous"))
 def same(mode: LabelMode, call: Call) -> None:
+    note_expanded(call.args[0], call.out)
     mode.put(call.out, mode.layers(call.args[0]))
 
 
@@ -37,7 +45,110 @@ def execute(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(source):
         moved = call.func(layer, *call.args[1:], **call.kwargs)
         layers.append(moved if call.func.is_view else lab.tidy(moved))
+    if call.name in ("aten.expand", "aten.repeat_interleave"):
+        mode.trace.sized |= bool(layers)
     mode.put(call.out, layers)
+
+
+@rule("aten.view_as_real")
+def view_as_real(mode: LabelMode, call: Call) -> None:
+    mode.put(call.out, [layer.unsqueeze(-1).expand(call.out.shape) for layer in mode.layers(call.args[0])])
+
+
+@rule("aten.view_as_complex")
+def view_as_complex(mode: LabelMode, call: Call) -> None:
+    """The last dimension, real and imaginary parts, goes."""
+    layers = []
+    for layer in mode.layers(call.args[0]):
+        if layer.ndim - 1 in lab.varying(layer):
+            mode.freeze(layer, "real and imaginary parts are channels")
+        else:
+            layers.append(layer[..., 0])
+    mode.put(call.out, layers)
+
+
+@rule(*aten(PLACES))
+def places(mode: LabelMode, call: Call) -> None:
+    """Elements taken by their place: what is taken, and each that is taken alone, must stay in its place.
+
+    Layers that do not vary where the operation picks pass as in any other movement.
+    """
+    source, out = call.args[0], call.out
+    dims = [call[name] % source.ndim for name in ("dim", "dim1", "dim2", "dimension") if call.has(name)]
+    dims = dims or list(range(source.ndim))
+    hit = [x for x in mode.layers(source) if set(dims).intersection(lab.varying(x))]
+    for layer in hit:
+        if call.name == "aten.select" and len(lab.varying(layer)) == 1:
+            _cut_out(mode, lab.first_along(layer, dims[0]), [call["index"], call["index"] + 1])
+        elif call.name == "aten.index_select" and len(lab.varying(layer)) == 1 and not call["index"].is_meta:
+            _by_list(mode, lab.first_along(layer, dims[0]), call["index"])
+        elif call.name != "aten.select":
+            mode.freeze(layer, f"elements are taken by their place in {call.name}")
+    kept = tuple(x for x in mode.layers(source) if not any(x is h for h in hit))
+    if call.name in ("aten.select", "aten.index_select") and not any(t.is_meta for t in list(call.tensors())[1:]):
+        kept = mode.layers(source)
+    if any(mode.layers(t) for t in list(call.tensors())[1:]):
+        unknown(mode, call)
+        return
+    mode.put(out, [lab.tidy(_taken(call, x), out.shape) for x in kept])
+
+
+def _taken(call: Call, layer: Tensor) -> Tensor:
+    if call.name in ("aten.as_strided", "aten.gather", "aten.take_along_dim"):
+        return lab.narrow(layer, ()).reshape([1] * call.out.ndim).expand(call.out.shape)
+    args = [torch.zeros(a.shape, dtype=a.dtype) if isinstance(a, Tensor) and a.is_meta else a for a in call.args[1:]]
+    moved: Tensor = call.func(layer, *args, **call.kwargs)
+    return moved
+
+
+def _cut_out(mode: LabelMode, vector: Tensor, ends: list[int]) -> None:
+    """A labelled dimension is cut at these places: how many units stay before each must not depend on which do."""
+    n = len(vector)
+    mode.trace.sized = True
+    for end in sorted({e % n for e in ends if e % n}):
+        mode.pick(vector[:end])
+
+
+def _by_list(mode: LabelMode, vector: Tensor, index: Tensor) -> None:
+    """A list of places: a run of neighbours, forwards or backwards, is a slice; any other needs all to stay."""
+    places = index.reshape(-1)
+    steps = places.diff()
+    if index.ndim == 1 and len(places) > 1 and (bool((steps == 1).all()) or bool((steps == -1).all())):
+        low, high = int(places.min()), int(places.max())
+        _cut_out(mode, vector, [low, high + 1])
+    else:
+        mode.freeze(vector, "channels are taken by a list of places")
+
+
+@rule("aten.roll")
+def roll(mode: LabelMode, call: Call) -> None:
+    """What is shifted over the end comes in front: a cut at that place."""
+    x, shifts = call.args[0], call["shifts"]
+    dims = [d % x.ndim for d in (call["dims"] or [])]
+    shifts = list(shifts) if isinstance(shifts, (list, tuple)) else [shifts]
+    for layer in mode.layers(x):
+        hit = set(lab.varying(layer)).intersection(dims) if dims else set(lab.varying(layer))
+        if hit and (len(lab.varying(layer)) > 1 or not dims):
+            mode.freeze(layer, "is rolled along one of several dimensions that it spans")
+        elif hit:
+            d = hit.pop()
+            _cut_out(mode, lab.first_along(layer, d), [-s for s, e in zip(shifts, dims, strict=True) if e == d])
+    mode.put(call.out, [_along(call, layer, dims) for layer in mode.layers(x)])
+
+
+@rule("aten.flip")
+def flip(mode: LabelMode, call: Call) -> None:
+    x = call.args[0]
+    mode.put(call.out, [_along(call, layer, [d % x.ndim for d in call["dims"]]) for layer in mode.layers(x)])
+
+
+def _along(call: Call, layer: Tensor, dims: Sequence[int]) -> Tensor:
+    """The layer after an operation that moves elements along some dimensions (of the tensor as a whole if none)."""
+    vary = lab.varying(layer)
+    if dims and not set(dims).intersection(vary):
+        return layer
+    moved: Tensor = call.func(lab.narrow(layer, vary) if dims else layer, *call.args[1:], **call.kwargs)
+    return lab.tidy(moved, call.out.shape)
 
 
 @rule("aten.constant_pad_nd")
@@ -47,6 +158,10 @@ def pad(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(call.args[0]):
         vary = lab.varying(layer)
         own = [n if layer.ndim - 1 - i // 2 in vary else 0 for i, n in enumerate(amounts)]
+        for i, n in enumerate(own):
+            if n < 0:
+                vector = lab.first_along(layer, layer.ndim - 1 - i // 2)
+                _cut_out(mode, vector, [n if i % 2 else -n])
         layers.append(lab.tidy(call.func(lab.narrow(layer, vary), own, lab.NONE), call.out.shape))
     mode.put(call.out, layers)
 
@@ -75,13 +190,24 @@ def slice_(mode: LabelMode, call: Call) -> None:
     layers = []
     for layer in mode.layers(source):
         if dim in lab.varying(layer) and kept < n:
-            start = (call["start"] or 0) % n
-            if step == 1 and n % kept == 0 and start % kept == 0:
+            start = _first(call["start"], n)
+            if step == 1 and kept and n % kept == 0 and start % kept == 0:
                 layer = _evenly(mode, layer, dim, (n // kept, kept))
             elif step > 1 and n % step == 0:
                 layer = _evenly(mode, layer, dim, (n // step, step), flip=True)
+            elif step > 1:
+                mode.freeze(layer, "every second or so of its channels is taken, and they are no even number")
+            if step == 1:
+                _cut_out(mode, lab.first_along(layer, dim), [start, start + kept])
+            mode.trace.sized = True
         layers.append(call.func(layer, *call.args[1:], **call.kwargs))
     mode.put(call.out, layers)
+
+
+def _first(start: int | None, n: int) -> int:
+    if start is None:
+        return 0
+    return min(max(start + n, 0) if start < 0 else start, n)
 
 
 def _evenly(mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], flip: bool = False) -> Tensor:
@@ -98,14 +224,43 @@ def _evenly(mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], fl
 def reshape(mode: LabelMode, call: Call) -> None:
     layers = []
     for layer in mode.layers(call.args[0]):
+        layer = _in_parts(mode, layer, call.out.shape)
         moved, splits = lab.reshape(layer, call.out.shape)
+        mode.trace.sized |= call.out.ndim >= layer.ndim
         for dims in splits:
             small = lab.narrow(moved, lab.varying(moved))
-            if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims):
+            if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims) and int(small.min()) >= 0:
                 core = small.reshape([small.shape[d] for d in dims])
-                moved = lab.tidy(mode.split(core).reshape(small.shape), moved.shape)
+                moved = lab.tidy(mode.split(core, True, _free_axis(call, dims)).reshape(small.shape), moved.shape)
+            else:
+                mode.freeze(layer, "is seen in parts, together with elements that hold no channel")
         layers.append(moved)
-    mode.put(call.out, layers)
+    mode.put(call.out, layers + merged_expansion(mode, call.args[0], call.out))
+
+
+def _in_parts(mode: LabelMode, layer: Tensor, shape: Sequence[int]) -> Tensor:
+    """Where channels are cut into groups that merge with their neighbours (view(N, groups, -1) for statistics), the
+    groups shrink evenly."""
+    vary = lab.varying(layer)
+    for old, new in lab.blocks(layer.shape, shape):
+        if len(vary) == 1 and vary[0] in old and sum(layer.shape[d] > 1 for d in old) > 1:
+            before = math.prod(layer.shape[d] for d in old if d < vary[0])
+            width = layer.shape[vary[0]]
+            left = itertools.accumulate((shape[d] for d in new), operator.mul)
+            inner = {p // before for p in left if before < p < before * width and p % before == 0}
+            parts = inner.pop() if len(inner) == 1 else 1
+            if parts > 1 and width % parts == 0:
+                return _evenly(mode, layer, vary[0], (parts, width // parts))
+    return layer
+
+
+def _free_axis(call: Call, dims: list[int]) -> int:
+    """The one of the new dimensions that is most likely to shrink: the one given as -1, or the channels of an image
+    that is made of a vector. -1 if nothing tells."""
+    sizes = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], (list, tuple)) else ()
+    given = [i for i, d in enumerate(dims) if len(sizes) == call.out.ndim and sizes[d] == -1]
+    image = call.out.ndim > 3 and dims == list(range(1, call.out.ndim))
+    return given[0] if given else 0 if image else -1
 
 
 @rule(*aten("split split_with_sizes chunk unbind unsafe_split unsafe_chunk tensor_split hsplit vsplit"))
@@ -119,6 +274,11 @@ def split(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(source):
         if equal and dim in lab.varying(layer) and len(outs) > 1:
             layer = _evenly(mode, layer, dim, (len(outs), source.shape[dim] // len(outs)))
+        if dim in lab.varying(layer) and not unbind:
+            if len(lab.varying(layer)) > 1:
+                mode.freeze(layer, "is split along one of several dimensions that it spans")
+            else:
+                _cut_out(mode, lab.first_along(layer, dim), list(itertools.accumulate(o.shape[dim] for o in outs)))
         for i, piece in enumerate(call.func(layer, *call.args[1:], **call.kwargs)):
             parts[i].append(piece)
     for out, pieces in zip(outs, parts, strict=True):
@@ -187,6 +347,10 @@ def index(mode: LabelMode, call: Call) -> None:
         elif any(i is not None and i.is_meta for i in table):
             mode.freeze(layer, "is indexed by values that depend on the input")
         else:
+            if len(indexed) == 1 and len(lab.varying(layer)) == 1 and table[indexed[0]].dtype != torch.bool:
+                _by_list(mode, lab.first_along(layer, indexed[0]), table[indexed[0]])
+            else:
+                mode.freeze(layer, "channels are taken by a list of places")
             layers.append(lab.tidy(call.func(layer, table)))
     mode.put(call.out, layers)
 
@@ -224,3 +388,26 @@ def im2col(mode: LabelMode, call: Call) -> None:
             moved = moved.amax(-1, keepdim=True).expand_as(moved)
         layers.append(lab.tidy(moved))
     mode.put(call.out, layers)
+
+
+@rule("aten.col2im")
+def col2im(mode: LabelMode, call: Call) -> None:
+    """Channels times kernel positions become channels: the positions of a channel go together."""
+    x, out = call.args[0], call.out
+    dim = x.ndim - 2
+    layers = []
+    for layer in mode.layers(x):
+        vary = lab.varying(layer)
+        if vary == (dim,):
+            matrix = lab.first_along(layer, dim).reshape(out.shape[-3], -1)
+            channels = matrix.amax(1, keepdim=True)
+            mode.tie(matrix, channels.expand_as(matrix), FIXED_SIZE)
+            layers.append(lab.place(channels[:, 0], out.ndim - 3, out.shape))
+        elif dim == 1 and vary == (0,):
+            layers.append(lab.place(lab.first_along(layer, 0), 0, out.shape))
+        else:
+            mode.freeze(layer, "varies over positions in a fold")
+    mode.put(out, layers)
+
+
+COUNTED.update(aten("clone " + RESHAPES))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +43,7 @@ UNTAGGED = [
     "rand_like",
     "randn_like",
     "_conj",
+    "_neg_view",
     "fake_quantize_per_tensor_affine",
     "tril",
     "triu",
@@ -82,6 +82,10 @@ UNTAGGED = [
     "addcdiv_",
     "_fused_dropout",
     "rsub",
+    "complex",
+    "polar",
+    "real",
+    "imag",
 ]
 
 PADDED = "is added to constants of a fixed size (zero padding)"
@@ -93,8 +97,8 @@ def combine(
 ) -> Layers:
     """Tie the layers of broadcast operands where they lie on the same dimensions; returns the layers of the result.
 
-    An operand that has no labels where another has some keeps its size, so those units must stay; not so in an
-    `outer` product, where each operand brings dimensions of its own.
+    An operand that has no labels where another has some keeps its size, so those units must stay, and the result has a
+    size as fixed as that; not so in an `outer` product, where each operand brings dimensions of its own.
     """
     if len(operands) == 1 and tuple(operands[0][0]) == tuple(shape):
         return operands[0][1]
@@ -107,13 +111,22 @@ def combine(
         merged = _merge(mode, axes, members)
         if merged is None:
             continue
-        owners = {k for k, _ in members}
-        for k, (size, _) in enumerate(operands):
-            lead = len(shape) - len(size)
-            if not outer and k not in owners and any(d >= lead and size[d - lead] > 1 for d in axes):
-                mode.freeze(merged, FIXED_SIZE)
-        out.append(merged.expand(shape))
+        if not outer and _meets_fixed(shape, axes, operands, {k for k, _ in members}):
+            mode.freeze(merged, FIXED_SIZE)
+        else:
+            out.append(merged.expand(shape))
     return tuple(out)
+
+
+def _meets_fixed(
+    shape: Sequence[int], axes: Sequence[int], operands: Sequence[tuple[Sequence[int], Layers]], owners: set[int]
+) -> bool:
+    """Whether an operand without labels on these axes spans them."""
+    for k, (size, _) in enumerate(operands):
+        lead = len(shape) - len(size)
+        if k not in owners and any(d >= lead and size[d - lead] > 1 for d in axes):
+            return True
+    return False
 
 
 def _merge(mode: LabelMode, axes: Sequence[int], members: Sequence[tuple[int, Tensor]]) -> Tensor | None:
@@ -161,17 +174,6 @@ def add(mode: LabelMode, call: Call) -> None:
     pointwise(mode, call)
 
 
-@rule("aten.mul")
-def mul(mode: LabelMode, call: Call) -> None:
-    """scaled_dot_product_attention without an explicit scale multiplies by head size ** -1/4: that size must stay."""
-    x = call.args[0]
-    if call.func is torch.ops.aten.mul.Scalar and math.isclose(call.args[1], x.shape[-1] ** -0.25):
-        for layer in mode.layers(x):
-            if x.ndim - 1 in lab.varying(layer):
-                mode.freeze(layer, "attention scale depends on the head size")
-    pointwise(mode, call)
-
-
 @rule("aten.prelu", "aten._prelu_kernel")
 def prelu(mode: LabelMode, call: Call) -> None:
     x, weight = call.args[0], call.args[1]
@@ -195,7 +197,6 @@ def fill_(mode: LabelMode, call: Call) -> None:
     """A constant overwrites the values; the size still follows the channels, so the labels stay."""
 
 
-@rule("aten.new_zeros", "aten.new_ones", "aten.new_empty", "aten.new_full", "aten.new_empty_strided",
-      "aten.is_same_size", "aten.sym_size", "aten.as_strided_")  # fmt: skip
+@rule("aten.new_empty", "aten.new_empty_strided", "aten.is_same_size", "aten.sym_size", "aten.as_strided_")
 def no_labels(mode: LabelMode, call: Call) -> None:
     """The result does not depend on the units of the operand."""
