@@ -28,7 +28,8 @@ def _layer_type(kind: Any) -> bool:
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is one of PyTorch's layers, all of whose widths the shapes of its parameters tell."""
-    return _layer_type(type(module))
+    kind: Any = type(module)
+    return _layer_type(kind)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
