@@ -15,9 +15,7 @@ class UNet(nn.Module):
     def __init__(self, width: int = 16) -> None:
         super().__init__()
         w = [width * 2**i for i in range(4)]
-        self.down = nn.ModuleList(
-            nn.Sequential(conv(a, b), conv(b, b)) for a, b in zip((3, *w[:-1]), w, strict=True)
-        )
+        self.down = nn.ModuleList(nn.Sequential(conv(a, b), conv(b, b)) for a, b in zip((3, *w[:-1]), w, strict=True))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in zip(w[:-1], w[1:], strict=True))
         self.merge = nn.ModuleList(nn.Sequential(conv(2 * a, a), conv(a, a)) for a in w[:-1])
         self.head = nn.Conv2d(w[0], 5, 1)
@@ -235,7 +233,9 @@ class Correlation(nn.Module):
     def __init__(self, width: int = 64, hidden: int = 48, context: int = 32) -> None:
         super().__init__()
         self.hidden, self.context = hidden, context
-        self.features = nn.Sequential(conv(3, 32, 7, 2), conv(32, 48, 3, 2), conv(48, width, 3, 2), nn.Conv2d(width, width, 1))
+        self.features = nn.Sequential(
+            conv(3, 32, 7, 2), conv(32, 48, 3, 2), conv(48, width, 3, 2), nn.Conv2d(width, width, 1)
+        )
         self.state = nn.Sequential(conv(3, 32, 7, 2), conv(32, 48, 3, 2), nn.Conv2d(48, hidden + context, 3, 2, 1))
         self.motion = nn.Sequential(nn.Conv2d(64, 64, 1), nn.ReLU(), nn.Conv2d(64, 46, 3, padding=1), nn.ReLU())
         inputs = hidden + context + 46 + 2

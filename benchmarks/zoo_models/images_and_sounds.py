@@ -1,4 +1,4 @@
-"""Networks that make or restore images and sounds, and that read them in order: GANs, super-resolution, audio, video."""
+"""Networks that make or restore images and sounds, and that read them in order: GANs, audio, video, text."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ class Demucs(nn.Module):
         self.mix = nn.Linear(2 * w[-1], w[-1])
         self.decoder = nn.ModuleList(
             nn.Sequential(
-                nn.Conv1d(b, 2 * b, 3, padding=1), nn.GLU(1), nn.ConvTranspose1d(b, a, 8, 4, 2),
+                nn.Conv1d(b, 2 * b, 3, padding=1),
+                nn.GLU(1),
+                nn.ConvTranspose1d(b, a, 8, 4, 2),
                 nn.ReLU() if i else nn.Identity(),
             )  # fmt: skip
             for i, (a, b) in enumerate(zip((8, *w[:-1]), w, strict=True))

@@ -39,7 +39,10 @@ BASE = frozenset(vars(nn.Module()))
 
 @dataclass(frozen=True, eq=False)
 class Met:
-    """A label vector that a module met, on its input (`in`), output (`out`) or in between (`own`); see `Site.origin`."""
+    """A label vector that a module met, on its input (`in`), output (`out`) or in between (`own`).
+
+    For `origin` see `Site.origin`.
+    """
 
     role: str
     vector: np.ndarray
@@ -208,13 +211,15 @@ def _sizes(record: Trace) -> dict[str, dict[int, dict[bytes, Met]]]:
 
 
 def renewed(sites: Iterable[Site], record: Trace) -> list[Site]:
-    """The same sites with the labels of a new record of the same forward pass."""
+    """The same sites with the labels of a new record of the same forward pass, less those that count no units there."""
     out = []
     for site in sites:
         i, d = site.origin or (-1, -1)
-        if 0 <= i < len(record.seen) and record.seen[i].layer.ndim > d:
-            vector = lab.first_along(record.seen[i].layer, d)
-            site = replace(site, labels=vector) if len(vector) == len(site.labels) else site
+        if 0 <= i < len(record.seen) and d < record.seen[i].layer.ndim:
+            layer = record.seen[i].layer
+            if d not in lab.varying(layer) or layer.shape[d] != len(site.labels):
+                continue
+            site = replace(site, labels=lab.first_along(layer, d))
         out.append(site)
     return out
 

@@ -161,7 +161,10 @@ class Mender:
             before = self.belief.graph()
             self._retrace(wish)
             after = self.belief.graph()
-            self._retrace({s.op: 0 for s in hit if _has_free(before, s) and not _has_free(after, s)})
+            lost = [
+                s.op for s in hit for v in (s.labels.numpy().reshape(-1),) if _has_free(before, v) > _has_free(after, v)
+            ]
+            self._retrace(dict.fromkeys(lost, 0))
 
     def _advance(self, graph: ChannelGraph, groups: list[int]) -> bool:
         """Let the splits that touch the groups shrink along their next axis. False if none is left to try."""
@@ -171,16 +174,32 @@ class Mender:
         hit = heads or hit  # whole heads were only a wish: their insides may shrink
         signatures = {s.signature for s in hit}
         alike = [s for s in splits if s.signature in signatures]
-        for wanted in (alike, hit) if len(alike) > len(hit) else (hit,):
-            choices = self._next(wanted)
-            if not choices:
-                return False
-            old, record, sites = dict(self.belief.choices), self.belief.record, self.belief.sites
-            self._retrace(choices)
-            if self._consistent() and (wanted is hit or self._all_follow(wanted)):
+        parts = [labels_of(graph, g) for g in groups]
+        if len(alike) > len(hit) and self._try_axes(self._next(alike), parts, alike):
+            return True
+        while choices := self._next(hit):
+            if self._try_axes(choices, parts):
                 return True
-            self.belief.choices, self.belief.record, self.belief.sites = old, record, sites
-            self.fields = fields(self.model, record)
+            for op, axis in choices.items():
+                self.tried[op].add(axis)
+        return False
+
+    def _try_axes(self, choices: dict[int, int], parts: Sequence[np.ndarray], follow: Sequence[Split] = ()) -> bool:
+        """Adopt other axes if they freeze none of the parts' labels, and if cuts of what `follow` names succeed."""
+        if not choices:
+            return False
+        belief = self.belief
+        old, record, sites = dict(belief.choices), belief.record, belief.sites
+        self._retrace(choices)
+        graph = belief.graph()
+        if (
+            not any(_has_frozen(graph, p) for p in parts)
+            and self._consistent()
+            and (not follow or self._all_follow(follow))
+        ):
+            return True
+        belief.choices, belief.record, belief.sites = old, record, sites
+        self.fields = fields(self.model, record)
         return False
 
     def _retrace(self, choices: dict[int, int]) -> None:
@@ -225,9 +244,14 @@ def _row(graph: ChannelGraph, vector: np.ndarray) -> bytes:
     return bytes(graph.costs_of.row(vector).tobytes())
 
 
-def _has_free(graph: ChannelGraph, split: Split) -> bool:
-    of = graph.grouping.group_of[graph.grouping.unit_of[split.labels.numpy().reshape(-1)]]
+def _has_free(graph: ChannelGraph, labels: np.ndarray) -> bool:
+    of = groups_of_labels(graph)[labels]
     return any(not graph.groups[i].frozen and graph.groups[i].width > 1 for i in np.unique(of[of >= 0]))
+
+
+def _has_frozen(graph: ChannelGraph, labels: np.ndarray) -> bool:
+    of = groups_of_labels(graph)[labels]
+    return any(graph.groups[i].frozen for i in np.unique(of[of >= 0]))
 
 
 def _touched(graph: ChannelGraph, sites: Iterable[Site], pairs: Iterable[Pair]) -> set[int]:
