@@ -93,7 +93,7 @@ BEFORE = {
     "timm:botnet26t_256": 96, "torchvision:shufflenet_v2_x1_0": 96, "torchvision:shufflenet_v2_x0_5": 97,
     "timm:dpn48b": 97, "torchvision:shufflenet_v2_x2_0": 98,
 }  # fmt: skip
-"""Percent of the MACs that were prunable in version 0.2, where that was less than all."""
+"""Percent of the MACs that were prunable in the last edition of the page, where that was less than all."""
 HYBRIDS = re.compile(
     "swin|vit|maxvit|former|coat|levit|gcvit|hiera|pvt|twins|xcit|deit|sequencer|edgenext|botnet|halonet|lambda"
 )
@@ -115,7 +115,7 @@ def references() -> list[str]:
 
 
 def example(ref: str, seed: int) -> Tensor:
-    """Two inputs of the network's own size; for images no larger than 224 where that is above 256, and 128 for segments."""
+    """Two inputs of the size of the network, for images at most 224 where that is above 256, for segmentation 128."""
     shape: tuple[int, ...] = input_shape_of(ref)
     if ref.removeprefix("torchvision:") in models.list_models(module=models.segmentation):
         shape = (shape[0], 128, 128)
@@ -425,7 +425,7 @@ share of the MACs that only groups frozen for this reason touch (from 5 %).
 
 ## Frozen in part before
 
-Prunable shares of the MACs in version 0.2 and now.
+Prunable shares of the MACs in the last edition of this page and now.
 
 {formerly}
 
