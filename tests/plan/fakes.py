@@ -33,6 +33,7 @@ class FakeGraph:
     groups: tuple[FakeGroup, ...]
     layers: tuple[tuple[int, int, int, int], ...]
     """(input group, output group, kernel area, output pixels) of each layer."""
+    bundles: tuple[tuple[int, ...], ...] = ()
 
     @property
     def structure(self) -> Structure:

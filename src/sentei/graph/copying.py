@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sentei.errors import SurgeryError
 from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
+PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 
 
 def rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Iterable[Attribute] = ()) -> nn.Module:
@@ -56,21 +56,24 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in PLAIN:
         return value
+    if kind in (dict, OrderedDict) and not value:
+        return kind()
     if id(value) in memo:
         return memo[id(value)]
     if kind in (dict, OrderedDict):
-        new = memo[id(value)] = kind()
-        new.update({k: _copied(v, memo) for k, v in value.items()})
-        return new
+        entries = memo[id(value)] = kind()
+        entries.update({k: _copied(v, memo) for k, v in value.items()})
+        return entries
     if kind is list:
-        new = memo[id(value)] = []
-        new.extend([_copied(v, memo) for v in value])
-        return new
+        items: list[Any] = []
+        memo[id(value)] = items
+        items.extend([_copied(v, memo) for v in value])
+        return items
     if kind is FunctionType and value.__closure__:
         return _rebound(value, memo)
     if isinstance(value, Tensor) and not value.is_leaf:
-        new = memo[id(value)] = value.detach().clone()
-        return new
+        memo[id(value)] = value.detach().clone()
+        return memo[id(value)]
     return copy.deepcopy(value, memo)
 
 

@@ -1,4 +1,4 @@
-"""Plain values that modules keep for themselves: split sizes, head counts, widths. A cut has to rewrite what it changes.
+"""Plain values that modules keep for themselves (split sizes, head counts, widths) and that a cut has to rewrite.
 
 A module's numbers, also those in its lists, tuples and dicts, are compared with the sizes of what the module works on.
 A number that the forward pass never reads (`num_features`, what a new classifier is built from) follows the one width
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from torch import nn
 
 from sentei.graph import labels as lab
 from sentei.graph.record import Read, Site, Trace
-from sentei.graph.resize import FOLLOWED
+from sentei.graph.resize import is_layer
 from sentei.graph.tracer import LabelMode
 
 Path = tuple[Any, ...]
@@ -35,8 +35,6 @@ OTHER = re.compile(
 """Names of settings that are no width, whatever they equal: they follow only where a trial needs it."""
 ROLE = re.compile("(in|out)_?(ch|plane|feat|dim|$)")
 BASE = frozenset(vars(nn.Module()))
-OWN = (nn.Unflatten, nn.MultiheadAttention)
-"""Layers of PyTorch whose settings may be widths that no parameter of theirs tells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ def with_number(value: Any, path: Path, new: int | float) -> Any:
 
 def settings_of(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module that hold plain numbers, less those that a cut of the module itself sets."""
-    if isinstance(module, FOLLOWED) or type(module).__module__.startswith("torch.nn.") and type(module) not in OWN:
+    if is_layer(module):
         return {}
     held = {k: v for k, v in vars(module).items() if k not in BASE and isinstance(v, (int, float, list, tuple, dict))}
     return {k: v for k, v in held.items() if any(True for _ in numbers_in(v))}
@@ -116,7 +114,7 @@ def reads_noted(mode: LabelMode, model: nn.Module) -> Iterator[None]:
         mode.trace.reads.append(Read(names[id(module)], attr, mode.op))
         return held[attr]
 
-    nn.Module.__getattr__ = noted  # type: ignore[method-assign, assignment]
+    nn.Module.__getattr__ = noted  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -143,13 +141,32 @@ def fields(model: nn.Module, record: Trace) -> list[Field]:
     return out
 
 
+def only_meaning(
+    row: Callable[[np.ndarray], np.ndarray], found: Sequence[Field], sites: Sequence[Site]
+) -> tuple[list[Site], list[Field]]:
+    """Sites for the numbers that the forward pass never reads and that can mean one width only; and the other fields.
+
+    `row` tells how a label vector's length depends on the widths: equal rows count the same.
+    """
+    taken = {(s.module, s.attr, s.path) for s in sites}
+    more, rest = [], []
+    for f in found:
+        if (f.module, f.attr, f.path) in taken or OTHER.search(f.attr):
+            continue
+        if isinstance(f.value, int) and not f.read and len({row(v).tobytes() for v in f.vectors}) == 1:
+            more.append(f.site(f.vectors[0]))
+        else:
+            rest.append(f)
+    return more, rest
+
+
 Sizes = Mapping[int, Mapping[bytes, tuple[str, np.ndarray]]]
 
 
 def _sizes(record: Trace) -> dict[str, dict[int, dict[bytes, tuple[str, np.ndarray]]]]:
     """For each module the label vectors that it met, by length."""
     out: dict[str, dict[int, dict[bytes, tuple[str, np.ndarray]]]] = defaultdict(lambda: defaultdict(dict))
-    for seen in record.seen:
+    for seen in {(s.module, s.role, id(s.layer)): s for s in record.seen}.values():
         for d in lab.varying(seen.layer):
             vector = lab.first_along(seen.layer, d).numpy()
             key = vector.tobytes()
@@ -188,9 +205,7 @@ def _root(number: float, size: int) -> bool:
     return any(math.isclose(number, value, rel_tol=1e-9) for value in (size**0.5, size**-0.5, 1 / size, float(size)))
 
 
-def site_values(
-    model: nn.Module, sites: Iterable[Site], count: Mapping[int, int]
-) -> list[tuple[nn.Module, str, Any]]:
+def site_values(model: nn.Module, sites: Iterable[Site], count: Mapping[int, int]) -> list[tuple[nn.Module, str, Any]]:
     """The attributes that the sites set, with the new numbers: `count[i]` belongs to the site at place i."""
     modules = dict(model.named_modules())
     new: dict[tuple[str, str], Any] = {}

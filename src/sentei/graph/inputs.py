@@ -14,7 +14,7 @@ from sentei.errors import TraceError
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Positional and keyword arguments of a model. `of` keeps meta tensors (shapes without values), `real` the values."""
+    """Positional and keyword arguments of a model: `of` keeps only the shapes (meta tensors), `real` the values."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]

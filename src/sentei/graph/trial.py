@@ -91,14 +91,14 @@ def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | 
     """
     kept = graph.kept_labels(plan)
     unit_of = graph.grouping.unit_of
-    if len(graph.trace_record.contractions) != len(found.contractions):
+    if not graph.trace_record.sized or len(graph.trace_record.contractions) != len(found.contractions):
         return None
     for was, now in zip(graph.trace_record.contractions, found.contractions, strict=True):
         for a, b in zip((*was.factors, *was.out_factors), (*now.factors, *now.out_factors), strict=True):
             expected, size = _left(a, kept), b if isinstance(b, int) else len(b)
             if expected != size:
-                labels = [v.numpy() for v in (*was.factors, *was.out_factors) if isinstance(v, Tensor)]
-                labels = np.concatenate(labels) if labels else np.zeros(0, np.int64)
+                vectors = [v.numpy() for v in (*was.factors, *was.out_factors) if isinstance(v, Tensor)]
+                labels = np.concatenate([np.zeros(0, np.int64), *vectors])
                 text = f"a size is {size} where {expected} channels or positions are left"
                 return Mismatch(text, unit_of[labels[labels >= 0]], now.where, now.at)
     return None
@@ -187,16 +187,16 @@ def _apart(atoms: Sequence[Atom], steps: Sequence[int]) -> list[int]:
 
 def _atoms(graph: ChannelGraph) -> list[Atom]:
     bundled = {i for b in graph.bundles for i in b}
-    atoms = [((i,), g.width) for i, g in enumerate(graph.groups) if i not in bundled and not g.frozen and g.width > 1]
+    atoms: list[Atom] = [
+        ((i,), g.width) for i, g in enumerate(graph.groups) if i not in bundled and not g.frozen and g.width > 1
+    ]
     for b in graph.bundles:
         if not graph.groups[b[0]].frozen:
             atoms.append((b, steps_of(graph.groups[i].width for i in b)))
     return [a for a in atoms if a[1] > 1]
 
 
-def _plan(
-    graph: ChannelGraph, atoms: Sequence[Atom], steps: Sequence[int], rng: np.random.Generator
-) -> Keep:
+def _plan(graph: ChannelGraph, atoms: Sequence[Atom], steps: Sequence[int], rng: np.random.Generator) -> Keep:
     keep = {}
     for (members, total), n in zip(atoms, steps, strict=True):
         for i in members:

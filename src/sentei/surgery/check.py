@@ -29,8 +29,9 @@ SINGLE, DOUBLE = 1e-4, 1e-9
 class CheckReport:
     """`max_error`: largest difference relative to the largest reference output. `approximate`: modules that compute
     with the number of channels, by statistics over removed units (layer norm, softmax over channels, ...) or a scale
-    made of the running width: there, cutting changes what the trained network computes beyond dropping the units, and
-    the reference computes with the kept ones. `stale`: plain numbers of modules that may still speak of an old width."""
+    made of the running width: there, cutting changes what the trained network computes beyond dropping the units,
+    and the reference computes with the kept ones. `stale`: plain numbers of modules that may still speak of an old
+    width: the forward pass computes with them, or they may mean several widths, so a cut leaves them alone."""
 
     max_error: float
     tolerance: float
@@ -104,8 +105,8 @@ def check(
     >>> report.max_error, report.approximate, report.stale
 
     Copies of both models run in eval mode. Tolerance defaults to 1e-4 (float32 and lower) or 1e-9 (float64), relative
-    to the largest reference output; what exceeds it in float32 or less is compared again in float64. Raises SurgeryError
-    if they differ by more, and where there is nothing to compare.
+    to the largest reference output; what exceeds it in float32 or less is compared again in float64. Raises
+    SurgeryError if they differ by more, and where there is nothing to compare.
     """
     graph.check_fits(model)
     given = Inputs.of(example_inputs)

@@ -1,0 +1,83 @@
+"""The first pass over a model: what its forward tells by itself, before anything is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from sentei.errors import SurgeryError, TraceError
+from sentei.graph.copying import rebuilt
+from sentei.graph.forward import output_tensors
+from sentei.graph.inputs import Inputs, arguments
+from sentei.graph.record import Trace
+from sentei.graph.refusals import untraceable
+from sentei.graph.rehearsal import rehearse
+from sentei.graph.tracer import LabelMode
+
+
+def first_pass(
+    model: nn.Module, named: Mapping[str, Tensor], inputs: Inputs, choices: Mapping[int, int], example: Any = None
+) -> Trace:
+    """The record of a forward pass in which each index of each parameter has a label of its own.
+
+    `choices` are the axes along which splits shrink (see `Split`). TraceError if the model cannot be run so, or if
+    there is nothing that could be pruned or proven.
+    """
+    mode = LabelMode({}, _labelled_dims(model, named), choices)
+    try:
+        rehearse(mode, model, inputs)
+    except SurgeryError as error:
+        raise TraceError(str(error)) from error
+    except Exception as error:
+        raise _refusal(model, inputs, example, mode, error) from error
+    if not mode.trace.output_shapes:
+        raise TraceError(
+            "the model's output holds no tensor, so nothing could be proven of a cut: return tensors, or a container "
+            "or object that holds them (not a function, a generator or the model itself)"
+        )
+    if not mode.trace.contractions:
+        raise TraceError("nothing to prune: the model's forward runs no convolution, matrix product or recurrent layer")
+    return mode.trace
+
+
+def _labelled_dims(model: nn.Module, named: Mapping[str, Tensor]) -> set[tuple[str, int]]:
+    """Dimensions that may hold units: all but the kernel dimensions of convolutions."""
+    kernels = {
+        id(t)
+        for m in model.modules()
+        if isinstance(m, _ConvNd)
+        for part in m.modules()
+        for t in part._parameters.values()
+        if t is not None
+    }
+    return {(n, d) for n, t in named.items() for d in range(min(t.ndim, 2) if id(t) in kernels else t.ndim)}
+
+
+def _refusal(model: nn.Module, inputs: Inputs, example: Any, mode: LabelMode, error: Exception) -> TraceError:
+    where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
+    own = _own_failure(model, example)
+    if own is None:
+        return TraceError(untraceable(error, mode.failed.where if mode.failed else ""))
+    return TraceError(
+        f"the model's own forward failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}"
+    )
+
+
+def _own_failure(model: nn.Module, example: Any) -> Exception | None:
+    """What a copy of the model raises on real example inputs, without any tracing."""
+    if example is None or isinstance(example, Inputs):
+        return None
+    args, kwargs = arguments(example)
+    tensors = output_tensors([args, kwargs])
+    if not tensors or any(t.is_meta for t in tensors):
+        return None
+    try:
+        with torch.no_grad():
+            rebuilt(model, {}).eval()(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
