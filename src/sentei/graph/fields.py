@@ -185,11 +185,18 @@ def only_meaning(
     for f in found:
         if (f.module, f.attr, f.path) in taken or OTHER.search(f.attr):
             continue
-        if isinstance(f.value, int) and not f.read and len({row(v).tobytes() for v in f.vectors}) == 1:
-            more.append(f.site(f.meanings[0]))
+        plain = [m for m in f.meanings if _in_runs(m.vector)]
+        if isinstance(f.value, int) and not f.read and len({row(m.vector).tobytes() for m in plain}) == 1:
+            more.append(f.site(plain[0]))
         else:
             rest.append(f)
     return more, rest
+
+
+def _in_runs(vector: np.ndarray) -> bool:
+    """Whether equal labels are neighbours, which they are not where channels lie in several rows (batch x heads)."""
+    starts = np.flatnonzero(np.diff(vector, prepend=vector[0] - 1))
+    return len(np.unique(vector[starts])) == len(starts)
 
 
 Sizes = Mapping[int, Mapping[bytes, Met]]

@@ -41,11 +41,12 @@ class Mender:
 
     def _follow(self, graph: ChannelGraph, groups: list[int], fault: Mismatch) -> bool:
         """Let plain numbers of modules follow the groups, let other groups keep the same share, or both."""
-        numbers = self._numbers(graph, groups, fault)
         for partner in (None, *self._partners(graph, groups, fault.where)):
+            together = groups if partner is None else [*groups, partner]
             pair = [] if partner is None else [(labels_of(graph, groups[0]), labels_of(graph, partner))]
+            numbers = self._numbers(graph, together, fault)
             for sites in ([], *numbers) if pair else numbers:
-                if self._helps(sites, pair, [*groups, *([] if partner is None else [partner])], fault):
+                if self._helps(sites, pair, together, fault):
                     self._adopt(graph, sites, pair, groups[0], partner, fault)
                     return True
         return False
@@ -156,15 +157,13 @@ class Mender:
         comp = components(record)
         inner = np.unique(comp[np.concatenate([v.numpy() for v in record.contracted])])
         hit = [s for s in record.splits if s.view and np.isin(comp[s.labels.numpy().reshape(-1)], inner).any()]
-        wish = {s.op: s.order.index(s.labels.ndim - 2) for s in hit}
-        if wish:
-            before = self.belief.graph()
-            self._retrace(wish)
+        for kind in dict.fromkeys((s.signature[0], s.labels.shape) for s in reversed(hit)):  # q, k and v together
+            alike = [s for s in hit if (s.signature[0], s.labels.shape) == kind]
+            before, old = self.belief.graph(), {s.op: self.belief.choices.get(s.op, 0) for s in alike}
+            self._retrace({s.op: s.order.index(s.labels.ndim - 2) for s in alike})
             after = self.belief.graph()
-            lost = [
-                s.op for s in hit for v in (s.labels.numpy().reshape(-1),) if _has_free(before, v) > _has_free(after, v)
-            ]
-            self._retrace(dict.fromkeys(lost, 0))
+            lost = [s.op for s in alike if _has_free(before, _of(s)) and not _has_free(after, _of(s))]
+            self._retrace({op: old[op] for op in lost})
 
     def _advance(self, graph: ChannelGraph, groups: list[int]) -> bool:
         """Let the splits that touch the groups shrink along their next axis. False if none is left to try."""
@@ -242,6 +241,10 @@ def _flat(layer: Tensor) -> np.ndarray:
 def _row(graph: ChannelGraph, vector: np.ndarray) -> bytes:
     """How a size depends on the widths of the groups: equal rows count the same."""
     return bytes(graph.costs_of.row(vector).tobytes())
+
+
+def _of(split: Split) -> np.ndarray:
+    return np.asarray(split.labels.numpy().reshape(-1))
 
 
 def _has_free(graph: ChannelGraph, labels: np.ndarray) -> bool:
