@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sentei import ChannelGraph, Plan, check, cut, load, retrace, save, slim
 from sentei.graph.forward import output_tensors
 from sentei.surgery import CheckReport
+from tests.random_networks.blocks import Block
 
 
 def random_plan(graph: ChannelGraph, seed: int, ratio: float | None = None) -> Plan:
@@ -68,7 +69,7 @@ def assert_costs(graph: ChannelGraph, plan: Plan | None, model: nn.Module, input
 def multiplies_by_one(graph: ChannelGraph, plan: Plan | None, model: nn.Module) -> bool:
     """torch.einsum over a dimension of one element is an elementwise product, in which its counter sees no MACs."""
     narrow = any(len(k) == 1 for k in (plan.keep if plan else {}).values())
-    return narrow and any(hasattr(m, "reads") for m in model.modules())
+    return narrow and any(isinstance(m, Block) for m in model.modules())
 
 
 def assert_partition(graph: ChannelGraph) -> None:
@@ -90,18 +91,24 @@ def zeroed_consumers(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Mo
     """The reference of a cut, made by hand: a copy of the full model with zero weights for what is removed.
 
     Only what reads a unit is zeroed, so anything else that a removed unit leaks into shows up as a difference. Exact
-    for networks in which only convolutions, linear and recurrent layers mix channels.
+    for networks in which only convolutions, linear and recurrent layers mix channels. A module's `reads` names its own
+    parameters with the dimension that reads; `zero` layers whose outputs are multiplied with each other (attention):
+    there the output itself is silenced.
     """
     new = copy.deepcopy(model)
-    readers = {}
+    readers, silent = dict[str, tuple[Tensor, int]](), dict[str, Tensor]()
     for name, module in list(new.named_modules()):
         if isinstance(module, (nn.Linear, _ConvNd)):
             place = weight_without_norm(module)
             readers[f"{name}.{place}"] = (module.weight, 0 if isinstance(module, _ConvTransposeNd) else 1)
-        elif hasattr(module, "reads"):
-            readers[f"{name}.weight"] = (module.weight, module.reads)
+        elif isinstance(module, nn.MultiheadAttention):
+            readers |= {f"{name}.{key}": (w, 1) for key, w in module.named_parameters() if key.endswith("proj_weight")}
         elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             readers |= {f"{name}.{key}": (w, 1) for key, w in module.named_parameters() if "weight" in key}
+        for key, _, dim in (place.rpartition(".") for place in getattr(module, "reads", ())):
+            readers[f"{name}.{key}"] = (getattr(module, key), int(dim))
+        for key in getattr(module, "zero", ()):
+            silent |= {f"{name}.{key}.{part}": p for part, p in getattr(module, key).named_parameters()}
     with torch.no_grad():
         for name, kept in plan.keep.items():
             group = graph.group(name)
@@ -109,6 +116,8 @@ def zeroed_consumers(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Mo
             for m in group.members:
                 if m.param in readers and readers[m.param][1] == m.dim:
                     readers[m.param][0].index_fill_(m.dim, torch.from_numpy(m.indices[gone].ravel()), 0)
+                elif m.param in silent and m.dim == 0:
+                    silent[m.param].index_fill_(0, torch.from_numpy(m.indices[gone].ravel()), 0)
     return new
 
 
