@@ -4,17 +4,24 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow soak lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	@$(BIN)/sentei demo
 
+# Two processes with one thread each; the tests of a file stay together, because they share what they train.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+
 test: lint
-	@$(BIN)/pytest -q
+	@$(PYTEST)
 
 slow: $(VENV)/.installed-dev
-	@$(BIN)/pytest -q -m slow
+	@$(PYTEST) -m slow
+
+# Kills, damaged files, full disks and lost workers, about half an hour; see docs/reliability.md.
+soak: $(VENV)/.installed-dev
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --quiet

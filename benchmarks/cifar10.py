@@ -26,7 +26,7 @@ from sentei.errors import ConfigError
 from sentei.methods import METHODS, prune
 from sentei.models import build_model
 from sentei.plan import Budget
-from sentei.runs import is_finished, read_summary
+from sentei.runfiles import is_finished, read_summary
 from sentei.train import Data, Recipe, load_data
 from sentei.train.threads import set_threads
 

@@ -36,7 +36,7 @@ from sentei.methods.lasso import Proximal, costs_of_units, penalised
 from sentei.methods.summary import machine
 from sentei.models import build_model
 from sentei.plan import Budget, Constraints
-from sentei.runs import is_finished, read_summary
+from sentei.runfiles import is_finished, read_summary
 from sentei.surgery.scales import rescale
 from sentei.train import Data, Recipe, evaluate, fit, load_data
 from sentei.train.threads import set_threads

@@ -21,12 +21,13 @@ import numpy as np
 from torch import nn
 
 import sentei
-from sentei.cli.console import say
+from sentei.console import say
 from sentei.methods.fidelity import ABOUT, Fidelity, measure_fidelity
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS
 from sentei.models import build_model
 from sentei.plan import Budget
-from sentei.runs import Run, is_finished, read_summary
+from sentei.runfiles import is_finished, read_summary
+from sentei.runs import Run
 from sentei.train import Data, Recipe, load_data
 from sentei.train.checkpoint import digest
 from sentei.train.threads import set_threads

@@ -1,7 +1,7 @@
 """A model and data of your own, for the command line.
 
 sentei train examples/own_model.py:net --data examples/own_model.py:images --epochs 8 --run runs/own
-sentei prune runs/own --method taylor --macs 0.4 --epochs 4 --run runs/own-small
+sentei prune runs/own --trust --method taylor --macs 0.4 --epochs 4 --run runs/own-small
 sentei inspect examples/own_model.py:net --groups
 """
 

@@ -1,11 +1,16 @@
 """What every test shares: one torch thread, fixed seeds, the same hypothesis examples on every run."""
 
+import os
 import random
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+
+# Readline tells child processes, hence parallel test workers, the size of the terminal: tests have none.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 # Small tensors gain nothing from threads, and runs on shared machines get steadier times.
 torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """The command line in this process, and a trained run for tests that only read it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sentei.cli import main
+from sentei.train.journal import Journal
 
 
 @dataclass
@@ -32,6 +34,36 @@ def sentei(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
         return Outcome(code, *capsys.readouterr())
 
     return run
+
+
+class Killed(BaseException):
+    """Stands for the death of the process: no handler of ours catches it."""
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """Makes the n-th write to the disk the last: half of the times just before it, half of the times just after."""
+    count = {"left": -1}
+
+    def limited(original):
+        def write(*args, **options):
+            if count["left"] == 0:
+                raise Killed
+            done = original(*args, **options)
+            count["left"] -= 1
+            if count["left"] == 0 and count["after"]:
+                raise Killed
+            return done
+
+        return write
+
+    monkeypatch.setattr(os, "replace", limited(os.replace))
+    monkeypatch.setattr(Journal, "append", limited(Journal.append))
+
+    def after(writes: int) -> None:
+        count.update(left=writes, after=writes % 2)
+
+    return after
 
 
 QUICK = ("--epochs", 1, "--batch-size", 64, "--limit", 256)

@@ -49,7 +49,7 @@ def test_prune_takes_model_and_data_from_the_run(sentei, trained):
     assert config["resolved"]["data"]["data"] == "digits"
     assert config["resolved"]["method"] == "l1"
     assert config["resolved"]["budget"] == {"macs": 0.5}
-    assert config["resolved"]["model"] == "digitsnet"
+    assert config["command"]["dense"]["ref"] == "digitsnet"
     assert config["command"]["dense"]["num_classes"] == 10
 
 
@@ -80,10 +80,11 @@ def test_a_users_own_model_and_data(sentei, tmp_path):
         "    return x[:180], y[:180], x[180:], y[180:]\n"
     )
     assert sentei("train", "mine.py:net", "--data", "mine.py:images", "--run", "base", "--epochs", 2).code == 0
-    done = sentei("prune", "base", "--method", "l2", "--run", "small", "--epochs", 1)
+    done = sentei("prune", "base", "--trust", "--method", "l2", "--run", "small", "--epochs", 1)
     assert done.code == 0, done.err
     assert json.loads(Path("small/summary.json").read_text())["widths"].keys() == {"0", "3"}
-    assert sentei("evaluate", "small").code == 0
+    assert "sentei evaluate small --trust" in done.out
+    assert sentei("evaluate", "small", "--trust").code == 0
     assert sentei("inspect", "mine.py:net", "--input", "1,3,8,8").code == 0
 
 

@@ -44,7 +44,7 @@ def test_example_own_model(sentei):
     own = ROOT / "examples/own_model.py"
     done = sentei("train", f"{own}:net", "--data", f"{own}:images", "--epochs", 1, "--run", "own")
     assert done.code == 0, done.err
-    done = sentei("prune", "own", "--method", "taylor", "--macs", 0.4, "--epochs", 1, "--run", "small")
+    done = sentei("prune", "own", "--trust", "--method", "taylor", "--macs", 0.4, "--epochs", 1, "--run", "small")
     assert done.code == 0, done.err
     seen = sentei("inspect", f"{own}:net", "--groups")
     assert seen.code == 0

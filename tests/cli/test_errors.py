@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from sentei.errors import SenteiError
+from sentei.runfiles import write_config
 from tests.cli.conftest import QUICK
 
 
@@ -78,6 +79,8 @@ def test_resume_of_what_is_no_run(sentei, tmp_path):
     (tmp_path / "x/config.yaml").write_text("a: 1")
     refused(sentei("resume", "x"), "not written by sentei")
     (tmp_path / "x/config.yaml").write_text("command: null\nresolved: {}\n")
+    refused(sentei("resume", "x"), "checksum does not match")
+    write_config(tmp_path / "x", {"command": None, "resolved": {}})
     refused(sentei("resume", "x"), "made from Python")
 
 

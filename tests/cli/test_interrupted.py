@@ -1,6 +1,7 @@
 """Runs that are killed or interrupted go on, and end as if nothing had happened."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from sentei.cli import main
 from sentei.train.journal import Journal
-from tests.cli.conftest import QUICK
+from tests.cli.conftest import QUICK, Killed
 
 RESULTS = ("model.safetensors", "plan.json")
 TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64, "--steps", 2)
@@ -20,36 +22,6 @@ TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64,
 
 def results(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in RESULTS if (folder / name).exists()]
-
-
-class Killed(BaseException):
-    """Stands for the death of the process: no handler of ours catches it."""
-
-
-@pytest.fixture
-def dying(monkeypatch):
-    """Makes the n-th write to the disk the last: half of the times just before it, half of the times just after."""
-    count = {"left": -1}
-
-    def limited(original):
-        def write(*args, **options):
-            if count["left"] == 0:
-                raise Killed
-            done = original(*args, **options)
-            count["left"] -= 1
-            if count["left"] == 0 and count["after"]:
-                raise Killed
-            return done
-
-        return write
-
-    monkeypatch.setattr(os, "replace", limited(os.replace))
-    monkeypatch.setattr(Journal, "append", limited(Journal.append))
-
-    def after(writes: int) -> None:
-        count.update(left=writes, after=writes % 2)
-
-    return after
 
 
 SEARCH = ("--method", "abc", "--round-to", 1, *TINY[:-2], "--evaluations")
@@ -65,14 +37,19 @@ def test_death_at_every_write_changes_nothing(name, sentei, dying, trained, tmp_
     verb, *model = (trained if word == "TRAINED" else word for word in COMMANDS[name])
     assert sentei(verb, *model, "--run", "whole").code == 0
     expected = results(tmp_path / "whole")
-    for writes in range(1, 60):
+    for writes in range(60):
         folder = tmp_path / f"dies{writes}"
         dying(writes)
         try:
             sentei(verb, *model, "--run", folder)
         except Killed:
             dying(-1)
-            resumed = sentei("resume", folder)
+            if writes == 0:
+                refused = sentei("resume", folder)
+                assert refused.code == 2
+                assert "Give the command that was to make it once more" in refused.err
+            resume = writes % 4 > 1 and ("resume", folder)
+            resumed = sentei(*(resume or (verb, *model, "--run", folder)))
             assert resumed.code == 0, (writes, resumed.err)
             assert results(folder) == expected, writes
             assert not list(folder.glob("*.ckpt"))
@@ -94,10 +71,10 @@ def test_kill_9_of_a_real_process(trained, tmp_path, capsys):
     assert first.wait() == -signal.SIGKILL
     assert not (folder / "summary.json").exists()
 
-    again = main([*arguments, "--run", str(folder)])
-    assert again == 2
-    assert f"sentei resume {folder}" in capsys.readouterr().err
-    assert main(["resume", str(folder)]) == 0
+    assert main([*arguments, "--lr", "0.5", "--run", str(folder)]) == 2
+    assert "half-finished run with another recipe.lr: there 0.02, now 0.5" in capsys.readouterr().err
+    assert main([*arguments, "--run", str(folder)]) == 0
+    assert f"Going on with the half-finished run in {folder}" in capsys.readouterr().out
     assert results(folder) == results(tmp_path / "whole")
 
 
@@ -235,6 +212,55 @@ def test_a_run_whose_data_changed_is_not_resumed(sentei, dying, tmp_path):
         sentei("train", "digitsnet", "--data", "mine.py:images", "--run", "x", "--epochs", 3)
     dying(-1)
     (tmp_path / "mine.py").write_text(source.replace("SIZE", "300"))
-    refused = sentei("resume", "x")
+    refused = sentei("resume", "x", "--trust")
     assert refused.code == 2
-    assert "another data" in refused.err
+    assert "another data.train: there 180, now 270" in refused.err
+
+
+def test_a_changed_fitness_is_found_and_the_search_goes_on(trained, tmp_path, sentei, dying, caplog):
+    command = ("prune", trained, *SEARCH, 8)
+    assert sentei(*command, "--run", "whole").code == 0
+    dying(7)
+    with pytest.raises(Killed):
+        sentei(*command, "--run", "x")
+    dying(-1)
+    journal = tmp_path / "x/journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    lines[2] = re.sub(r'"fitness": [\d.]+', '"fitness": 0.999', lines[2])
+    journal.write_text("".join(lines))
+    done = sentei("resume", "x")
+    assert done.code == 0, done.err
+    assert "line 3 was altered" in caplog.text
+    assert results(tmp_path / "x") == results(tmp_path / "whole")
+    assert "99.90%" not in done.out
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def use(number):
+        torch.set_num_threads(number)
+        monkeypatch.setattr("sentei.cli.set_threads", lambda: number)
+
+    yield use
+    torch.set_num_threads(1)
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(trained, tmp_path, sentei, dying, two_threads, monkeypatch):
+    assert sentei("prune", trained, "--run", "whole", *TINY).code == 0
+    dying(5)
+    with pytest.raises(Killed):
+        sentei("prune", trained, "--run", "x", *TINY)
+    dying(-1)
+    two_threads(2)
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")
+        refused = sentei("resume", "x")
+        assert refused.code == 2
+        assert "another threads: there 1, now 2" in refused.err
+        assert "set OMP_NUM_THREADS=1" in refused.err
+    done = sentei("resume", "x")
+    assert done.code == 0, done.err
+    assert "Threads: 1 instead of 2, as when the run began" in done.out
+    assert results(tmp_path / "x") == results(tmp_path / "whole")

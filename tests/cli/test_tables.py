@@ -8,6 +8,7 @@ from rich.console import Console
 from torch import nn
 
 import sentei
+from sentei.plan import Constraints
 from sentei.report.tables import before_after, cost_table, count, frozen_table, widths_table
 
 
@@ -64,4 +65,4 @@ def test_shares_of_what_is_frozen():
     assert graph.cost().params == 314
     share = 1 - graph.prunable()[1]
     assert share == pytest.approx(26 / 314)
-    assert f"{graph.prunable()[1]:.1%}" in text(cost_table("net", graph))
+    assert f"{graph.prunable()[1]:.1%}" in text(cost_table("net", graph, Constraints()))

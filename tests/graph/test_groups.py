@@ -463,7 +463,7 @@ def test_scale_of_attention_follows_its_head_size() -> None:
     randomise(model.double().eval())
     graph = trace(model, IMAGE)
     assert free(graph) == {"q": 4, "v": 6}
-    _, report = prove(model, graph, Plan({"q": np.array([0, 3])}, graph.structure), (IMAGE,))
+    _, report = prove(model, graph, Plan({"q": np.array([0, 3])}, graph.structure), IMAGE)
     assert report.approximate
 
 
@@ -517,7 +517,7 @@ def test_numbers_made_of_the_running_width_are_those_of_the_cut(scale: Callable[
     randomise(model.double().eval())
     graph = trace(model, IMAGE)
     assert free(graph) == {"a": 6}
-    _, report = prove(model, graph, random_plan(graph, 0, 0.5), (IMAGE,))
+    _, report = prove(model, graph, random_plan(graph, 0, 0.5), IMAGE)
     assert report.max_error < 1e-12
     assert report.approximate == ("",)
 

@@ -1,7 +1,6 @@
 """ISTA from end to end on the digits: budget, curve, exact zeros, resume, refusals, advice."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from sentei.methods.ista import Ista
 from sentei.methods.ista_round import Round, diagnose, next_rho, starting_point
 from sentei.models import build_model
 from sentei.plan import Constraints
+from sentei.runfiles import read_summary
 from sentei.train import Recipe, evaluate, fit, load_data
 
 FREE = Constraints(round_to=1, max_ratio=0.9)
@@ -78,7 +78,7 @@ def test_every_network_of_the_curve_is_there_and_measures_what_the_curve_says(ru
         assert (point["macs"], point["params"]) == (cost.macs, cost.params)
         assert abs(evaluate(small, data.val).accuracy - point["val_accuracy"]) < 0.006
     assert (folder / "gammas.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((folder / "summary.json").read_text()) == result.summary
+    assert read_summary(folder) == result.summary
 
 
 def test_a_run_that_was_killed_ends_in_the_same_bits(run, model, data, tmp_path, monkeypatch):

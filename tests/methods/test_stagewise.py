@@ -12,8 +12,8 @@ from sentei.methods import prune
 from sentei.methods.measure import measure
 from sentei.methods.stagewise import Stagewise, reinitialise
 from sentei.plan import Constraints
-from sentei.runs import Run
 from sentei.train import Recipe, fit, load_data
+from sentei.train.journal import Journal
 from tests.methods.networks import Three
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.02, limit=256)
@@ -242,10 +242,10 @@ def test_measure_asks_once_and_tells_failures(tmp_path):
                 raise SearchError("too wide")
             return {"fitness": float(widths.sum())}
 
-    journal = Run.open(tmp_path / "run", {}).journal
+    journal = Journal(tmp_path / "journal.jsonl")
     structures = [np.array([1, 2]), np.array([3, 4]), np.array([1, 2])]
     assert [r["fitness"] for r in measure(Sum(), structures, journal=journal)] == [3, 7, 3]
-    measure(Sum(), structures, journal=Run.open(tmp_path / "run", {}).journal)
+    measure(Sum(), structures, journal=Journal(journal.path))
     assert asked == [(1, 2), (3, 4)]
     with pytest.raises(SearchError, match=r"structure \[9, 1\] could not be measured: too wide"):
         measure(Sum(), [np.array([9, 1])])

@@ -12,7 +12,7 @@ import pytest
 
 from sentei.errors import ConfigError, SearchError
 from sentei.search import Colony, Job, Search, Store, open_executor
-from sentei.search.processes import Worker
+from sentei.search.processes import Processes, Worker
 from sentei.search.testing import small_space
 from tests.search.fakes import Fake
 
@@ -178,6 +178,26 @@ def test_ray_gives_the_same_and_survives_the_death_of_an_actor(ray, tmp_path):
     assert not ray.is_initialized()
 
 
+def test_a_killed_raylet_ends_in_a_clear_error_and_keeps_what_was_measured(ray, tmp_path):
+    with open_executor("ray", Fake(tmp_path, slow=0.5), 1) as executor:
+        run = executor.run([Job(i, (i, 1, 2)) for i in range(200)])
+        first = next(run)
+        driver = executor.executor.driver.process
+        raylets = [pid for pid in _children(driver.pid) if _name(pid) == "raylet"]
+        assert raylets
+        for pid in raylets:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(SearchError, match="the Ray cluster was lost.*sentei resume"):
+            list(run)
+    assert first.result["fitness"] == 3
+    assert driver.poll() is not None
+
+
+def _name(pid):
+    with open(f"/proc/{pid}/comm") as file:
+        return file.read().strip()
+
+
 def test_ctrl_c_passes_through(tmp_path):
     with open_executor("here", Fake(tmp_path, interrupts=(4,))) as executor, pytest.raises(KeyboardInterrupt):
         list(executor.run(JOBS))
@@ -190,3 +210,11 @@ def test_a_worker_ignores_ctrl_c(tmp_path):
         executor.executor.crew[0].process.send_signal(signal.SIGINT)
         assert [first.job.number, next(run).job.number] == [0, 1]
         assert not list(tmp_path.glob("died*"))
+
+
+def test_a_worker_that_is_killed_before_it_could_start_is_replaced(tmp_path):
+    workers = Processes(Fake(tmp_path), 1)
+    workers.crew.append(Worker(1))
+    workers.crew[0].process.kill()
+    assert [o.result["fitness"] for o in workers.run(JOBS[:2])] == [3, 4]
+    workers.close()

@@ -129,8 +129,18 @@ def test_torn_last_line_is_repaired(tmp_path: Path, torn: bytes) -> None:
     assert [r["epoch"] for r in again.records()] == [1, 2, 3]
 
 
-def test_damage_inside_the_journal_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    path.write_text('{"epoch": 1}\nnonsense\n{"epoch": 2}\n')
-    with pytest.raises(CheckpointError, match="line 2 is not JSON"):
-        Journal(path).records()
+@pytest.mark.parametrize("change", [(b"0.5", b"0.6"), (b'"epoch": 2', b'"epoch": 7'), (b"\n", b"x"), (b'"', b"\xff")])
+def test_an_altered_line_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, change) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    for epoch in (1, 2, 3):
+        journal.append({"epoch": epoch, "fitness": 0.5})
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(*change, 1)
+    journal.path.write_bytes(b"".join(lines))
+    found = Journal(journal.path).records()
+    assert [r["epoch"] for r in found] == ([1] if change[0] == b"\n" else [1, 3])
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{journal.path}: line 2 was altered (its checksum does not match) and is left out; what it told is done again"
+    ]
+    Journal(journal.path).records()
+    assert len(caplog.records) == 1

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import tyro
 from rich.text import Text
 
-from sentei.cli.console import stderr
 from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
 from sentei.cli.prune import method_named, prune_with, refuse_options_of_others
 from sentei.cli.resume import Resume
+from sentei.cli.saved import resume_hint
 from sentei.cli.train import Train
-from sentei.errors import SenteiError
-from sentei.runs import has_progress
+from sentei.console import stderr, talk_on_stderr
+from sentei.errors import ConfigError, SenteiError
+from sentei.runfiles import has_progress, is_finished, version
 from sentei.train.threads import set_threads
 
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 ABOUT = "Make trained convolutional networks smaller by removing channels, and prove that each cut is correct."
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler wants the process to end."""
 
 
 def commands(argv: Sequence[str]) -> Any:
@@ -43,32 +52,73 @@ def commands(argv: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 refused with a message, 130 interrupted.
+    """Run a command; returns the exit code: 0 done, 2 refused with a message, 130 interrupted, 143 terminated.
 
     SENTEI_DEBUG=1 shows the traceback of an error.
     """
     command: object = None
     try:
         given = sys.argv[1:] if argv is None else list(argv)
+        if given[:1] == ["--version"]:
+            print(f"sentei {version()}")
+            return 0
         parsed: Any = tyro.cli(commands(given), prog="sentei", description=ABOUT, args=given, config=STYLE)
         command = parsed
         set_threads()
-        parsed.execute()
-    except SenteiError as error:
+        with _terminating(), talk_on_stderr(getattr(parsed, "as_json", False)):
+            parsed.execute()
+    except BrokenPipeError:  # whoever read our output has gone, `| head` for instance
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (SenteiError, OSError) as error:
         if os.environ.get("SENTEI_DEBUG"):
             raise
-        stderr().print(Text(f"Error: {error}", "red"), soft_wrap=not stderr().is_terminal)
+        _tell(f"Error: {error}{_after(command, error)}", "red")
         return 2
-    except KeyboardInterrupt:
-        stderr().print(Text(f"\nInterrupted. {_how_to_go_on(command)}", "yellow"), soft_wrap=True)
-        return 130
+    except KeyboardInterrupt as stop:
+        ended = isinstance(stop, Terminated)
+        _tell(f"\n{'Terminated' if ended else 'Interrupted'}. {_how_to_go_on(command)}", "yellow")
+        return 143 if ended else 130
     return 0
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM ends like Ctrl-C: workers are ended, files closed, and a line says how to go on."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough, and cleaning up must not be disturbed
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell(text: str, style: str) -> None:
+    console = stderr()
+    console.print(Text(text, style), soft_wrap=not console.is_terminal)
+
+
+def _after(command: object, error: Exception) -> str:
+    """How to go on after something went wrong on the way; empty where a command was refused."""
+    folder = getattr(command, "folder", None)
+    if folder is None or isinstance(error, ConfigError) or is_finished(folder) or not has_progress(folder):
+        return ""
+    return f"\nWhat was stored is kept. Once that is mended, go on with:  {resume_hint(folder)}"
 
 
 def _how_to_go_on(command: object) -> str:
     folder = getattr(command, "folder", None)
     if folder is None:
         return "Nothing was written."
+    if is_finished(folder):
+        return f"The run in {folder} is finished."
     if has_progress(folder):
-        return f"Go on with:  sentei resume {folder}"
+        return f"Go on with:  {resume_hint(folder)}"
     return f"Nothing was stored in {folder} yet; start again with the same command."

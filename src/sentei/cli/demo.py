@@ -14,7 +14,7 @@ import torch
 import tyro
 from torch import nn
 
-from sentei.cli.console import say, stdout
+from sentei.console import say, screen
 from sentei.methods import METHODS, prune
 from sentei.models import build_model
 from sentei.plan import Budget, Constraints
@@ -59,7 +59,7 @@ class Demo:
         say(f"1. Data: scikit-learn's digits, {sizes}.")
         torch.manual_seed(self.seed)
         model = build_model("digitsnet")
-        fit(model, data, TRAIN, progress=stdout().is_terminal)
+        fit(model, data, TRAIN, progress=screen().is_terminal)
         dense = evaluate(model, data.test).accuracy
         say(f"2. Train: a small residual network, {TRAIN.epochs} epochs, {percent(dense)} of the test images right.")
         say("3. Prune: half of the multiply-accumulates, by removing whole channels, then fine-tune.")
@@ -97,7 +97,7 @@ class Demo:
                 percent(row["loaded"]), count(pruned["macs"]), count(pruned["params"]),
                 f"{row['check']['max_error']:.0e}",
             )  # fmt: skip
-        stdout().print(out)
+        screen().print(out)
 
     @contextmanager
     def kept(self) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,25 +10,25 @@ import torch
 import tyro
 from torch import nn
 
-from sentei.cli.console import say, stdout
+from sentei.cli.networks import announce, dense_model, load_run, packaged_weights, random_parameter
 from sentei.cli.options import (
     MODEL,
+    AsJson,
     DataOptions,
-    Dense,
     Ref,
-    announce,
-    dense_model,
+    Trust,
+    absolute_or_none,
     device_of,
-    packaged_weights,
     resolved_ref,
-    run_command,
-)  # fmt: skip
+)
+from sentei.cli.running import print_json
+from sentei.cli.saved import permit, saved_command
+from sentei.console import say, screen
+from sentei.errors import ConfigError
 from sentei.graph import trace
-from sentei.models import load_weights
 from sentei.report.tables import count, percent, table
-from sentei.runs import is_started, read_summary
-from sentei.surgery import load
-from sentei.train import evaluate
+from sentei.runfiles import is_started, read_summary
+from sentei.train import Data, evaluate
 
 
 @dataclass(frozen=True)
@@ -41,44 +41,55 @@ class Evaluate:
     """Weights, where RUN is a model."""
     split: Literal["test", "val"] = "test"
     """Which images to measure on."""
+    trust: Trust = False
+    """Let the code run that the config of RUN names (FILE.py:FUNCTION)."""
+    as_json: AsJson = False
+    """Print the result as JSON, and nothing else, on stdout."""
 
     def execute(self) -> None:
-        recorded: float | None = None
-        if is_started(self.model):
-            summary = read_summary(self.model)
-            part = summary.get("pruned", summary)
-            options = replace(self, images=self.images.filled(run_command(self.model)["data"]))
-            if options.images.data == summary["data_description"]["data"]:
-                recorded = part["accuracy" if self.split == "test" else "val_accuracy"]
-            model = load_run(self.model)
-            data = options.images.load()
-        else:
-            data = self.images.load(self.model)
-            weights = None if self.weights is None else str(self.weights)
-            ref = packaged_weights(self.model, self.images.data) if weights is None else self.model
-            model, dense = dense_model(resolved_ref(ref) or ref, weights, data, 0)
-            announce(self.model, dense, data)
+        model, data, recorded = self.run() if is_started(self.model) else self.named()
         model = model.to(device_of(self.images.device))
-        graph = trace(model, torch.zeros(1, *data.input_shape, device=data.device))
+        cost = trace(model, torch.zeros(1, *data.input_shape, device=data.device)).cost()
         found = evaluate(model, getattr(data, self.split))
-        out = table(f"{self.model} on {data.name}", "", "measured")
-        out.add_row(f"{self.split} accuracy", percent(found.accuracy))
-        out.add_row("cross entropy", f"{found.loss:.4f}")
-        out.add_row("images", f"{found.images:,}")
-        out.add_row("MACs", count(graph.cost().macs))
-        out.add_row("parameters", count(graph.cost().params))
-        stdout().print(out)
+        result = {
+            "model": self.model, "data": data.name, "split": self.split, "accuracy": found.accuracy, "loss": found.loss,
+            "images": found.images, **asdict(cost), "recorded": recorded,
+        }  # fmt: skip
+        if self.as_json:
+            print_json(result)
+        else:
+            self.show(result)
+
+    def show(self, result: dict[str, Any]) -> None:
+        out = table(f"{self.model} on {result['data']}", "", "measured")
+        out.add_row(f"{self.split} accuracy", percent(result["accuracy"]))
+        out.add_row("cross entropy", f"{result['loss']:.4f}")
+        out.add_row("images", f"{result['images']:,}")
+        out.add_row("MACs", count(result["macs"]))
+        out.add_row("parameters", count(result["params"]))
+        screen().print(out)
+        recorded = result["recorded"]
         if recorded is not None:
-            same = "the same" if abs(recorded - found.accuracy) < 0.5 / found.images else f"{percent(recorded)}"
-            say(f"The run recorded {same}.")
+            same = abs(recorded - result["accuracy"]) < 0.5 / result["images"]
+            say(f"The run recorded {'the same' if same else percent(recorded)}.")
 
+    def run(self) -> tuple[nn.Module, Data, float | None]:
+        """Network and data of a run, and the accuracy that its summary has for the same images."""
+        if self.weights is not None:
+            raise ConfigError(f"{self.model} is a run and has its own weights; leave out --weights")
+        summary, saved = read_summary(self.model), saved_command(self.model)
+        permit(self.model, [saved.dense.ref, None if self.images.data else saved.data.data], self.trust)
+        options = replace(self, images=self.images.filled(saved.data))
+        model, data = load_run(self.model, self.trust), options.images.load()
+        part = summary.get("pruned", summary)
+        same = data.identity["content"] == summary["data_description"]["content"]
+        return model, data, part["accuracy" if self.split == "test" else "val_accuracy"] if same else None
 
-def load_run(folder: str) -> nn.Module:
-    """The network of a finished run, dense or pruned, from its files alone."""
-    command: dict[str, Any] = run_command(folder)
-    dense = Dense(**command["dense"])
-    if command["verb"] == "prune":
-        return load(dense.build(), folder)
-    model = dense.build()
-    load_weights(model, Path(folder) / "model.safetensors")
-    return model
+    def named(self) -> tuple[nn.Module, Data, None]:
+        """A model by reference, with weights, and the data that are asked for."""
+        data = self.images.load(self.model)
+        weights = absolute_or_none(self.weights)
+        ref = packaged_weights(self.model, self.images.data) if weights is None else self.model
+        model, dense = dense_model(resolved_ref(ref), weights, data, 0)
+        announce(self.model, dense, data, random_parameter(dense))
+        return model, data, None

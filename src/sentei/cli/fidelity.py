@@ -10,33 +10,39 @@ from typing import Annotated, Any
 import tyro
 
 from sentei.atomic import write_atomic
-from sentei.cli.console import say, stdout
+from sentei.cli.networks import announce, dense_model, packaged_weights, random_parameter
 from sentei.cli.options import (
     MODEL,
+    Amount,
+    AsJson,
     DataOptions,
     Dense,
     Ref,
-    announce,
-    dense_model,
-    is_bare,
-    packaged_weights,
-    plain,
-    recipe_from,
+    Trust,
+    absolute_or_none,
+    command_of,
+    default_folder,
     resolved_ref,
-    run_command,
-)  # fmt: skip
-from sentei.cli.train import short
+)
+from sentei.cli.running import begin, tell
+from sentei.cli.saved import Saved, permit, saved_command
+from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE
 from sentei.methods.fidelity import ABOUT, Fidelity, measure_fidelity
 from sentei.methods.method import deciding, settings_of
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS
+from sentei.models.user_file import code_of
 from sentei.plan import Budget, Constraints
 from sentei.report.scatter import scatter
 from sentei.report.tables import percent, table
-from sentei.runs import Run, is_started, refuse_existing
-from sentei.train import Recipe
+from sentei.runfiles import CONFIG, is_started
+from sentei.runs import Run
+from sentei.schema import validated
+from sentei.search.executors import worker_threads
+from sentei.train import Data, Recipe
 from sentei.train.checkpoint import digest
+from sentei.train.threads import computed_on
 
 PLOT = "fidelity.svg"
 
@@ -46,84 +52,82 @@ class FidelityCommand:
     """Train random structures of one budget for real, and compare the ranking that each proxy gives them.
 
     MODEL as for `sentei prune`. The test set is not read: real accuracy is that on the validation split. A killed run
-    goes on with `sentei resume RUN`.
+    goes on with `sentei resume RUN`, or with the same command.
     """
 
     model: Annotated[Ref, tyro.conf.arg(metavar="MODEL", help=MODEL)]
     images: DataOptions = field(default_factory=DataOptions)
-    macs: Annotated[float, tyro.conf.arg(metavar="X")] = 0.5
-    """Budget of multiply-accumulates: a fraction up to 1, or an absolute number."""
+    macs: Amount = 0.5
+    """Budget of multiply-accumulates: a share (0.5, 50%) or a number (20M)."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Run directory; runs/MODEL-DATA-fidelity unless given."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Trained weights: safetensors or a state_dict."""
     round_to: Annotated[int, tyro.conf.arg(metavar="N")] = 8
     """Widths become multiples of this, in groups of at least four times as many channels."""
+    trust: Trust = False
+    """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
+    as_json: AsJson = False
+    """Print the summary as JSON, and nothing else, on stdout."""
     how: Fidelity = field(default_factory=Fidelity)
     recipe: Recipe = FINE_TUNE
     """How structures are trained for real: SGD with momentum, linear warm-up, then cosine decay to zero."""
 
     @property
     def folder(self) -> Path:
-        data = "" if is_started(self.model) else f"-{short(self.images.data or 'data')}"
-        return self.run or Path("runs") / f"{short(self.model)}{data}-fidelity"
+        return self.run or default_folder(self.model, self.images.data, "fidelity")
 
-    def execute(self, resume: bool = False) -> None:
-        if not resume:
-            refuse_existing(self.folder)
+    def execute(self) -> None:
+        begin(self.folder)
         options = self
         if is_started(self.model):
-            options = replace(self, images=self.images.filled(run_command(self.model)["data"]))
-        data = options.images.load()
-        model, dense = dense_model(*options.source(), data, self.recipe.seed)
-        if is_bare(dense) or dense.fresh:
+            saved = saved_command(self.model)
+            permit(self.model, [saved.dense.ref, None if self.images.data else saved.data.data], self.trust)
+            options = replace(self, images=self.images.filled(saved.data))
+        data = options.images.load(self.model)
+        model, dense = dense_model(*options.source(), data, self.recipe.seed, self.trust)
+        bare = random_parameter(dense)
+        if bare or dense.fresh:
             raise ConfigError(f"{self.model} is not trained: train it first, or give --weights FILE")
-        announce(self.model, dense, data)
+        announce(self.model, dense, data, bare)
         constraints = replace(DEFAULT_CONSTRAINTS, round_to=self.round_to)
-        run = Run.open(self.folder, self.resolved(data.description, digest(model), constraints), options.command(dense))
-        summary = measure_fidelity(
-            model, data, self.how, recipe=self.recipe, budget=Budget(macs=self.macs), constraints=constraints, run=run,
-            source=dense.ref, say=say, progress=True,
-        )  # fmt: skip
-        write_atomic(self.folder / PLOT, plot(summary).encode())
-        run.finish(summary)
-        show(self.folder, summary)
+        identity = self.identity(data, digest(model), dense.ref, constraints)
+        with Run.open(self.folder, identity, options.command(dense)) as run:
+            summary = measure_fidelity(
+                model, data, self.how, recipe=self.recipe, budget=Budget(macs=self.macs), constraints=constraints,
+                run=run, source=dense.ref, say=say, progress=True,
+            )  # fmt: skip
+            write_atomic(self.folder / PLOT, plot(summary).encode())
+            run.finish(summary)
+        tell(show, self.folder, self.as_json)
 
     def source(self) -> tuple[str, str | None]:
         """Reference and weights file, with absolute paths."""
-        ref = resolved_ref(self.model) or self.model
+        ref = resolved_ref(self.model)
         if self.weights is None:
             ref = packaged_weights(ref, self.images.data)
-        return ref, None if self.weights is None else str(self.weights.resolve())
+        return ref, absolute_or_none(self.weights)
 
-    def resolved(self, data: Mapping[str, Any], base: str, constraints: Constraints) -> dict[str, Any]:
-        settings = {"task": "fidelity", "base_sha256": base, "data": dict(data), "macs": self.macs}
-        return settings | {
+    def identity(self, data: Data, base: str, ref: str, constraints: Constraints) -> dict[str, Any]:
+        """What makes a run this one and no other."""
+        workers = worker_threads(self.how.executor, self.how.supernet.workers)
+        return {
+            "task": "fidelity", "base_sha256": base, "code": code_of(ref), "data": data.identity, "macs": self.macs,
             "round_to": constraints.round_to, **deciding(self.how), "recipe": self.recipe.to_dict(),
+            **computed_on(data.device), **({} if workers is None else {"worker_threads": workers}),
         }  # fmt: skip
 
     def command(self, dense: Dense) -> dict[str, Any]:
-        """What `of` needs to make the same options again from anywhere."""
-        return {
-            "verb": "fidelity",
-            "model": resolved_ref(self.model),
-            "dense": plain(dense),
-            "data": plain(self.images.resolved()),
-            "options": {"macs": self.macs, "round_to": self.round_to, "weights": self.source()[1]},
-            "how": settings_of(self.how),
-            "recipe": self.recipe.to_dict(),
-        }
+        options = {"macs": self.macs, "round_to": self.round_to, "weights": self.source()[1]}
+        return command_of(
+            "fidelity", resolved_ref(self.model), dense, self.images, recipe=self.recipe.to_dict(), options=options,
+            how=settings_of(self.how),
+        )  # fmt: skip
 
     @classmethod
-    def of(cls, folder: Path, command: Mapping[str, Any]) -> FidelityCommand:
-        own, how = dict(command["options"]), dict(command["how"])
-        weights = own.pop("weights")
-        settings: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in how.items()}
-        return cls(
-            command["model"], DataOptions(**command["data"]), run=folder,
-            weights=None if weights is None else Path(weights), recipe=recipe_from(command["recipe"]),
-            how=Fidelity(**settings), **own,
-        )  # fmt: skip
+    def of(cls, folder: Path, saved: Saved) -> FidelityCommand:
+        given = {"model": saved.model, "images": saved.data, "run": folder, "recipe": saved.recipe, "how": saved.how}
+        return validated(cls, {**saved.options, **given}, folder / CONFIG)
 
 
 def plot(summary: Mapping[str, Any]) -> str:
@@ -152,7 +156,7 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
         rest = [f"{p['across_tau']:+.2f}"] if across else []
         interval = f"{p['low']:+.2f} .. {p['high']:+.2f}"
         out.add_row(name, ABOUT[name], f"{p['tau']:+.2f}", interval, f"{p['rho']:+.2f}", *rest)
-    stdout().print(out)
+    screen().print(out)
     if summary["agreement"] is not None:
         say(f"Two real trainings of the same structures agree to tau {summary['agreement']:+.2f}.")
     say(f"Run directory: {folder}, scatter plot: {folder / PLOT}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +11,16 @@ import torch
 import tyro
 from torch import nn
 
-from sentei.cli.console import say, stdout
-from sentei.cli.evaluate import load_run
-from sentei.cli.options import MODEL, Dense, Ref, run_command
+from sentei.cli.networks import build_named, load_run
+from sentei.cli.options import MODEL, AsJson, Limits, Ref, Trust
+from sentei.cli.running import print_json
+from sentei.cli.saved import permit, quoted, saved_command
+from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
-from sentei.models import build_model, input_shape_of
-from sentei.report.tables import cost_table, frozen_table, group_table
-from sentei.runs import is_started, read_config
+from sentei.models import input_shape_of
+from sentei.report.tables import cost_table, frozen_table, group_table, smallest
+from sentei.runfiles import is_started, read_config
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,23 @@ class Inspect:
     """List every group."""
     num_classes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of classes; the model's own unless given."""
+    limits: Limits = field(default_factory=Limits)
+    """What the smallest reachable size depends on; the defaults are those of sentei prune."""
+    trust: Trust = False
+    """Where MODEL is a run, let the code run that its config names."""
+    as_json: AsJson = False
+    """Print the result as JSON, and nothing else, on stdout."""
 
     def execute(self) -> None:
         model, shape = self.build()
         graph = trace(model, torch.zeros(shape))
-        console = stdout()
-        console.print(cost_table(self.model, graph))
+        if self.as_json:
+            print_json(self.result(graph))
+        else:
+            self.show(graph)
+
+    def show(self, graph: ChannelGraph) -> None:
+        screen().print(cost_table(self.model, graph, self.limits.constraints()))
         free = [g for g in graph.groups if not g.frozen]
         say(
             f"{len(graph.groups)} groups, {len(free)} prunable with {sum(g.width for g in free):,} units; "
@@ -48,23 +61,40 @@ class Inspect:
             say(unread)
         frozen = frozen_table(graph)
         if frozen is not None:
-            console.print(frozen)
+            screen().print(frozen)
         if self.groups:
-            console.print(group_table(graph))
+            screen().print(group_table(graph))
         else:
-            say(f"Every group:  sentei inspect {self.model} --groups")
+            say(f"Every group:  sentei inspect {quoted(self.model)}{' --trust' if self.trust else ''} --groups")
+
+    def result(self, graph: ChannelGraph) -> dict[str, object]:
+        macs, params = graph.prunable()
+        return {
+            "model": self.model,
+            "input": str(graph.inputs),
+            **asdict(graph.cost()),
+            "prunable": {"macs": macs, "params": params},
+            "smallest": smallest(graph, self.limits.constraints()),
+            "groups": [{"name": g.name, "width": g.width, "frozen": g.why if g.frozen else None} for g in graph.groups],
+        }
 
     def build(self) -> tuple[nn.Module, tuple[int, ...]]:
         """The model, and the shape of an input."""
         given = None if self.input is None else parse_shape(self.input)
         if is_started(self.model):
-            shape = tuple(read_config(self.model)["resolved"]["data"]["input_shape"])
+            shape = input_of_run(self.model)
             if (Path(self.model) / "model.safetensors").is_file():
-                return load_run(self.model), given or (1, *shape)
-            return Dense(**run_command(self.model)["dense"]).build(), given or (1, *shape)
+                return load_run(self.model, self.trust), given or (1, *shape)
+            dense = saved_command(self.model).dense
+            permit(self.model, [dense.ref], self.trust)
+            return dense.build(), given or (1, *shape)
         shape = given or (1, *input_shape_of(self.model))
         channels = shape[1] if given and len(given) > 1 and not self.model.startswith("torchvision:") else None
-        return build_model(self.model, num_classes=self.num_classes, in_channels=channels), shape
+        return build_named(self.model, self.num_classes, channels), shape
+
+
+def input_of_run(folder: str) -> tuple[int, ...]:
+    return tuple(read_config(folder)["resolved"]["data"]["input_shape"])
 
 
 def unread_line(graph: ChannelGraph) -> str | None:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they are resolved to: a model and data."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -10,17 +10,51 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from torch import nn
+from tyro.constructors import PrimitiveConstructorSpec
 
-from sentei.cli.console import say
-from sentei.errors import CheckpointError, ConfigError
-from sentei.models import build_model, load_weights
-from sentei.models.reference import TRAINED
-from sentei.runs import is_started, read_config
-from sentei.train import Data, Recipe, load_data
+from sentei.errors import ConfigError
+from sentei.methods.pruning import DEFAULT_CONSTRAINTS
+from sentei.models import build_model
+from sentei.plan import Constraints
+from sentei.runfiles import is_started
+from sentei.train import Data, load_data
+from sentei.train.data import located
 
 Ref = tyro.conf.Positional[str]
 MODEL = "zoo name, sentei:NAME, torchvision:NAME, timm:NAME, FILE.py:FUNCTION, or the folder of a finished run"
 DATA = "digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH or FILE.py:FUNCTION"
+SIZES = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+def amount(text: str) -> float:
+    """A number, a percentage, or a number with a unit.
+
+    >>> amount("0.5"), amount("50%"), amount("41.2M"), amount("20000000")
+    (0.5, 0.5, 41200000.0, 20000000.0)
+    """
+    given = text.strip()
+    try:
+        if given.endswith("%"):
+            return float(given[:-1]) / 100
+        return float(given[:-1]) * SIZES[given[-1]] if given[-1:] in SIZES else float(given)
+    except ValueError:
+        raise ConfigError(
+            f"a budget of {text!r} is not understood; expected a share such as 0.5 or 50%, or a number such as 20M"
+        ) from None
+
+
+_AMOUNT: Any = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="X",
+    instance_from_str=lambda words: amount(words[0]),
+    is_instance=lambda value: value is None or isinstance(value, (int, float)),
+    str_from_instance=lambda value: [str(value)],
+)
+Amount = Annotated[float, _AMOUNT]
+OptionalAmount = Annotated[float | None, _AMOUNT]
+
+Trust = Annotated[bool, tyro.conf.arg(name="trust")]
+AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 @dataclass(frozen=True)
@@ -62,18 +96,38 @@ class DataOptions:
             workers=self.workers,
         )
 
-    def filled(self, run: Mapping[str, Any]) -> DataOptions:
+    def filled(self, run: DataOptions) -> DataOptions:
         """These options, with those of a run for what was not given; another data set shares nothing but the root."""
-        if self.data is not None and self.data != run["data"]:
+        own = self.resolved() if self.data is not None else self
+        if own.data is not None and own.data != run.data:
             return self
         default = DataOptions()
-        given = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != getattr(default, f.name)}
-        return replace(DataOptions(**{**dict(run), "device": self.device}), **given)
+        given = {f.name: v for f in fields(self) if (v := getattr(own, f.name)) != getattr(default, f.name)}
+        return replace(run, device=self.device, **{k: v for k, v in given.items() if k != "device"})
 
     def resolved(self) -> DataOptions:
         """With paths that hold from any working directory."""
-        root = None if self.data_root is None else str(Path(self.data_root).resolve())
-        return replace(self, data_root=root, data=resolved_ref(self.data))
+        if self.data is None:
+            return self
+        data, root = located(self.data, self.data_root)
+        return replace(self, data=data, data_root=root)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far each group of channels may shrink."""
+
+    round_to: Annotated[int, tyro.conf.arg(metavar="N")] = 8
+    """Widths become multiples of this in groups of at least four times as many channels, of 4, 2, 1 in narrower."""
+    min_width: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Units that every group keeps at least."""
+    max_ratio: Annotated[float, tyro.conf.arg(metavar="X")] = float(DEFAULT_CONSTRAINTS.ratios["*"])
+    """Largest share of its units that a group may lose."""
+    keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN")] = ()
+    """Layers that stay whole, by name or pattern, with every group that they produce or read."""
+
+    def constraints(self) -> Constraints:
+        return Constraints(**vars(self))
 
 
 @dataclass(frozen=True)
@@ -102,94 +156,57 @@ def device_of(name: str) -> str:
     return name
 
 
-def resolved_ref(ref: str | None) -> str | None:
-    """A model or data reference whose path, if it has one, is absolute."""
-    if ref is None:
-        return None
-    if ".py:" in ref:
+def is_code(ref: str | None) -> bool:
+    """Whether a reference names a function in a user's file."""
+    return ref is not None and ".py:" in ref
+
+
+def resolved_ref(ref: str) -> str:
+    """A model reference whose path, if it has one, is absolute."""
+    if is_code(ref):
         file, _, function = ref.rpartition(":")
-        return f"{Path(file).expanduser().resolve()}:{function}"
-    if ref.startswith("imagefolder:") and Path(ref.partition(":")[2]).is_dir():
-        return f"imagefolder:{Path(ref.partition(':')[2]).resolve()}"
-    return str(Path(ref).resolve()) if is_started(ref) else ref
+        return f"{absolute(file)}:{function}"
+    return absolute(ref) if is_started(ref) else ref
 
 
-def run_command(folder: str | Path) -> dict[str, Any]:
-    """The command that a run was made with; ConfigError if it was made from Python."""
-    command = read_config(folder).get("command")
-    if not command:
-        raise ConfigError(
-            f"{folder} was made from Python, so the command line cannot rebuild its model and data. "
-            "Call the same function again with the same arguments to go on, or sentei.load to use the result"
-        )
-    return dict(command)
+def path_of(ref: str) -> Path | None:
+    """The file or folder of a resolved reference; None for one that names none.
+
+    >>> path_of("resnet56"), path_of("imagefolder:/photos"), path_of("/nets/mine.py:make")
+    (None, PosixPath('/photos'), PosixPath('/nets/mine.py'))
+    """
+    path = Path(ref.rpartition(":")[0] if is_code(ref) else ref.removeprefix("imagefolder:"))
+    return path if path.is_absolute() else None
 
 
-def packaged_weights(ref: str, data: str | None) -> str:
-    """`sentei:MODEL-DATA` where the package has that network trained, otherwise the reference itself."""
-    return f"sentei:{ref}-{data}" if f"{ref}-{data}" in TRAINED else ref
+def absolute(path: str | Path) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
-def dense_model(ref: str, weights: str | None, data: Data, seed: int) -> tuple[nn.Module, Dense]:
-    """Build a model for the data, with weights from a file, a run or the package; random ones follow from the seed."""
-    torch.manual_seed(seed)
-    if is_started(ref):
-        return _from_run(ref, weights, data)
-    channels = data.input_shape[0]
-    in_channels = None if ref.startswith("torchvision:") and channels == 3 else channels
-    dense = Dense(ref, weights, data.num_classes, in_channels)
-    model = dense.build()
-    fresh = load_weights(model, weights, new_head=data.num_classes) if weights is not None else []
-    return model, replace(dense, fresh=tuple(fresh))
-
-
-def _from_run(ref: str, weights: str | None, data: Data) -> tuple[nn.Module, Dense]:
-    folder, command = Path(ref), run_command(ref)
-    if weights is not None:
-        raise ConfigError(f"{ref} is a run and has its own weights; leave out --weights")
-    if command["verb"] != "train":
-        raise ConfigError(
-            f"{ref} is a pruned network already. Prune the network it came from ({command['model']}) with a smaller "
-            "budget; --steps cuts in several steps"
-        )
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise CheckpointError(f"the run in {ref} is not finished. Go on with:  sentei resume {ref}")
-    dense = Dense(**command["dense"])
-    if dense.num_classes != data.num_classes:
-        raise ConfigError(f"{ref} was trained for {dense.num_classes} classes, the data has {data.num_classes}")
-    model = dense.build()
-    load_weights(model, file)
-    return model, replace(dense, weights=str(file.resolve()), fresh=())
-
-
-def recipe_from(saved: Mapping[str, Any]) -> Recipe:
-    scale = saved.get("scale")
-    return Recipe(**{**saved, "scale": None if scale is None else tuple(scale)})
-
-
-def _shown(path: str) -> str:
-    """A path as a user of this folder would write it."""
-    full = Path(path)
-    return str(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full)
-
-
-def is_bare(dense: Dense) -> bool:
-    """Whether the weights are random; a user's function may bring its own."""
-    return dense.weights is None and ".py:" not in dense.ref and not dense.ref.startswith("sentei:")
-
-
-def announce(model: str, dense: Dense, data: Data) -> None:
-    """One line each for the data and for where the weights come from."""
-    say(
-        f"Data {data.name}: {len(data.train):,} training, {len(data.val):,} validation, {len(data.test):,} test "
-        f"images, {data.num_classes} classes, {'x'.join(map(str, data.input_shape))}, on {data.device}"
-    )
-    own = "random weights" if is_bare(dense) else "its own weights"
-    origin = f"weights of {_shown(dense.weights)}" if dense.weights else own
-    say(f"Model {model}: {origin}" + (f"; new last layer {', '.join(dense.fresh)}" if dense.fresh else ""))
+def absolute_or_none(path: str | Path | None) -> str | None:
+    return None if path is None else absolute(path)
 
 
 def plain(options: Any) -> dict[str, Any]:
     """Options as what YAML can hold."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
+
+
+def short(ref: str) -> str:
+    """A reference as a part of a folder's name.
+
+    >>> short("torchvision:mobilenet_v2"), short("nets/mine.py:make"), short("imagefolder:photos/cats")
+    ('mobilenet_v2', 'make', 'cats')
+    """
+    return Path(ref.rpartition(":")[2]).name or "model"
+
+
+def default_folder(model: str, data: str | None, *more: str) -> Path:
+    """runs/MODEL-DATA..., or runs/RUN... where the model is a run and brings its data."""
+    given = [] if is_started(model) and data is None else [short(data or "data")]
+    return Path("runs") / "-".join([short(model), *given, *more])
+
+
+def command_of(verb: str, model: str, dense: Dense, data: DataOptions, **more: Mapping[str, Any]) -> dict[str, Any]:
+    """What `sentei resume` needs to make the same options again from anywhere."""
+    return {"verb": verb, "model": model, "dense": plain(dense), "data": plain(data.resolved()), **more}

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sentei.cli.console import say, stdout
+from sentei.cli.networks import announce, dense_model, packaged_weights, random_parameter
 from sentei.cli.options import (
     MODEL,
+    AsJson,
     DataOptions,
     Dense,
+    Limits,
+    OptionalAmount,
     Ref,
-    announce,
-    dense_model,
-    is_bare,
-    packaged_weights,
-    plain,
-    recipe_from,
+    Trust,
+    absolute_or_none,
+    command_of,
+    default_folder,
+    is_code,
     resolved_ref,
-    run_command,
-)  # fmt: skip
-from sentei.cli.train import short
+)
+from sentei.cli.running import begin, tell
+from sentei.cli.saved import Saved, permit, quoted, saved_command, trust_flag
+from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE, METHODS, prune
-from sentei.methods.method import like, settings_of
-from sentei.plan import Budget, Constraints
-from sentei.report.tables import before_after, percent, search_table, widths_table
-from sentei.runs import is_started, refuse_existing
+from sentei.methods.method import settings_of
+from sentei.plan import Budget
+from sentei.report.tables import before_after, percent, search_table, widths_table, within_error
+from sentei.runfiles import CONFIG, is_started
+from sentei.schema import validated
 from sentei.train import Recipe
 
 if TYPE_CHECKING:
@@ -47,29 +51,22 @@ class Prune:
     """Prune a trained network to a budget, prove the cut, fine-tune and save.
 
     MODEL is a run of `sentei train`, or any model with --weights. The test set is read once, at the end, for the
-    network before and after. A killed run goes on with `sentei resume RUN`. Each method has options of its own, shown
-    by `sentei prune --method METHOD --help`.
+    network before and after. A killed run goes on with `sentei resume RUN`, or with the same command. Each method has
+    options of its own, shown by `sentei prune --method METHOD --help`.
     """
 
     model: Annotated[Ref, tyro.conf.arg(metavar="MODEL", help=MODEL)]
     images: DataOptions = field(default_factory=DataOptions)
     method: MethodName = DEFAULT
-    macs: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """Budget of multiply-accumulates: a fraction up to 1, or an absolute number. 0.5 if no budget is given."""
-    params: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    macs: OptionalAmount = None
+    """Budget of multiply-accumulates: a share (0.5, 50%) or a number (20M). Half if no budget is given."""
+    params: OptionalAmount = None
     """Budget of parameters, likewise; with --macs both must hold."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Run directory; runs/MODEL-DATA-METHOD unless given."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Trained weights: safetensors or a state_dict."""
-    round_to: Annotated[int, tyro.conf.arg(metavar="N")] = 8
-    """Widths become multiples of this in groups of at least four times as many channels, of 4, 2, 1 in narrower."""
-    min_width: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """Units that every group keeps at least."""
-    max_ratio: Annotated[float, tyro.conf.arg(metavar="X")] = 0.9
-    """Largest share of its units that a group may lose."""
-    keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN")] = ()
-    """Layers that stay whole, by name or pattern, with every group that they produce or read."""
+    limits: Limits = field(default_factory=Limits)
     score_images: Annotated[int, tyro.conf.arg(metavar="N")] = 2048
     """Training images for BatchNorm recalibration and for scores that need data."""
     distill: bool = False
@@ -78,6 +75,10 @@ class Prune:
     """Prune a network with random weights after all."""
     overwrite: bool = False
     """Replace what the run directory holds."""
+    trust: Trust = False
+    """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
+    as_json: AsJson = False
+    """Print the summary as JSON, and nothing else, on stdout."""
     recipe: Recipe = FINE_TUNE
     """How to fine-tune: SGD with momentum, linear warm-up, then cosine decay to zero."""
     how: Any = None
@@ -85,21 +86,18 @@ class Prune:
 
     @property
     def folder(self) -> Path:
-        data = "" if is_started(self.model) else f"-{short(self.images.data or 'data')}"
-        return self.run or Path("runs") / f"{short(self.model)}{data}-{self.method}"
+        return self.run or default_folder(self.model, self.images.data, self.method)
 
-    def execute(self, resume: bool = False) -> None:
-        budget, constraints = self.budget(), self.constraints()
-        if not self.overwrite and not resume:
-            refuse_existing(self.folder)
-        options = self
-        if is_started(self.model):
-            options = replace(self, images=self.images.filled(run_command(self.model)["data"]))
+    def execute(self) -> None:
+        budget, constraints = self.budget(), self.limits.constraints()
+        begin(self.folder, self.overwrite)
+        options = self.filled()
         data = options.images.load(self.model)
-        model, dense = dense_model(*options.source(), data, self.recipe.seed)
-        options.refuse_untrained(dense)
-        announce(self.model, dense, data)
-        result = prune(
+        model, dense = dense_model(*options.source(), data, self.recipe.seed, self.trust)
+        bare = random_parameter(dense)
+        options.refuse_untrained(dense, bare)
+        announce(self.model, dense, data, bare)
+        prune(
             model,
             data,
             method=self.method,
@@ -116,27 +114,36 @@ class Prune:
             progress=True,
             **vars(self.how),
         )
-        show(self.folder, result.summary)
+        tell(show, self.folder, self.as_json)
+
+    def filled(self) -> Prune:
+        """With the data of the run that is pruned, where none are given."""
+        if not is_started(self.model):
+            return self
+        saved = saved_command(self.model)
+        permit(self.model, [saved.dense.ref, None if self.images.data else saved.data.data], self.trust)
+        return replace(self, images=self.images.filled(saved.data))
 
     def source(self) -> tuple[str, str | None]:
         """Reference and weights file, with absolute paths."""
-        ref = resolved_ref(self.model) or self.model
+        ref = resolved_ref(self.model)
         if self.weights is None and not self.untrained:
             ref = packaged_weights(ref, self.images.data)
-        return ref, None if self.weights is None else str(self.weights.resolve())
+        return ref, absolute_or_none(self.weights)
 
-    def refuse_untrained(self, dense: Dense) -> None:
-        again = f"sentei train {self.model} --data {self.images.data}"
+    def refuse_untrained(self, dense: Dense, bare: str | None) -> None:
+        again = f"sentei train {quoted(self.model)} --data {quoted(self.images.data)}"
         if dense.fresh:
             raise ConfigError(
                 f"the last layer of {self.model} is new, for {dense.num_classes} classes, and not trained yet. Train "
-                f"first, then prune that run:  {again} --weights {self.weights} --run runs/base;  "
+                f"first, then prune that run:  {again} --weights {quoted(self.weights)} --run runs/base;  "
                 "sentei prune runs/base ..."
             )
-        if is_bare(dense) and not self.untrained:
+        if bare and not self.untrained:
+            own = f" ({bare} differs from one call of the function to the next)" if is_code(dense.ref) else ""
             raise ConfigError(
-                f"{self.model} has random weights: pruning it keeps nothing of value. Give --weights FILE, or train it "
-                f"first and prune the run:  {again} --run runs/base;  sentei prune runs/base ...  "
+                f"{self.model} has random weights{own}: pruning it keeps nothing of value. Give --weights FILE, or "
+                f"train it first and prune the run:  {again} --run runs/base;  sentei prune runs/base ...  "
                 "(--untrained prunes it all the same)"
             )
 
@@ -144,35 +151,22 @@ class Prune:
         given = self.macs is not None or self.params is not None
         return Budget(macs=self.macs, params=self.params) if given else None
 
-    def constraints(self) -> Constraints:
-        return Constraints(round_to=self.round_to, min_width=self.min_width, max_ratio=self.max_ratio, keep=self.keep)
-
     def command(self, dense: Dense) -> dict[str, Any]:
-        """What `of` needs to make the same options again from anywhere."""
         own = {name: getattr(self, name) for name in OPTIONS}
-        return {
-            "verb": "prune",
-            "model": resolved_ref(self.model),
-            "dense": plain(dense),
-            "data": plain(self.images.resolved()),
-            "options": {**own, "keep": list(self.keep), "weights": self.source()[1]},
-            "method": settings_of(self.how),
-            "recipe": self.recipe.to_dict(),
-        }
+        limits = {**asdict(self.limits), "keep": list(self.limits.keep)}
+        return command_of(
+            "prune", resolved_ref(self.model), dense, self.images, recipe=self.recipe.to_dict(),
+            options={**own, "limits": limits, "weights": self.source()[1]}, how=settings_of(self.how.resolved()),
+        )  # fmt: skip
 
     @classmethod
-    def of(cls, folder: Path, command: Mapping[str, Any]) -> Prune:
-        own = dict(command["options"])
-        weights = own.pop("weights")
-        own |= {"keep": tuple(own["keep"]), "weights": None if weights is None else Path(weights)}
-        data = DataOptions(**command["data"])
-        how = like(METHODS[own["method"]], command["method"])
-        return cls(command["model"], data, run=folder, recipe=recipe_from(command["recipe"]), how=how, **own)
+    def of(cls, folder: Path, saved: Saved) -> Prune:
+        given = {"model": saved.model, "images": saved.data, "run": folder, "recipe": saved.recipe, "how": saved.how}
+        kind = prune_with(str(saved.options.get("method", DEFAULT)))
+        return validated(kind, {**saved.options, **given}, folder / CONFIG)
 
 
-OPTIONS = (
-    "method", "macs", "params", "round_to", "min_width", "max_ratio", "keep", "score_images", "distill", "untrained",
-)  # fmt: skip
+OPTIONS = ("method", "macs", "params", "score_images", "distill", "untrained")
 
 
 def method_named(argv: Sequence[str]) -> str:
@@ -188,7 +182,7 @@ def method_named(argv: Sequence[str]) -> str:
 def refuse_options_of_others(argv: Sequence[str], method: str) -> None:
     """ConfigError, naming whose it is, for an option that another method has and this one has not."""
     own = type(METHODS.get(method, METHODS[DEFAULT]))
-    known = {f.name for kind in (Prune, DataOptions, Recipe, own) for f in fields(kind)}  # type: ignore[arg-type]
+    known = {f.name for kind in (Prune, DataOptions, Limits, Recipe, own) for f in fields(kind)}  # type: ignore[arg-type]
     for word in argv:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         owners = [n for n, m in METHODS.items() if name in {f.name for f in fields(m)}]  # type: ignore[arg-type]
@@ -208,9 +202,11 @@ def prune_with(method: str) -> type[Prune]:
 
 
 def show(folder: Path, summary: Mapping[str, Any]) -> None:
-    console = stdout()
+    console = screen()
     console.print(widths_table(summary["widths"]))
     console.print(before_after(summary))
+    if within := within_error(summary):
+        say(within)
     if "search" in summary:
         search = summary["search"]
         console.print(search_table(search))
@@ -229,5 +225,7 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
         say(f"The cut network equals the original without those channels: max error {check['max_error']:.1e}.")
     if summary["note"]:
         say(f"Note: {summary['note']}.")
+    for warning in summary["warnings"]:
+        say(f"Warning: {warning}.")
     say(f"Run directory: {folder}")
-    say(f"Next:  sentei evaluate {folder}")
+    say(f"Next:  sentei evaluate {quoted(folder)}{trust_flag(folder)}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,14 +12,16 @@ import tyro
 from sentei.cli import fidelity as comparing
 from sentei.cli import prune as pruning
 from sentei.cli import train as training
-from sentei.cli.console import say
-from sentei.cli.options import run_command
-from sentei.errors import CheckpointError
-from sentei.runs import is_finished, read_summary, remove_checkpoints
+from sentei.cli.networks import runs_near
+from sentei.cli.options import AsJson, Trust, path_of, resolved_ref
+from sentei.cli.running import Show, tell
+from sentei.cli.saved import Saved, permit, saved_command
+from sentei.console import say
+from sentei.errors import CheckpointError, ConfigError
+from sentei.runfiles import clean_up, is_finished, is_started, resume_command
 
-Build = Callable[[Path, Mapping[str, Any]], training.Train | pruning.Prune | comparing.FidelityCommand]
-Show = Callable[[Path, Mapping[str, Any]], None]
-VERBS: dict[str, tuple[Build, Show]] = {
+Command = training.Train | pruning.Prune | comparing.FidelityCommand
+VERBS: dict[str, tuple[Callable[[Path, Saved], Command], Show]] = {
     "train": (training.Train.of, training.show),
     "prune": (pruning.Prune.of, pruning.show),
     "fidelity": (comparing.FidelityCommand.of, comparing.show),
@@ -28,27 +30,86 @@ VERBS: dict[str, tuple[Build, Show]] = {
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with an interrupted run; its result equals that of a run that was never interrupted."""
+    """Go on with an interrupted run; its result equals that of a run that was never interrupted.
+
+    What has moved since may be named again. Its content decides: other images, weights or code are refused.
+    """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run directory of `sentei train`, `sentei prune` or `sentei fidelity`."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """The same data, where they lie now."""
+    data_root: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder that holds the data now."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """The same model, where it lies now: FILE.py:FUNCTION or the folder of a run."""
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The same weights, where they lie now."""
+    supernet: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """The run with the same supernet, where it lies now."""
+    trust: Trust = False
+    """Let the code run that the config of the run names (FILE.py:FUNCTION)."""
+    as_json: AsJson = False
+    """Print the summary as JSON, and nothing else, on stdout."""
 
     @property
     def folder(self) -> Path:
         return self.run
 
     def execute(self) -> None:
-        command = run_command(self.run)
-        if command.get("verb") not in VERBS:
-            raise CheckpointError(f"{self.run}: this sentei does not know the command {command.get('verb')!r}")
-        build, show = VERBS[command["verb"]]
+        if not is_started(self.run):
+            raise CheckpointError(self._no_run())
+        saved = saved_command(self.run)
+        build, show = VERBS[saved.verb]
         if is_finished(self.run):
-            remove_checkpoints(self.run)
+            clean_up(self.run)
             say(f"{self.run} is finished already.")
-            show(self.run, read_summary(self.run))
+            tell(show, self.run, self.as_json)
             return
-        try:
-            options = build(self.run, command)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.run}/config.yaml was changed, or is of another version: {error}") from error
-        options.execute(resume=True)
+        named = {"model": self.model is not None, "data": self.data is not None}
+        model = [] if named["model"] else [saved.model, saved.dense.ref if saved.model == saved.dense.ref else None]
+        code = [*model, *([] if named["data"] else [saved.data.data])]
+        permit(self.run, code, self.trust, ", or name it again with --model and --data")
+        command = self._moved(build(self.run, saved))
+        self._refuse_lost(command)
+        command.execute()
+
+    def _moved(self, command: Command) -> Command:
+        """The command with what was named again."""
+        given: dict[str, Any] = {"trust": self.trust, "as_json": self.as_json}
+        if self.model is not None:
+            given["model"] = resolved_ref(self.model)
+        if self.weights is not None:
+            given["weights"] = self.weights
+        places = {name: value for name in ("data", "data_root") if (value := getattr(self, name)) is not None}
+        given["images"] = replace(command.images, **places).resolved() if places else command.images
+        if self.supernet is not None:
+            how = getattr(command, "how", None)
+            if how is None or "supernet" not in {f.name for f in fields(how)}:
+                raise ConfigError(f"{self.run} uses no supernet of another run; leave out --supernet")
+            given["how"] = replace(how, supernet=self.supernet)
+        return replace(command, **given)
+
+    def _refuse_lost(self, command: Command) -> None:
+        """CheckpointError, with what to type, if something lies no longer where the run has it."""
+        supernet = getattr(getattr(command, "how", None), "supernet", None)
+        places = {
+            "--model": (command.model, "MODEL"),
+            "--data": (command.images.data, "imagefolder:PATH or FILE.py:FUNCTION"),
+            "--weights": (command.weights, "FILE"),
+            "--supernet": (supernet, "RUN"),
+        }
+        for option, (where, form) in places.items():
+            if where is not None and (path := path_of(str(where))) is not None and not path.exists():
+                raise CheckpointError(
+                    f"{path} is not there any more. If it has moved, name its new place:  "
+                    f"{resume_command(self.run)} {option} {form}"
+                )
+
+    def _no_run(self) -> str:
+        if self.run.is_dir():
+            return (
+                f"{self.run} is not a run directory: it has no config.yaml, so nothing was begun there. "
+                "Give the command that was to make it once more"
+            )
+        return f"{self.run} is not a run directory: there is no such folder{runs_near(self.run)}"

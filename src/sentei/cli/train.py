@@ -11,22 +11,37 @@ import torch
 import tyro
 from torch import nn
 
-from sentei.cli.console import say, stdout
-from sentei.cli.options import DataOptions, Dense, Ref, announce, dense_model, plain, recipe_from, resolved_ref
+from sentei.cli.networks import announce, dense_model, random_parameter
+from sentei.cli.options import (
+    AsJson,
+    DataOptions,
+    Dense,
+    Ref,
+    Trust,
+    absolute_or_none,
+    command_of,
+    default_folder,
+    resolved_ref,
+)
+from sentei.cli.running import begin, tell
+from sentei.cli.saved import Saved, quoted, trust_flag
+from sentei.console import say, screen
 from sentei.graph import trace
 from sentei.methods.pruning import accuracy_of
 from sentei.methods.summary import machine
+from sentei.models.user_file import code_of
 from sentei.report.tables import count, percent, table
-from sentei.runs import Run, clear, refuse_existing
+from sentei.runs import Run
 from sentei.train import Data, Recipe, fit
 from sentei.train.checkpoint import digest, save_weights
+from sentei.train.threads import computed_on
 
 
 @dataclass(frozen=True)
 class Train:
     """Train a network; the run directory can then be pruned.
 
-    The test set is read once, at the end. A killed run goes on with `sentei resume RUN`.
+    The test set is read once, at the end. A killed run goes on with `sentei resume RUN`, or with the same command.
     """
 
     model: Annotated[Ref, tyro.conf.arg(metavar="MODEL")]
@@ -40,72 +55,64 @@ class Train:
     """Start from these weights (safetensors or a state_dict); a last layer of another size is made new."""
     overwrite: bool = False
     """Replace what the run directory holds."""
+    trust: Trust = False
+    """Where MODEL is a run, let the code run that its config names."""
+    as_json: AsJson = False
+    """Print the summary as JSON, and nothing else, on stdout."""
 
     @property
     def folder(self) -> Path:
-        return self.run or Path("runs") / f"{short(self.model)}-{short(self.images.data or 'data')}"
+        return self.run or default_folder(self.model, self.images.data or "data")
 
-    def execute(self, resume: bool = False) -> None:
-        if self.overwrite:
-            clear(self.folder)
-        elif not resume:
-            refuse_existing(self.folder)
+    def execute(self) -> None:
+        begin(self.folder, self.overwrite)
         data = self.images.load()
-        weights = None if self.weights is None else str(self.weights.resolve())
-        ref = resolved_ref(self.model) or self.model
-        model, dense = dense_model(ref, weights, data, self.recipe.seed)
-        announce(self.model, dense, data)
+        ref, weights = resolved_ref(self.model), absolute_or_none(self.weights)
+        model, dense = dense_model(ref, weights, data, self.recipe.seed, self.trust)
+        announce(self.model, dense, data, random_parameter(dense))
         train(self, model, dense, data)
+        tell(show, self.folder, self.as_json)
 
     def command(self, dense: Dense) -> dict[str, Any]:
-        return {
-            "verb": "train",
-            "model": dense.ref,
-            "dense": plain(dense),
-            "data": plain(self.images.resolved()),
-            "recipe": self.recipe.to_dict(),
-        }
+        return command_of("train", dense.ref, dense, self.images, recipe=self.recipe.to_dict())
 
     @classmethod
-    def of(cls, folder: Path, command: Mapping[str, Any]) -> Train:
-        weights = command["dense"]["weights"]
-        return cls(
-            command["model"],
-            DataOptions(**command["data"]),
-            recipe_from(command["recipe"]),
-            folder,
-            None if weights is None else Path(weights),
-        )
+    def of(cls, folder: Path, saved: Saved) -> Train:
+        weights = saved.dense.weights
+        return cls(saved.model, saved.data, saved.recipe, folder, None if weights is None else Path(weights))
 
 
 def train(options: Train, model: nn.Module, dense: Dense, data: Data) -> None:
     """Train, measure once on the test set, save."""
-    model = model.to(data.device)
-    resolved = {"task": "train", "model": dense.ref, "base_sha256": digest(model), "data": data.description}
-    run = Run.open(options.folder, resolved | {"recipe": options.recipe.to_dict()}, options.command(dense))
-    found = fit(model, data, options.recipe, run_dir=run.folder, name="train")
-    save_weights(options.folder / "model.safetensors", found.model)
-    final = run.once(
-        "final", lambda: {"val": accuracy_of(found.model, data.val), "test": accuracy_of(found.model, data.test)}
-    )
-    cost = trace(found.model, torch.zeros(1, *data.input_shape, device=data.device)).cost()
-    summary = {
-        "task": "train",
-        "model": options.model,
-        "data": data.name,
-        "seed": options.recipe.seed,
-        "accuracy": final["test"],
-        "val_accuracy": final["val"],
-        **asdict(cost),
-        "seconds": {"train": round(found.seconds, 2), "evaluate": final["seconds"]["final"]},
-        "images_per_second": round(found.images_per_second, 1),
-        "machine": machine(data.device),
-        "epochs": options.recipe.epochs,
-        "settings": {"recipe": options.recipe.to_dict()},
-        "data_description": data.description,
-    }
-    run.finish(summary)
-    show(options.folder, summary)
+    model, recipe = model.to(data.device), options.recipe
+    identity = {
+        "task": "train", "base_sha256": digest(model), "code": code_of(dense.ref), "data": data.identity,
+        "recipe": recipe.to_dict(), **computed_on(data.device),
+    }  # fmt: skip
+    with Run.open(options.folder, identity, options.command(dense), options.overwrite) as run:
+        found = fit(model, data, recipe, run_dir=run.folder, name="train")
+        save_weights(options.folder / "model.safetensors", found.model)
+        final = run.once(
+            "final", lambda: {"val": accuracy_of(found.model, data.val), "test": accuracy_of(found.model, data.test)}
+        )
+        cost = trace(found.model, torch.zeros(1, *data.input_shape, device=data.device)).cost()
+        run.finish(
+            {
+                "task": "train",
+                "model": options.model,
+                "data": data.name,
+                "seed": recipe.seed,
+                "accuracy": final["test"],
+                "val_accuracy": final["val"],
+                **asdict(cost),
+                "seconds": {"train": round(found.seconds, 2), "evaluate": final["seconds"]["final"]},
+                "images_per_second": round(found.images_per_second, 1),
+                "machine": machine(data.device),
+                "epochs": recipe.epochs,
+                "settings": {"recipe": recipe.to_dict()},
+                "data_description": {**data.identity, "data": data.name},
+            }
+        )
 
 
 def show(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -114,15 +121,6 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
     out.add_row("validation accuracy", percent(summary["val_accuracy"]))
     out.add_row("MACs", count(summary["macs"]))
     out.add_row("parameters", count(summary["params"]))
-    stdout().print(out)
+    screen().print(out)
     say(f"Run directory: {folder}")
-    say(f"Next:  sentei prune {folder} --method l1 --macs 0.5")
-
-
-def short(ref: str) -> str:
-    """A reference as a part of a folder's name.
-
-    >>> short("torchvision:mobilenet_v2"), short("nets/mine.py:make"), short("imagefolder:photos/cats")
-    ('mobilenet_v2', 'make', 'cats')
-    """
-    return Path(ref.rpartition(":")[2]).name or "model"
+    say(f"Next:  sentei prune {quoted(folder)}{trust_flag(folder)} --method l1 --macs 0.5")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sentei.graph.bundles import steps_of
 from sentei.graph.cost import irregular_vectors
-from sentei.graph.fields import Field
 from sentei.graph.graph import ChannelGraph
 from sentei.graph.groups import Group, form_groups
 from sentei.graph.inputs import Inputs
@@ -36,9 +35,7 @@ class Belief:
     pairs: list[Pair] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
 
-    def graph(
-        self, sites: Sequence[Site] = (), pairs: Sequence[Pair] = (), unfollowed: Sequence[Field] = ()
-    ) -> ChannelGraph:
+    def graph(self, sites: Sequence[Site] = (), pairs: Sequence[Pair] = ()) -> ChannelGraph:
         """The graph, with more sites and pairs than are believed. Groups that cannot keep their share are frozen."""
         record = self.record
         shapes = {n: tuple(t.shape) for n, t in self.named.items() if isinstance(t, nn.Parameter)}
@@ -49,7 +46,7 @@ class Belief:
             of = grouping.group_of[grouping.unit_of]
             bundles, rigid = _bundles(grouping.groups, of, pairs)
             if not rigid:
-                return ChannelGraph(record, grouping, shapes, self.inputs, [*self.sites, *sites], unfollowed, bundles)
+                return ChannelGraph(record, grouping, shapes, self.inputs, [*self.sites, *sites], bundles)
             frozen += [(np.flatnonzero(of == g), why) for g, why in rigid.items()]
 
 

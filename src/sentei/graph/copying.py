@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sentei.errors import SurgeryError
 from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
+PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 
 
 def rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Iterable[Attribute] = ()) -> nn.Module:
@@ -56,6 +56,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in PLAIN:
         return value
+    if kind in (dict, OrderedDict) and not value:
+        return kind()
     if id(value) in memo:
         return memo[id(value)]
     if kind in (dict, OrderedDict):

@@ -22,7 +22,7 @@ from torch import nn
 
 from sentei.graph import labels as lab
 from sentei.graph.record import Read, Site, Trace
-from sentei.graph.resize import FOLLOWED
+from sentei.graph.resize import is_layer
 from sentei.graph.tracer import LabelMode
 
 Path = tuple[Any, ...]
@@ -35,8 +35,6 @@ OTHER = re.compile(
 """Names of settings that are no width, whatever they equal: they follow only where a trial needs it."""
 ROLE = re.compile("(in|out)_?(ch|plane|feat|dim|$)")
 BASE = frozenset(vars(nn.Module()))
-OWN = (nn.Unflatten, nn.MultiheadAttention)
-"""Layers of PyTorch whose settings may be widths that no parameter of theirs tells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ def with_number(value: Any, path: Path, new: int | float) -> Any:
 
 def settings_of(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module that hold plain numbers, less those that a cut of the module itself sets."""
-    if isinstance(module, FOLLOWED) or type(module).__module__.startswith("torch.nn.") and type(module) not in OWN:
+    if is_layer(module):
         return {}
     held = {k: v for k, v in vars(module).items() if k not in BASE and isinstance(v, (int, float, list, tuple, dict))}
     return {k: v for k, v in held.items() if any(True for _ in numbers_in(v))}
@@ -168,7 +166,7 @@ Sizes = Mapping[int, Mapping[bytes, tuple[str, np.ndarray]]]
 def _sizes(record: Trace) -> dict[str, dict[int, dict[bytes, tuple[str, np.ndarray]]]]:
     """For each module the label vectors that it met, by length."""
     out: dict[str, dict[int, dict[bytes, tuple[str, np.ndarray]]]] = defaultdict(lambda: defaultdict(dict))
-    for seen in record.seen:
+    for seen in {(s.module, s.role, id(s.layer)): s for s in record.seen}.values():
         for d in lab.varying(seen.layer):
             vector = lab.first_along(seen.layer, d).numpy()
             key = vector.tobytes()

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sentei.graph import labels as lab
 from sentei.graph.inputs import Inputs
 from sentei.graph.record import Seen
+from sentei.graph.resize import is_layer
 from sentei.graph.tracer import Failure, LabelMode, first_line
 from sentei.graph.whole import kept_whole
 
@@ -28,7 +29,9 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
 
     def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         name = names.get(id(module), mode.where)
-        _meet(mode, name, "in", (args, kwargs))
+        note = mode.units is None and not is_layer(module)
+        if note:
+            _meet(mode, name, "in", (args, kwargs))
         mode.stack.append((name, module, mode.op))
         try:
             out = call(module, *args, **kwargs)
@@ -39,8 +42,10 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
             raise
         finally:
             mode.stack.pop()
-        _meet(mode, name, "out", out)
-        _meet(mode, mode.where, "own", out)
+        if note:
+            _meet(mode, name, "out", out)
+        if mode.units is None:
+            _meet(mode, mode.where, "own", out)
         return out
 
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -118,9 +123,8 @@ def run(mode: LabelMode, model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 def _meet(mode: LabelMode, name: str, role: str, x: Any) -> None:
     """Note the labels on tensors that enter or leave a module."""
-    if mode.units is None:
-        for t in [x] if isinstance(x, Tensor) else output_tensors(x):
-            mode.trace.seen += [Seen(name, role, layer) for layer in mode.layers(t)]
+    for t in [x] if isinstance(x, Tensor) else output_tensors(x):
+        mode.trace.seen += [Seen(name, role, layer) for layer in mode.layers(t)]
 
 
 def as_numpy(layers: Sequence[Tensor]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -156,12 +157,11 @@ class ChannelGraph:
         params: Mapping[str, tuple[int, ...]],
         inputs: Inputs,
         sites: Sequence[Site] = (),
-        unfollowed: Sequence[Field] = (),
         bundles: Sequence[tuple[int, ...]] = (),
     ) -> None:
         self.groups: tuple[Group, ...] = grouping.groups
         self.sites = (*trace.sites, *sites)
-        self.unfollowed = tuple(unfollowed)
+        self.unfollowed: tuple[Field, ...] = ()
         self.bundles = tuple(bundles)
         self.inputs = inputs
         self.trace_record = trace
@@ -178,6 +178,12 @@ class ChannelGraph:
         return (
             f"ChannelGraph({len(self.groups)} groups, {free} prunable; {cost.macs:,} MACs, {cost.params:,} parameters)"
         )
+
+    def following(self, sites: Sequence[Site], unfollowed: Sequence[Field]) -> ChannelGraph:
+        """The same graph with more plain values of modules that follow widths, and those that a cut leaves alone."""
+        new = copy.copy(self)
+        new.sites, new.unfollowed = (*self.sites, *sites), tuple(unfollowed)
+        return new
 
     # -- groups and plans
 

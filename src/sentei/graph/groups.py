@@ -167,7 +167,9 @@ def _members(
     members: list[list[Slice]] = [[] for _ in widths]
     params = np.array([key not in trace.made for key in keys], bool)
     ids = np.flatnonzero((group_of >= 0) & params[slot])
-    ids = ids[np.lexsort((index[ids], place_of[ids], slot[ids], group_of[ids]))]
+    width, length = int(widths.max(initial=0)) + 1, int(index.max(initial=0)) + 1
+    rank = ((group_of[ids] * len(keys) + slot[ids]) * width + place_of[ids]) * length + index[ids]
+    ids = ids[np.argsort(rank, kind="stable")]
     change = np.flatnonzero((np.diff(group_of[ids]) != 0) | (np.diff(slot[ids]) != 0)) + 1
     for piece in np.split(ids, change) if len(ids) else []:
         g, (param, dim) = int(group_of[piece[0]]), keys[slot[piece[0]]]

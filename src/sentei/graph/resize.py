@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,18 @@ FOLLOWED = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNor
 """Layers whose attributes follow from the shapes of their parameters."""
 Cuts = Mapping[str, Sequence[tuple[int, np.ndarray]]]
 """Per parameter or buffer: the (dimension, kept indices) to select."""
+
+
+@functools.cache
+def _layer_type(kind: Any) -> bool:
+    own = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Unflatten, nn.MultiheadAttention)
+    return issubclass(kind, FOLLOWED) or kind.__module__.startswith("torch.nn.") and kind not in own
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's layers, all of whose widths the shapes of its parameters tell."""
+    kind: Any = type(module)
+    return _layer_type(kind)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -52,15 +52,16 @@ def _settled(mender: Mender) -> ChannelGraph:
         graph = belief.graph()
         found = _first_fault(mender, graph)
         if found is None:
-            belief.frozen += _single_units(graph, faults)
-            return _finished(belief, mender.fields)
+            alone = _single_units(graph, faults)
+            belief.frozen += alone
+            return _finished(belief.graph() if alone else graph, mender.fields)
         groups, _, fault = found
         faults += [(labels_of(graph, g), fault.why()) for g in groups]
         if not mender.mend(graph, groups, fault):
             belief.frozen += [(labels_of(graph, g), fault.why()) for g in _culprits(graph, groups, fault)]
     graph, stuck = belief.graph(), f"no cut of it was followed by the model in {MAX_ROUNDS} trials"
     belief.frozen += [(labels_of(graph, i), stuck) for i, g in enumerate(graph.groups) if not g.frozen]
-    return _finished(belief, mender.fields)
+    return _finished(belief.graph(), mender.fields)
 
 
 def _first_fault(mender: Mender, graph: ChannelGraph) -> Fault | None:
@@ -118,8 +119,6 @@ def _single_units(graph: ChannelGraph, faults: list[tuple[np.ndarray, str]]) -> 
     return out
 
 
-def _finished(belief: Belief, fields: Sequence[Field]) -> ChannelGraph:
+def _finished(graph: ChannelGraph, fields: Sequence[Field]) -> ChannelGraph:
     """Let numbers that the forward pass never reads follow the one width that they can mean."""
-    graph = belief.graph()
-    follow, unfollowed = only_meaning(graph.costs_of.row, fields, graph.sites)
-    return belief.graph(follow, unfollowed=unfollowed)
+    return graph.following(*only_meaning(graph.costs_of.row, fields, graph.sites))

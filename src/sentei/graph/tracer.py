@@ -23,6 +23,7 @@ from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
 from sentei.graph.record import At, Numbers, Seen, Site, Split, Tie, Trace
+from sentei.graph.resize import is_layer
 from sentei.graph.shapes import MIXED, SHAPES
 
 
@@ -148,7 +149,7 @@ class LabelMode(TorchDispatchMode):
                 real.append(layer)
             elif layer.numel():
                 self.freeze(layer.reshape(-1)[:1], "a single channel of it is picked out")
-        if self.units is None:
+        if self.units is None and self.stack and not is_layer(self.stack[-1][1]):
             self.trace.seen += [Seen(self.where, "own", layer) for layer in real]
         t._sentei_layers = tuple(real)  # type: ignore[attr-defined]
 
@@ -166,6 +167,11 @@ class LabelMode(TorchDispatchMode):
     def freeze(self, layer: Tensor, why: str) -> None:
         small = lab.narrow(layer, lab.varying(layer))
         self.trace.frozen.append((small[small >= 0], f"{why} (in {self.where})" if self.where else why))
+
+    def sized(self) -> None:
+        """A size was met that the model's own code may have computed (not one of PyTorch's layers)."""
+        if not self.stack or not is_layer(self.stack[-1][1]):
+            self.trace.sized = True
 
     def pick(self, vector: Tensor) -> None:
         """These labels were taken from among others by position: which units stay must not matter, only how many."""

@@ -91,7 +91,7 @@ def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | 
     """
     kept = graph.kept_labels(plan)
     unit_of = graph.grouping.unit_of
-    if len(graph.trace_record.contractions) != len(found.contractions):
+    if not graph.trace_record.sized or len(graph.trace_record.contractions) != len(found.contractions):
         return None
     for was, now in zip(graph.trace_record.contractions, found.contractions, strict=True):
         for a, b in zip((*was.factors, *was.out_factors), (*now.factors, *now.out_factors), strict=True):

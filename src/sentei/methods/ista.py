@@ -27,7 +27,7 @@ from sentei.methods.lasso import CostKind, Proximal, costs_of_units, lasso, live
 from sentei.methods.method import Found, Method
 from sentei.methods.pruning import Pruning, accuracy_of
 from sentei.plan import Budget, Constraints, Plan, allocate, note_on_widths, uniform
-from sentei.runs import CURVE, remove_curve
+from sentei.runfiles import CURVE, remove_curve
 from sentei.surgery import cut, save
 from sentei.surgery.fold import Folded, Mode, fold
 from sentei.surgery.scales import rescale, scales_of, unsilenced

@@ -9,11 +9,11 @@ from types import TracebackType
 
 import torch
 from PIL import Image, ImageDraw
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from torch import Tensor, nn
 
+from sentei.console import screen
 from sentei.graph import ChannelGraph
 from sentei.methods.ista_round import Round
 from sentei.methods.lasso import Penalised, lasso, live_plan
@@ -26,7 +26,7 @@ class LassoView:
     """On a terminal a live table: Lasso term, sparsity by group, live MACs against the budget."""
 
     def __init__(self, groups: Sequence[Penalised], limits: dict[str, int], graph: ChannelGraph, shown: bool) -> None:
-        console = Console()
+        console = screen()
         self.groups, self.limits, self.graph = groups, limits, graph
         self.live = Live(console=console, transient=True, auto_refresh=False) if shown and console.is_terminal else None
         self.seen, self.steps, self.last = 0.0, 0, ""

@@ -61,6 +61,15 @@ class Method(ABC):
         """With every setting that was left open decided."""
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, as a run compares it when it is resumed: contents, not places."""
+        return deciding(self)
+
+    @property
+    def worker_threads(self) -> int | None:
+        """Threads of each worker process; None where there are none."""
+        return None
+
     @abstractmethod
     def find(self, pruning: Pruning) -> Found:
         """Choose what goes, from training and validation images only, and cut it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from sentei.errors import ConfigError, SenteiError
+from sentei.errors import ConfigError
 from sentei.methods.method import Method
 from sentei.methods.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, PruneResult, Pruning, Say
 from sentei.methods.registry import method_of
@@ -18,7 +18,6 @@ from sentei.plan import Budget, Constraints
 from sentei.runs import Run
 from sentei.surgery.history import as_dense
 from sentei.train import Data, Recipe, load_data
-from sentei.train.checkpoint import digest
 
 
 def prune(
@@ -77,15 +76,8 @@ def prune(
         name, base, data, budget, constraints, recipe, distill, images, Run(None), source,
         say or _silent, progress,
     )  # fmt: skip
-    resolved = {"task": "prune", "model": source or type(model).__name__, "base_sha256": digest(base)}
-    pruning.run = Run.open(
-        run_dir, {**resolved, "data": data.description, **pruning.settings(chosen)}, command, overwrite
-    )
-    try:
+    with Run.open(run_dir, pruning.identity(chosen), command, overwrite) as pruning.run:
         return pruning.result(chosen)
-    except SenteiError:
-        pruning.run.discard_if_empty()
-        raise
 
 
 def _silent(line: str) -> None:

@@ -6,7 +6,8 @@ the pruned network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,17 +20,26 @@ from sentei.graph import ChannelGraph, trace
 from sentei.methods.method import Found, Method, deciding
 from sentei.methods.summary import machine
 from sentei.methods.timing import clock
+from sentei.models.user_file import code_of
 from sentei.plan import Budget, Constraints, Plan
 from sentei.runs import Run
 from sentei.surgery import check, cut, save
-from sentei.train import Data, Recipe, evaluate, fit, recalibrate
+from sentei.train import Data, Evaluation, Recipe, evaluate, fit, recalibrate
+from sentei.train.checkpoint import digest
 from sentei.train.splits import Split
+from sentei.train.threads import computed_on
 
 Say = Callable[[str], None]
 
 FINE_TUNE = Recipe(epochs=10, lr=0.02)
 DEFAULT_CONSTRAINTS = Constraints(max_ratio=0.9)
 """No group loses more than nine tenths of its units, so that a global ranking cannot close a layer."""
+
+
+UNTRAINED = (
+    "before any cut the network is right on {:.2%} of the validation images, no better than guessing: its weights are "
+    "not trained, or not for these images (--normalize, the order of classes)"
+)
 
 
 @dataclass(frozen=True)
@@ -86,16 +96,33 @@ class Pruning:
             "recipe": self.recipe.to_dict(),
         }
 
+    def identity(self, method: Method) -> dict[str, Any]:
+        """What makes a run this one and no other; it does not depend on where model and data lie."""
+        workers = {} if method.worker_threads is None else {"worker_threads": method.worker_threads}
+        return {
+            "task": "prune",
+            "base_sha256": digest(self.base),
+            "code": code_of(self.source),
+            "data": self.data.identity,
+            **self.settings(method),
+            **method.identity(),
+            **computed_on(self.data.device),
+            **workers,
+        }
+
     def result(self, method: Method) -> PruneResult:
         with self.timed("trace"):
             self.graph = trace(self.base, torch.zeros(1, *self.data.input_shape, device=self.data.device))
         self.say(f"Traced {self.source or type(self.base).__name__}: {self.graph}")
+        before = self.before()
+        for warning in before["warnings"]:
+            self.say(f"Warning: {warning}.")
         found = method.find(self)
         tuned = self.fit(found.model, self.recipe, "finetune", found.teacher)
         if self.run.folder is not None:
             save(tuned, found.plan, self.run.folder, source=self.source)
         final = self.run.once("final", lambda: self.measure(tuned))
-        summary = self.summary(method, found, final)
+        summary = self.summary(method, found, {**final, "base_val": before["accuracy"]}, before["warnings"])
         self.run.finish(summary)
         return PruneResult(tuned, found.plan, self.graph, summary)
 
@@ -149,19 +176,29 @@ class Pruning:
         self.seconds["finetune"] = self.seconds.get("finetune", 0.0) + found.seconds
         return found.model
 
+    def before(self) -> dict[str, Any]:
+        """The original network's accuracy on validation images, and whether it is worth pruning. Not stored, so that a
+        budget that is refused after it leaves nothing."""
+        if not len(self.data.val):
+            return {"accuracy": None, "warnings": []}
+        found = evaluate(self.base, self.data.val)
+        return {"accuracy": found.accuracy, "warnings": [UNTRAINED.format(found.accuracy)] if at_chance(found) else []}
+
     def measure(self, tuned: nn.Module) -> dict[str, Any]:
         """The only place where the test set is read."""
         seconds: dict[str, float] = {}
         self.say(f"Measuring both networks on {len(self.data.test):,} test images ...")
         with clock(seconds, "evaluate"):
             found = {
-                f"{name}_{part}": accuracy_of(model, split)
-                for name, model in (("base", self.base), ("pruned", tuned))
-                for part, split in (("val", self.data.val), ("test", self.data.test))
+                "base_test": accuracy_of(self.base, self.data.test),
+                "pruned_val": accuracy_of(tuned, self.data.val),
+                "pruned_test": accuracy_of(tuned, self.data.test),
             }
         return {**found, "seconds": seconds}
 
-    def summary(self, method: Method, found: Found, final: Mapping[str, Any]) -> dict[str, Any]:
+    def summary(
+        self, method: Method, found: Found, final: Mapping[str, Any], warnings: Sequence[str]
+    ) -> dict[str, Any]:
         cuts, plan = found.cuts, found.plan
         for done in (*cuts, final):
             for name, value in done["seconds"].items():
@@ -193,8 +230,9 @@ class Pruning:
             "machine": machine(self.data.device),
             "epochs": self.recipe.epochs,
             "settings": self.settings(method),
-            "data_description": self.data.description,
+            "data_description": {**self.data.description, **self.data.identity, "data": self.data.name},
             "note": plan.note,
+            "warnings": list(warnings),
             **found.report,
         }
 
@@ -202,6 +240,12 @@ class Pruning:
     def timed(self, name: str) -> Iterator[None]:
         with clock(self.seconds, name):
             yield
+
+
+def at_chance(found: Evaluation) -> bool:
+    """Whether an accuracy is no better than answering the most frequent class, by two standard errors."""
+    guess = found.majority
+    return found.accuracy <= guess + 2 * math.sqrt(guess * (1 - guess) / found.images)
 
 
 def accuracy_of(model: nn.Module, split: Split) -> float | None:

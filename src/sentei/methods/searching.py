@@ -25,7 +25,7 @@ from sentei.search import (
     budgeted,
     open_executor,
 )
-from sentei.search.executors import Where, count_workers
+from sentei.search.executors import Where, count_workers, worker_threads
 from sentei.search.inherit import Inherit
 from sentei.search.view import SearchView
 from sentei.surgery import cut
@@ -156,6 +156,10 @@ class WidthSearch(Method):
     @property
     def workers(self) -> int:
         return count_workers(self.executor, self.processes)
+
+    @property
+    def worker_threads(self) -> int | None:
+        return worker_threads(self.executor, self.workers)
 
     def expected(self) -> int:
         """Evaluations to expect, for the time left."""

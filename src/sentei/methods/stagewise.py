@@ -19,15 +19,15 @@ from torch import nn
 
 from sentei.errors import BudgetError, ConfigError
 from sentei.methods.genes import Genes, searched_groups
-from sentei.methods.method import CHANGES_NOTHING, Found, Method
+from sentei.methods.method import CHANGES_NOTHING, Found, Method, deciding
 from sentei.methods.pruning import Pruning
 from sentei.methods.stagesearch import StageSearch
 from sentei.plan import Plan, criterion, note_on_use
 from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
 from sentei.search.evaluators import check_validation
-from sentei.search.executors import Where, count_workers
+from sentei.search.executors import Where, count_workers, worker_threads
 from sentei.search.view import SearchView
-from sentei.supernet.files import load_supernet, save_supernet
+from sentei.supernet.files import content_of_supernet, load_supernet, save_supernet
 from sentei.supernet.proxies import SubnetAccuracy
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import Stages, find_stages
@@ -128,11 +128,20 @@ class Stagewise(Method):
         return count_workers(self.executor, self.processes)
 
     @property
+    def worker_threads(self) -> int | None:
+        return worker_threads(self.executor, self.workers)
+
+    def identity(self) -> dict[str, Any]:
+        given = deciding(self)
+        return given if self.supernet is None else {**given, "supernet": content_of_supernet(self.supernet, self.rule)}
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return () if self.supernet is None else (self.supernet,)
 
     def resolved(self) -> Self:
-        return self if self.supernet is None else replace(self, supernet=str(Path(self.supernet).resolve()))
+        where = None if self.supernet is None else str(Path(self.supernet).expanduser().resolve())
+        return replace(self, supernet=where)
 
     def find(self, pruning: Pruning) -> Found:
         check_validation(pruning.data, self.validation_images)

@@ -12,6 +12,18 @@ from typing import Any
 from sentei.errors import ModelError, SenteiError
 
 
+def code_of(ref: str | None) -> str | None:
+    """Checksum of the file that a reference FILE.py:FUNCTION names; None for other references.
+
+    >>> code_of("resnet56") is None
+    True
+    """
+    if ref is None or ".py:" not in ref:
+        return None
+    path = Path(ref.rpartition(":")[0]).expanduser()
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
+
+
 def load_function(ref: str, error: type[SenteiError] = ModelError) -> Callable[..., Any]:
     """Import the file and return the function, or raise ``error`` saying what is wrong with the reference.
 

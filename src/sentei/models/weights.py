@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sentei.errors import CheckpointError, ModelError
+from sentei.tensorfile import read_tensors
 
 NESTED = ("state_dict", "model", "model_state_dict", "model_state", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
+def read_state(path: str | Path, *, checked: bool = False) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors or a torch file, also where they lie one level down.
 
     >>> read_state("resnet56.th").keys()  # doctest: +SKIP
+
+    With `checked` it must be a safetensors file that sentei wrote, with its checksum.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds anything but tensors and plain values.
@@ -27,12 +28,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"There is no weights file {path}.")
+    if checked or path.suffix == ".safetensors":
+        return read_tensors(path, checked=checked)[0]
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
     except Exception as error:  # torch raises many kinds for a file it cannot or will not read
         raise CheckpointError(
             f"{path} cannot be read as a state_dict (tensors and plain values; pickled code is refused): "
@@ -51,7 +50,9 @@ def _tensors(path: Path, found: Any) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(model: nn.Module, path: str | Path, *, new_head: int | None = None) -> list[str]:
+def load_weights(
+    model: nn.Module, path: str | Path, *, new_head: int | None = None, checked: bool = False
+) -> list[str]:
     """Load a weights file into a model and return the names that were left as they are.
 
     >>> load_weights(resnet56(), "resnet56.th")  # doctest: +SKIP
@@ -62,10 +63,10 @@ def load_weights(model: nn.Module, path: str | Path, *, new_head: int | None = N
     ``num_batches_tracked`` counters and prefixes of wrappers (``module.``) are ignored.
 
     Raises:
-        ModelError: names or shapes differ; the text lists them.
+        ModelError: names or shapes differ, or values would be lost in another type of number; the text lists them.
     """
     wanted = model.state_dict()
-    state = strip_prefix(read_state(path), wanted)
+    state = strip_prefix(read_state(path, checked=checked), wanted)
     shapes = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
     head = {n for n in shapes if _is_head(wanted[n], state[n], new_head)}
     head = (

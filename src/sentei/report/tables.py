@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from sentei.graph import ChannelGraph, Group
 from sentei.graph.graph import HasKeep
+from sentei.plan import Constraints
 
 MOST_ROWS = 32
 BAR = 20
@@ -55,6 +57,21 @@ def before_after(summary: Mapping[str, Any]) -> Table:
     return out
 
 
+def within_error(summary: Mapping[str, Any]) -> str | None:
+    """A sentence where the accuracy before and after differ by no more than chance may bring about; None elsewhere."""
+    images = summary["data_description"]["test"]
+    a, b = summary["base"]["accuracy"], summary["pruned"]["accuracy"]
+    if a is None or b is None or not images:
+        return None
+    error = math.sqrt((a * (1 - a) + b * (1 - b)) / images)
+    if abs(a - b) > error:
+        return None
+    return (
+        f"On {images:,} test images a difference of {100 * (b - a):+.2f} points is within one standard error "
+        f"({100 * error:.2f} points)."
+    )
+
+
 def search_table(search: Mapping[str, Any]) -> Table:
     """What a search over widths did, and how its best fitness rose."""
     out = table("Search", "structures", "best fitness")
@@ -88,17 +105,22 @@ def bar(share: float) -> str:
     return "█" * full + "░" * (BAR - full)
 
 
-def cost_table(name: str, graph: ChannelGraph) -> Table:
+def smallest(graph: ChannelGraph, constraints: Constraints) -> dict[str, int]:
+    """The least that a plan may cost under these constraints, as budgets that cannot be met are refused with."""
+    least = graph.costs(constraints.ladder(graph).floor)
+    return {name: int(getattr(least, name)) for name in ("macs", "params", "activation_bytes")}
+
+
+def cost_table(name: str, graph: ChannelGraph, constraints: Constraints) -> Table:
     """What the network costs, what part of it is prunable, and the smallest that can be reached."""
-    full = graph.cost()
-    frozen = np.array([g.frozen for g in graph.groups], bool)
-    least = graph.costs(np.where(frozen, graph.widths(), 1))
+    full, least = graph.cost(), smallest(graph, constraints)
     macs, params = graph.prunable()
     out = table(f"{name} on an input of {graph.inputs}", "", "total", "prunable", "smallest reachable")
-    out.add_row("MACs", f"{full.macs:,}", f"{macs:.1%}", f"{float(least.macs) / max(full.macs, 1):.2%}")
-    out.add_row("parameters", f"{full.params:,}", f"{params:.1%}", f"{float(least.params) / max(full.params, 1):.2%}")
-    activations = float(least.activation_bytes) / max(full.activation_bytes, 1)
-    out.add_row("activations", f"{full.activation_bytes / 1e6:.2f} MB", "", f"{activations:.2%}")
+    share = {k: f"({v / max(getattr(full, k), 1):.1%})" for k, v in least.items()}
+    out.add_row("MACs", f"{full.macs:,}", f"{macs:.1%}", f"{least['macs']:,} {share['macs']}")
+    out.add_row("parameters", f"{full.params:,}", f"{params:.1%}", f"{least['params']:,} {share['params']}")
+    megabytes = f"{least['activation_bytes'] / 1e6:.2f} MB {share['activation_bytes']}"
+    out.add_row("activations", f"{full.activation_bytes / 1e6:.2f} MB", "", megabytes)
     return out
 
 

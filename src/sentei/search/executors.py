@@ -6,6 +6,7 @@ The result of a search does not depend on that, nor on the number of workers.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,17 @@ def count_workers(where: Where, processes: int | None) -> int:
             f"processes is {processes} with executor={where!r}; expected 1 or more, with executor='process' or 'ray'"
         )
     return 1 if where == "here" else processes or available_cpus()
+
+
+def worker_threads(where: Where, workers: int) -> int | None:
+    """Threads of each worker process on this machine, OMP_NUM_THREADS at most; None where there are none.
+
+    A worker on a Ray cluster has as many as its share of the cluster's processors.
+    """
+    if where != "process":
+        return None
+    bound = int(os.environ.get("OMP_NUM_THREADS") or available_cpus())
+    return max(1, min(available_cpus() // workers, bound))
 
 
 def open_executor(where: Where, evaluator: Evaluator, workers: int = 1) -> Lazy:

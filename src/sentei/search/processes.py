@@ -2,68 +2,40 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from multiprocessing import Pipe
 from multiprocessing.connection import wait
 
 from sentei.errors import SearchError
+from sentei.search.children import Child
 from sentei.search.evaluators import Evaluator
-from sentei.search.executors import RETRIES, Job, Outcome
+from sentei.search.executors import RETRIES, Job, Outcome, worker_threads
 from sentei.search.payload import pack
-from sentei.train.threads import available_cpus
 
 HELLO, READY = "hello", "ready"
 
 
-class Worker:
-    """A child process that evaluates what it is sent; it ends when its parent does.
+class Worker(Child):
+    """A child process that evaluates what it is sent.
 
     It says HELLO once it runs, gets the evaluator, and says READY.
     """
 
     def __init__(self, threads: int) -> None:
-        self.pipe, theirs = Pipe()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        environment["OMP_NUM_THREADS"] = str(threads)
-        # -P: modules in the working directory must not shadow others.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sentei.search.worker", str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-        )
-        theirs.close()
+        super().__init__("sentei.search.worker", threads)
         self.ready = False
         self.job: Job | None = None
-
-    def stop(self) -> None:
-        self.pipe.close()
-        self.process.kill()
-        self.process.wait()
-
-    def ended(self) -> int:
-        """The exit code of a worker that hung up; it may need a moment to end."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
-        self.stop()
-        return self.process.returncode
 
 
 class Processes:
     """As many workers as asked for, each with processors / workers threads; one that dies is replaced.
 
-    Workers are started afresh rather than forked, because a fork would inherit the state of the parent's threads, and
-    without running the parent's script again. OMP_NUM_THREADS bounds the threads of each.
+    OMP_NUM_THREADS bounds the threads of each.
     """
 
     def __init__(self, evaluator: Evaluator, workers: int) -> None:
         self.workers = workers
-        bound = int(os.environ.get("OMP_NUM_THREADS") or available_cpus())
-        self.threads = max(1, min(available_cpus() // workers, bound))
+        self.threads = worker_threads("process", workers) or 1
         self.payload = pack(evaluator)
         self.crew: list[Worker] = []
         self.stillborn, self.any_ready = 0, False
@@ -119,7 +91,8 @@ class Processes:
         self.crew.remove(worker)
         if not worker.ready:
             self.stillborn += 1
-            if not self.any_ready or self.stillborn > RETRIES:
+            killed = code < 0  # by a signal; anything else would happen again
+            if not (self.any_ready or killed) or self.stillborn > RETRIES:
                 raise SearchError(
                     f"a worker process ended with code {code} before it could start; if it said why, that stands above"
                 )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
-from collections import deque
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from sentei.errors import ConfigError, SearchError
+from sentei.search.children import Child
 from sentei.search.evaluators import Evaluator
-from sentei.search.executors import RETRIES, Job, Outcome, attempt
-from sentei.search.payload import pack, unpack
-from sentei.train.threads import available_cpus, set_threads
+from sentei.search.executors import Job, Outcome
+from sentei.search.payload import pack
+from sentei.train.threads import available_cpus
+
+DONE = "done"
+PATIENCE = 20.0
+"""Seconds that a cluster of our own may take to shut down."""
 
 
 def require_ray() -> None:
@@ -21,87 +24,40 @@ def require_ray() -> None:
         raise ConfigError("this needs Ray, which is not installed:  pip install 'sentei[ray]'")
 
 
-class Held:
-    """What an actor holds."""
-
-    def __init__(self, payload: bytes, threads: int) -> None:
-        set_threads(threads)
-        self.evaluator = unpack(payload)
-
-    def evaluate(self, job: Job) -> Outcome:
-        return attempt(self.evaluator, job)
-
-
 class RayCluster:
     """Actors with processors / workers each, and with a fraction of a GPU where the cluster has any.
 
     Joins the cluster at RAY_ADDRESS, failing that one already joined by this process, or starts a local one. Every
     machine of the cluster needs sentei and, for models from a file, what that file imports. An actor that dies is
-    replaced and its job given to another.
+    replaced and its job given to another; SearchError if the cluster itself is lost.
     """
 
     def __init__(self, evaluator: Evaluator, workers: int) -> None:
-        import ray
-
-        self.ray, self.workers = ray, workers
-        self.started = not ray.is_initialized()
-        if self.started:
-            address = os.environ.get("RAY_ADDRESS")
-            local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": available_cpus()}
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        resources = ray.cluster_resources()
-        self.options = {"num_cpus": _share(resources.get("CPU", 1), workers)}
-        if resources.get("GPU"):
-            self.options["num_gpus"] = _share(resources["GPU"], workers)
-        self.threads = max(1, int(self.options["num_cpus"]))
-        self.payload = ray.put(pack(evaluator))
-        self.crew: list[Any] = []
+        self.workers, payload = workers, pack(evaluator)
+        address = os.environ.get("RAY_ADDRESS") or _joined()
+        place = {} if address is None else {"RAY_ADDRESS": address}
+        self.driver = Child("sentei.search.ray_driver", available_cpus(), place)
+        self.driver.pipe.send((payload, workers))
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        waiting, tries = deque(jobs), dict.fromkeys(jobs, 0)
-        running: dict[Any, tuple[Any, Job]] = {}
-        while waiting or running:
-            busy = [actor for actor, _ in running.values()]
-            while waiting and len(running) < self.workers:
-                actor = self._idle(busy)
-                busy.append(actor)
-                job = waiting.popleft()
-                running[actor.evaluate.remote(job)] = (actor, job)
-            done, _ = self.ray.wait(list(running))
-            for reference in done:
-                actor, job = running.pop(reference)
-                try:
-                    yield self.ray.get(reference)
-                except self.ray.exceptions.RayActorError as error:
-                    yield from self._died(actor, job, error, waiting, tries)
-
-    def _idle(self, busy: list[Any]) -> Any:
-        for actor in self.crew:
-            if actor not in busy:
-                return actor
-        self.crew.append(self.ray.remote(Held).options(**self.options).remote(self.payload, self.threads))
-        return self.crew[-1]
-
-    def _died(
-        self, actor: Any, job: Job, error: Exception, waiting: deque[Job], tries: dict[Job, int]
-    ) -> Iterator[Outcome]:
-        self.crew.remove(actor)
-        if "creation task" in str(error):
-            raise SearchError(f"a Ray actor could not start: {error}")
-        tries[job] += 1
-        if tries[job] <= RETRIES:
-            waiting.appendleft(job)
-        else:
-            yield Outcome(job, None, f"its Ray actor died {tries[job]} times", 0.0, lasting=False)
+        try:
+            self.driver.pipe.send(list(jobs))
+            while (message := self.driver.pipe.recv()) != DONE:
+                if isinstance(message, SearchError):
+                    raise message
+                yield message
+        except (EOFError, OSError) as error:
+            raise SearchError(
+                f"the Ray cluster was lost: its driver ended with code {self.driver.ended()}, as it does when a raylet "
+                "or the head node dies. Every structure that was measured is kept: once the cluster is back, go on "
+                "with sentei resume, or with the same call"
+            ) from error
 
     def close(self) -> None:
-        for actor in self.crew:
-            self.ray.kill(actor)
-        self.crew.clear()
-        if self.started:
-            self.ray.shutdown()
+        self.driver.stop(PATIENCE)
 
 
-def _share(total: float, workers: int) -> float:
-    """Whole units where there are enough for all, a fraction otherwise."""
-    return float(total // workers) if total >= workers else total / workers
+def _joined() -> str | None:
+    """Address of the cluster that this process has joined."""
+    ray = sys.modules.get("ray")
+    return None if ray is None or not ray.is_initialized() else str(ray.get_runtime_context().gcs_address)

@@ -1,13 +1,13 @@
-"""A search as it happens: a live bar on a terminal, one line a batch everywhere else."""
+"""A search as it happens: one line a batch, which stays; on a terminal a live bar below them."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
+from sentei.console import say, screen
 from sentei.search.store import Record
 from sentei.search.strategy import FAILED, Batch
 
@@ -20,14 +20,14 @@ class SearchView:
     """
 
     def __init__(self, total: int | None, shown: bool = True) -> None:
-        console = Console()
-        self.total, self.lines = total, shown and not console.is_terminal
+        console = screen()
+        self.total, self.shown = total, shown
         self.best, self.done, self.known, self.failed = FAILED, 0, 0, 0
         self.started = time.perf_counter()
         self.batch = Batch("start", 0, [])
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[status]}")]
-        off = not shown or self.lines
-        self.bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=off, transient=True)
+        off = not shown or not console.is_terminal
+        self.bar = Progress(*columns, console=console, disable=off, transient=True)
         self.task = self.bar.add_task("search", total=total, status="")
 
     def __enter__(self) -> SearchView:
@@ -53,8 +53,8 @@ class SearchView:
     def told(self, batch: Batch, best: float) -> None:
         self.best = best
         self._update()
-        if self.lines:
-            print(f"search: {self._title()}: {self.status()}", flush=True)
+        if self.shown:
+            say(f"search: {self._title()}: {self.status()}")
 
     def status(self) -> str:
         """One line on where the search stands."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
-import time
-from multiprocessing.connection import Connection
 
+from sentei.search.children import be_a_child
 from sentei.search.executors import attempt
 from sentei.search.payload import unpack
 from sentei.search.processes import HELLO, READY
@@ -16,10 +12,8 @@ from sentei.train.threads import set_threads
 
 
 def main(descriptor: int, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends its workers
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    pipe = be_a_child(descriptor, parent)
     set_threads()
-    pipe = Connection(descriptor)
     try:
         pipe.send(HELLO)
         evaluator = unpack(pipe.recv_bytes())
@@ -28,13 +22,6 @@ def main(descriptor: int, parent: int) -> None:
             pipe.send(attempt(evaluator, pipe.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-
-
-def _end_with(parent: int) -> None:
-    """A parent that was killed cannot end its workers; they notice that they have another one."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 
-from sentei.atomic import write_atomic
 from sentei.errors import CheckpointError
 from sentei.supernet.training import Supernet
+from sentei.tensorfile import read_tensors, write_tensors
 
 ORDER = "order:"
 
@@ -25,9 +24,21 @@ def file_of(folder: Path, rule: str) -> Path:
 
 def save_supernet(net: Supernet, folder: Path, about: Mapping[str, Any]) -> None:
     """Write weights, the order of units, and what tells this supernet from others; no pickle."""
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in net.model.state_dict().items()}
     orders = {f"{ORDER}{name}": torch.from_numpy(units.copy()) for name, units in net.order.items()}
-    write_atomic(file_of(folder, about["rule"]), safetensors_bytes({**tensors, **orders}, {"about": json.dumps(about)}))
+    whole = {**net.model.state_dict(), **orders}
+    write_tensors(file_of(folder, about["rule"]), whole, {"about": json.dumps(about)})
+
+
+def content_of_supernet(folder: str | Path, rule: str) -> str:
+    """Checksum of a run's supernet file; CheckpointError if there is none."""
+    return hashlib.sha256(_existing(Path(folder), rule).read_bytes()).hexdigest()[:16]
+
+
+def _existing(folder: Path, rule: str) -> Path:
+    file = file_of(folder, rule)
+    if not file.is_file():
+        raise CheckpointError(f"there is no supernet trained by {rule} in {folder}: {file.name} is missing")
+    return file
 
 
 def load_supernet(net: Supernet, folder: Path, about: Mapping[str, Any]) -> Supernet:
@@ -36,15 +47,9 @@ def load_supernet(net: Supernet, folder: Path, about: Mapping[str, Any]) -> Supe
     Raises CheckpointError if there is none, the file is damaged, or it was trained with other settings than `about`
     (the first that differs is named; `epochs` may).
     """
-    file = file_of(folder, about["rule"])
-    if not file.is_file():
-        raise CheckpointError(f"there is no supernet trained by {about['rule']} in {folder}: {file.name} is missing")
-    try:
-        with safe_open(file, "pt") as opened:
-            trained = json.loads((opened.metadata() or {}).get("about", "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
+    file = _existing(folder, about["rule"])
+    tensors, metadata = read_tensors(file, checked=True)
+    trained = json.loads(metadata.get("about", "{}"))
     for key, value in about.items():
         if key != "epochs" and trained.get(key) != value:
             raise CheckpointError(

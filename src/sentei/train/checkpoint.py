@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from sentei.atomic import write_atomic
 from sentei.errors import CheckpointError
+from sentei.tensorfile import write_tensors
 
 HEADER = b"sentei-checkpoint-1 "
 
@@ -58,9 +58,8 @@ def _digest(payload: bytes) -> str:
 
 
 def save_weights(path: str | Path, model: nn.Module, metadata: dict[str, str] | None = None) -> None:
-    """Save a model's parameters and buffers as safetensors, atomically; shared tensors once a name."""
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-    write_atomic(path, safetensors_bytes(tensors, metadata))
+    """Save a model's parameters and buffers as safetensors with a checksum, atomically; shared tensors once a name."""
+    write_tensors(path, model.state_dict(), metadata)
 
 
 def digest(model: nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from sentei.errors import DataError
 from sentei.train import sources
 from sentei.train.sources import IMAGENET, Source, Statistics
-from sentei.train.splits import Split, TensorSplit
+from sentei.train.splits import Split, TensorSplit, content_of
 
 NAMES = ("digits", "cifar10", "cifar100", "fashion-mnist")
 Normalize = str | tuple[Sequence[float], Sequence[float]]
@@ -36,6 +37,48 @@ class Data:
     device: torch.device
     description: dict[str, Any] = field(default_factory=dict)
     """Everything resolved, as plain values for a config file."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The description with a checksum of the content, and without names and places: the same for the same data."""
+        splits = (self.train, self.val, self.test)
+        content = content_of(*(split.content() for split in splits if hasattr(split, "content")))
+        sizes = dict(zip(("train", "val", "test"), map(len, splits), strict=True))
+        known = {"classes": self.num_classes, "input_shape": list(self.input_shape), **sizes}
+        return {**self.description, **known, "data": kind_of(self.name), "content": content}
+
+
+def kind_of(ref: str) -> str:
+    """What a reference says apart from where the data lie.
+
+    >>> kind_of("digits"), kind_of("imagefolder:/home/me/photos"), kind_of("mine.py:images")
+    ('digits', 'imagefolder', 'file.py')
+    """
+    return "file.py" if ".py:" in ref else ref.partition(":")[0]
+
+
+def located(ref: str, root: str | Path | None) -> tuple[str, str | None]:
+    """A reference and a root that mean the same from every folder: what is relative becomes absolute.
+
+    >>> located("digits", None)
+    ('digits', None)
+    """
+    if ".py:" in ref:
+        file, _, function = ref.rpartition(":")
+        ref = f"{Path(file).expanduser().resolve()}:{function}"
+    elif ref.startswith("imagefolder:"):
+        ref = f"imagefolder:{_folder(ref, root).resolve()}"
+    elif root is None and ref != "digits":
+        held = [r for r in sources.candidate_roots(None) if r.is_dir()]
+        root = next((r for r in held if sources.holds(r, ref)), held[0] if held else None)
+    return ref, None if root is None else str(Path(root).expanduser().resolve())
+
+
+def _folder(ref: str, root: str | Path | None) -> Path:
+    path = Path(ref.removeprefix("imagefolder:")).expanduser()
+    if not path.is_dir() and not path.is_absolute():
+        path = next((r / path for r in sources.candidate_roots(root) if (r / path).is_dir()), path)
+    return path
 
 
 def load_data(
@@ -74,9 +117,7 @@ def load_data(
     if ref.startswith("imagefolder:"):
         from sentei.train.folder import load_folder
 
-        path = Path(ref.removeprefix("imagefolder:"))
-        if not path.is_dir() and not path.is_absolute():
-            path = next((r / path for r in sources.candidate_roots(root) if (r / path).is_dir()), path)
+        path = _folder(ref, root)
         statistics = _statistics(normalize, 3, IMAGENET)
         return load_folder(
             ref,

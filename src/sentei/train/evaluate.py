@@ -22,6 +22,8 @@ class Evaluation:
     loss: float
     """Mean cross entropy in nats."""
     images: int
+    majority: float = 0.0
+    """Share of the most frequent label: what answering it always would reach."""
 
 
 def evaluate(
@@ -37,6 +39,7 @@ def evaluate(
     if len(split) == 0:
         raise DataError("Cannot evaluate on an empty split. Load the data with a validation split (val above 0).")
     correct, loss, images = torch.zeros(()), torch.zeros((), dtype=torch.float64), 0
+    labels: list[Tensor] = []
     with evaluating(model), torch.inference_mode():
         for x, y in split.batches(batch_size, limit=limit):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
@@ -47,7 +50,9 @@ def evaluate(
             correct += (scores.argmax(dim=1) == y).sum()
             loss += F.cross_entropy(scores, y, reduction="sum")
             images += len(y)
-    return Evaluation(float(correct) / images, float(loss) / images, images)
+            labels.append(y)
+    most = int(torch.cat(labels).bincount().max())
+    return Evaluation(float(correct) / images, float(loss) / images, images, most / images)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torchvision.transforms import v2
 from sentei.errors import DataError
 from sentei.train.data import Data, describe, stratified_split
 from sentei.train.sources import Statistics
-from sentei.train.splits import Augment, Batches, epoch_generator, epoch_order, training_batches
+from sentei.train.splits import Augment, Batches, content_of, epoch_generator, epoch_order, training_batches
 from sentei.train.threads import data_workers
 
 Sample = tuple[Tensor | str, int]
@@ -52,7 +53,7 @@ def load_folder(
         kept, held = [train.samples[i] for i in keep.tolist()], [train.samples[i] for i in hold.tolist()]
     device = torch.device(device)
     splits = {
-        name: FolderSplit(samples, size, device, statistics, data_workers(workers))
+        name: FolderSplit(samples, size, device, statistics, data_workers(workers), path)
         for name, samples in (("train", kept), ("val", held), ("test", list(test.samples)))
     }
     shape = (3, size, size)
@@ -87,14 +88,20 @@ class FolderSplit:
         device: torch.device,
         statistics: Statistics,
         workers: int,
+        root: Path,
     ) -> None:
-        self.samples, self.size, self.device, self.workers = samples, size, device, workers
+        self.samples, self.size, self.device, self.workers, self.root = samples, size, device, workers, root
         self.augment = Augment(flip=True)
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in statistics)
         self.mul, self.add = 1 / (255 * std), -mean / std
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def content(self) -> str:
+        """Of the images' names below the root, their sizes in bytes and classes: no image is read for it."""
+        listed = "\n".join(f"{Path(p).relative_to(self.root)} {os.path.getsize(p)} {y}" for p, y in self.samples)
+        return content_of(listed, self.mul, self.add)
 
     def batches(
         self,

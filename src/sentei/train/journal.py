@@ -1,13 +1,15 @@
-"""The run's journal: one JSON record a line, appended and synced, never rewritten."""
+"""The run's journal: one JSON record a line, each with a checksum, appended and synced, never rewritten."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sentei.errors import CheckpointError
+from sentei.sealed import read_line, sealed_line
 
 
 class Journal:
@@ -17,7 +19,12 @@ class Journal:
     >>> journal.append({"event": "epoch", "epoch": 1, "accuracy": 0.5})  # doctest: +SKIP
     >>> journal.records()  # doctest: +SKIP
     [{'event': 'epoch', 'epoch': 1, 'accuracy': 0.5}]
+
+    A line whose checksum does not match is left out, and the log says so: what it told is done again.
     """
+
+    told: ClassVar[set[tuple[Path, int]]] = set()
+    """Bad lines that the log has named."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -34,21 +41,31 @@ class Journal:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record and wait until it is on the disk."""
-        line = json.dumps(record, allow_nan=True) + "\n"
         try:
             with open(self.path, "ab") as file:
-                file.write(line.encode())
+                file.write(sealed_line(record))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointError(f"Could not append to {self.path}: {error.strerror or error}.") from error
 
     def records(self) -> list[dict[str, Any]]:
-        """All records, oldest first."""
-        records = []
-        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise CheckpointError(f"{self.path} line {number} is not JSON: {error}") from error
-        return records
+        """All records that are whole, oldest first."""
+        return list(self._read())
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        try:
+            lines = self.path.read_bytes().split(b"\n")[:-1]
+        except OSError as error:
+            raise CheckpointError(f"Could not read {self.path}: {error.strerror or error}.") from error
+        for number, line in enumerate(lines, 1):
+            record = read_line(line)
+            if record is not None:
+                yield record
+            elif (place := (self.path.resolve(), number)) not in self.told:
+                self.told.add(place)
+                logging.getLogger("sentei").warning(
+                    "%s: line %d was altered (its checksum does not match) and is left out; what it told is done again",
+                    self.path,
+                    number,
+                )

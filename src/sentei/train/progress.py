@@ -1,4 +1,4 @@
-"""A live bar on a terminal, one line an epoch everywhere else."""
+"""One line an epoch, which stays; on a terminal a live bar below them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from sentei.console import say, screen
+
+
+class Times(ProgressColumn):
+    """Time spent and time left, by name."""
+
+    def render(self, task: Task) -> Text:
+        left = "-" if task.time_remaining is None else f"{task.time_remaining:,.0f} s"
+        return Text(f"{task.elapsed or 0:,.0f} s spent, {left} left")
 
 
 class Progress:
     """Shows epochs, images/s, loss and validation accuracy of one training run."""
 
     def __init__(self, name: str, epochs: int, steps: int, start: int = 0, shown: bool = True) -> None:
-        self.name, self.epochs, self.steps, self.epoch = name, epochs, steps, start
-        console = Console()
-        self.lines = shown and not console.is_terminal
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")]
-        self.bar = RichProgress(
-            *columns,
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not shown or self.lines,
-            transient=True,
-        )
+        self.name, self.epochs, self.steps, self.epoch, self.shown = name, epochs, steps, start, shown
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[status]}")]
+        console = screen()
+        off = not shown or not console.is_terminal
+        self.bar = RichProgress(*columns, Times(), console=console, disable=off, transient=True)
         self.task = self.bar.add_task(self._title(), total=epochs * steps, completed=start * steps, status="")
         self.accuracy = self.note = ""
         self.images, self.since = 0, time.perf_counter()
@@ -58,12 +61,11 @@ class Progress:
         self.epoch += 1
         self.accuracy = f"  val {record['accuracy']:.2%}" if "accuracy" in record else ""
         self.bar.update(self.task, completed=self.epoch * self.steps, description=self._title())
-        if self.lines:
+        if self.shown:
             spent = time.perf_counter() - self.started
             left = spent / (self.epoch - self.first) * (self.epochs - self.epoch)
-            print(
+            say(
                 f"{self.name} {self.epoch}/{self.epochs}  loss {record['loss']:.3f}{self.note}{self.accuracy}  "
-                f"{record['images_per_second']:,.0f} images/s  {left:,.0f} s left",
-                flush=True,
+                f"{record['images_per_second']:,.0f} images/s  {left:,.0f} s left"
             )
         self.images, self.since = 0, time.perf_counter()

@@ -26,6 +26,7 @@ FASHION = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+FASHION_FOLDERS = ("FashionMNIST/raw", ".")
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,16 @@ class Source:
 def candidate_roots(root: str | Path | None) -> list[Path]:
     """Folders to look in: the one given, or else the environment's SENTEI_DATA and then ./data."""
     if root is not None:
-        return [Path(root)]
+        return [Path(root).expanduser()]
     named = os.environ.get("SENTEI_DATA")
     return [Path(p) for p in (named, "data") if p]
+
+
+def holds(root: Path, name: str) -> bool:
+    """Whether a folder holds the files of a data set known by name."""
+    if name == "fashion-mnist":
+        return any(_idx_path(root / sub, FASHION[0]) is not None for sub in FASHION_FOLDERS)
+    return (root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}.get(name, name)).is_dir()
 
 
 def digits() -> Source:
@@ -107,7 +115,7 @@ def fashion_mnist(root: str | Path | None) -> Source:
     from torchvision import datasets
 
     roots = candidate_roots(root)
-    folders = [r / sub for r in roots for sub in ("FashionMNIST/raw", ".")]
+    folders = [r / sub for r in roots for sub in FASHION_FOLDERS]
     home = next((f for f in folders if all(_idx_path(f, name) for name in FASHION)), None)
     if home is None:
         try:

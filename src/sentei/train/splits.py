@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,6 +31,19 @@ class Augment:
     """Range of the area that a random resized crop covers. Image folders only."""
 
 
+def content_of(*parts: Tensor | str) -> str:
+    """Checksum of tensors and texts, 16 hex digits."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            sha.update(part.encode())
+        else:
+            whole = part.detach().cpu().contiguous()
+            sha.update(f"{whole.dtype} {tuple(whole.shape)}".encode())
+            sha.update(whole.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
+
+
 class Split(Protocol):
     """One part of a data set: a number of images, and batches of them."""
 
@@ -37,6 +51,10 @@ class Split(Protocol):
     """What `batches` does in training unless told otherwise."""
 
     def __len__(self) -> int: ...
+
+    def content(self) -> str:
+        """A checksum of what it holds, whatever it is called and wherever it lies."""
+        ...
 
     def batches(
         self,
@@ -101,6 +119,9 @@ class TensorSplit:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def content(self) -> str:
+        return content_of(self.images, self.labels, self.mul, self.add)
 
     def batches(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +32,11 @@ def set_threads(threads: int | None = None) -> int:
     chosen = threads if threads is not None else min(torch.get_num_threads(), available_cpus())
     torch.set_num_threads(max(1, chosen))
     return torch.get_num_threads()
+
+
+def computed_on(device: torch.device) -> dict[str, Any]:
+    """What decides the last bits of every result: the device, and on a CPU the number of threads."""
+    return {"device": device.type} | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
 
 
 def data_workers(requested: int | None = None) -> int:

@@ -59,7 +59,12 @@ def convolution(mode: LabelMode, call: Call) -> None:
     x_in, rest = split_layers(mode, mode.layers(x), 1)
     across = [layer for layer in rest if _slides_over(mode, layer, x, out)]
     o, i = (1, 0) if transposed else (0, 1)
-    w_layers = [layer for layer in mode.layers(w) if {0, 1}.intersection(lab.varying(layer))]
+    w_layers = []
+    for layer in mode.layers(w):
+        if {0, 1}.intersection(lab.varying(layer)):
+            w_layers.append(layer)
+        else:
+            mode.freeze(layer, "is a row or column of a kernel")
     w_out, rest = split_layers(mode, tuple(w_layers), o)
     w_in, _ = split_layers(mode, tuple(rest), i)
     if groups == 1:

@@ -45,8 +45,8 @@ def execute(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(source):
         moved = call.func(layer, *call.args[1:], **call.kwargs)
         layers.append(moved if call.func.is_view else lab.tidy(moved))
-    if call.name in ("aten.expand", "aten.repeat_interleave"):
-        mode.trace.sized |= bool(layers)
+    if layers and call.name in ("aten.expand", "aten.repeat_interleave"):
+        mode.sized()
     mode.put(call.out, layers)
 
 
@@ -104,7 +104,7 @@ def _taken(call: Call, layer: Tensor) -> Tensor:
 def _cut_out(mode: LabelMode, vector: Tensor, ends: list[int]) -> None:
     """A labelled dimension is cut at these places: how many units stay before each must not depend on which do."""
     n = len(vector)
-    mode.trace.sized = True
+    mode.sized()
     for end in sorted({e % n for e in ends if e % n}):
         mode.pick(vector[:end])
 
@@ -199,7 +199,7 @@ def slice_(mode: LabelMode, call: Call) -> None:
                 mode.freeze(layer, "every second or so of its channels is taken, and they are no even number")
             if step == 1:
                 _cut_out(mode, lab.first_along(layer, dim), [start, start + kept])
-            mode.trace.sized = True
+            mode.sized()
         layers.append(call.func(layer, *call.args[1:], **call.kwargs))
     mode.put(call.out, layers)
 
@@ -226,7 +226,8 @@ def reshape(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(call.args[0]):
         layer = _in_parts(mode, layer, call.out.shape)
         moved, splits = lab.reshape(layer, call.out.shape)
-        mode.trace.sized |= call.out.ndim >= layer.ndim
+        if call.out.ndim >= layer.ndim:
+            mode.sized()
         for dims in splits:
             small = lab.narrow(moved, lab.varying(moved))
             if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims) and int(small.min()) >= 0:

@@ -1,0 +1,53 @@
+"""What the commands that make a run have in common: how one begins, and what is shown at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sentei.console import say
+from sentei.runfiles import has_progress, read_config, read_summary, refuse_finished
+
+Show = Callable[[Path, Mapping[str, Any]], None]
+
+
+def begin(folder: Path, overwrite: bool = False) -> None:
+    """ConfigError, before any work, if a finished run would have to be replaced; a half-finished one goes on."""
+    if overwrite:
+        return
+    refuse_finished(folder)
+    if has_progress(folder):
+        say(f"Going on with the half-finished run in {folder}")
+        adopt_threads(folder)
+
+
+def adopt_threads(folder: Path) -> None:
+    """Compute with as many threads as the run began with, because the last bits of every result depend on them.
+
+    An OMP_NUM_THREADS that says otherwise is left alone; the run then refuses to go on.
+    """
+    threads = read_config(folder)["resolved"].get("threads")
+    if isinstance(threads, int) and threads > 0 and "OMP_NUM_THREADS" not in os.environ:
+        if threads != torch.get_num_threads():
+            say(f"Threads: {threads} instead of {torch.get_num_threads()}, as when the run began")
+        torch.set_num_threads(threads)
+
+
+def tell(show: Show, folder: Path, as_json: bool) -> None:
+    """The end of a run, as its summary has it: tables, or JSON alone on stdout."""
+    summary = read_summary(folder)
+    if as_json:
+        print_json({"run": str(folder), **{k: v for k, v in summary.items() if k != "sha256"}})
+    else:
+        show(folder, summary)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    sys.stdout.flush()

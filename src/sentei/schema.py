@@ -1,0 +1,161 @@
+"""What the files of a run hold, checked when they are read: no damage gets further than this."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from sentei.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+def validated(kind: type[T], value: object, where: object) -> T:
+    """The value as a `kind`: a dataclass, a model below, or any type; CheckpointError, naming the first fault.
+
+    >>> validated(dict[str, int], {"a": "b"}, "x.yaml")
+    Traceback (most recent call last):
+    sentei.errors.CheckpointError: x.yaml: a is 'b'; Input should be a valid integer, ...
+    """
+    own = isinstance(kind, type) and issubclass(kind, Open)
+    try:
+        found: T = _adapter(kind).validate_python(value, extra="allow" if own else "forbid")
+        return found
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise CheckpointError(
+            f"{where} is damaged or of another version: {place} is {_short(first['input'])}: {first['msg']}"
+        ) from error
+    except RecursionError as error:
+        raise CheckpointError(f"{where} is damaged: it is nested without end") from error
+
+
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class Open(BaseModel):
+    """A mapping with some fields that are relied on, among others."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Images(Open):
+    input_shape: tuple[int, int, int]
+
+
+class Resolved(Open):
+    """What makes a run this one and no other."""
+
+    data: Images | None = None
+    threads: int | None = None
+
+
+class Config(Open):
+    """config.yaml."""
+
+    sentei: str
+    command: dict[str, Any] | None
+    resolved: Resolved
+
+
+class Measured(Open):
+    accuracy: float | None
+    val_accuracy: float | None
+    macs: int
+    params: int
+
+
+class AfterCut(Open):
+    val_accuracy: float | None
+
+
+class Check(Open):
+    max_error: float
+
+
+class Searched(Open):
+    """Report of a search over whole structures."""
+
+    evaluations: int
+    genes: int
+    seconds: float
+    failed: int
+    curve: list[tuple[int, float]]
+
+
+class FoldReport(Open):
+    error: float
+
+
+class IstaReport(Open):
+    fold: FoldReport
+
+
+class DataDescription(Open):
+    val: int
+    test: int
+    content: str
+
+
+class Summary(Open):
+    """summary.json, whatever the task."""
+
+    task: Literal["train", "prune", "fidelity"]
+    model: str
+    data: str
+
+
+class TrainSummary(Summary):
+    task: Literal["train"]
+    accuracy: float | None
+    val_accuracy: float | None
+    macs: int
+    params: int
+    data_description: DataDescription
+
+
+class PruneSummary(Summary):
+    task: Literal["prune"]
+    method: str
+    base: Measured
+    pruned: Measured
+    after_cut: AfterCut
+    check: Check
+    widths: dict[str, tuple[int, int]]
+    note: str
+    warnings: list[str]
+    data_description: DataDescription
+    search: Searched | None = None
+    ista: IstaReport | None = None
+
+
+class Proxy(Open):
+    tau: float
+    low: float
+    high: float
+    rho: float
+    across_tau: float | None = None
+
+
+class Structure(Open):
+    band: bool
+    real: list[float]
+
+
+class FidelitySummary(Summary):
+    task: Literal["fidelity"]
+    epochs: int
+    agreement: float | None
+    proxies: dict[str, Proxy]
+    structures: list[Structure]
+
+
+SUMMARIES: dict[str, type[Summary]] = {"train": TrainSummary, "prune": PruneSummary, "fidelity": FidelitySummary}
