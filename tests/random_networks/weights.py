@@ -53,7 +53,7 @@ def mixture_of_experts(pick: Pick, c: int, n: int) -> nn.Module:
         return F.conv2d(x.reshape(1, -1, h, w), weight, padding=1, groups=b).view(b, -1, h, w)
 
     kernels = nn.Parameter(torch.randn(experts, out, c, 3, 3) * (9 * c) ** -0.5)
-    return Block(forward, route=nn.Linear(c, experts), kernels=kernels, reads=("kernels.2",))
+    return Block(forward, route=nn.Linear(c, experts), kernels=kernels, reads=("kernels.2", "kernels.0"))
 
 
 @block()
@@ -65,7 +65,7 @@ def experts_per_batch(pick: Pick, c: int, n: int) -> nn.Module:
         return F.conv2d(x, (gate[:, None, None, None, None] * m.kernels).sum(0), padding=1)
 
     kernels = nn.Parameter(torch.randn(3, out, c, 3, 3) * (9 * c) ** -0.5)
-    return Block(forward, gate=nn.Parameter(torch.randn(3)), kernels=kernels, reads=("kernels.2",))
+    return Block(forward, gate=nn.Parameter(torch.randn(3)), kernels=kernels, reads=("kernels.2", "kernels.0"))
 
 
 @block()
@@ -82,7 +82,7 @@ def low_rank(pick: Pick, c: int, n: int) -> nn.Module:
         return F.linear(t, m.linear.weight + m.a @ m.b, m.linear.bias).permute(0, 3, 1, 2)
 
     a, b = nn.Parameter(torch.randn(out, rank)), nn.Parameter(torch.randn(rank, c))
-    return Block(forward, linear=nn.Linear(c, out), a=a, b=b, reads=("b.1",))
+    return Block(forward, linear=nn.Linear(c, out), a=a, b=b, reads=("b.1", "a.1"))
 
 
 @block()

@@ -15,13 +15,17 @@ Ending = tuple[int, str]
 """The operation that failed and the type of the error; (0, "") where all went well."""
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """The plain numbers among the arguments of an operation: by position, or the values of a constant tensor (-1)."""
+class Computing(NamedTuple):
+    """An operation that computes with plain numbers: the `count`-th of its name in a module. Other operations may come
+    and go with the widths (torch.einsum does without a product over one channel)."""
 
-    operation: str
     where: str
-    values: dict[int, Any]
+    operation: str
+    count: int
+
+
+Numbers = dict[int, Any]
+"""The plain numbers among the arguments of an operation: by position, or the values of a constant tensor (-1)."""
 
 
 class At(NamedTuple):
@@ -120,8 +124,7 @@ class Trace:
     bring them forth, `mixing` the units over which a module takes statistics, `sums` the labels of the operands of each
     addition, `read` the parameters and buffers that some operation takes. `picked` are labels that an operation took
     from among others by their position: groups must be uniform over them. `contracted` are the labels over which two
-    activations were multiplied (attention). `numbers` are the plain numbers that operations computed with, by number
-    of the operation.
+    activations were multiplied (attention). `numbers` are the plain numbers that operations computed with.
     """
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -144,7 +147,7 @@ class Trace:
     contracted: list[Tensor] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
-    numbers: dict[int, Numbers] = field(default_factory=dict)
+    numbers: dict[Computing, Numbers] = field(default_factory=dict)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     sized: bool = False
     """Whether sizes that the model's own code computed were met: such code has to be tried at several widths."""
