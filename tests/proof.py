@@ -20,14 +20,15 @@ from tests.random_networks.blocks import Block
 
 
 def random_plan(graph: ChannelGraph, seed: int, ratio: float | None = None) -> Plan:
-    """Random units of every unfrozen group: any width >= 1, or the given share of each width."""
+    """Random units of every unfrozen group: any width >= 1, or the given share of each width; groups that keep the
+    same share as many as the one that keeps most."""
     rng = np.random.default_rng(seed)
     keep = {}
     for g in graph.groups:
         if not g.frozen:
             width = int(rng.integers(1, g.width + 1)) if ratio is None else max(1, round(ratio * g.width))
             keep[g.name] = rng.permutation(g.width)[:width]
-    return Plan(keep, graph.structure)
+    return Plan(graph.bind(keep), graph.structure)
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -96,28 +97,26 @@ def zeroed_consumers(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Mo
     there the output itself is silenced.
     """
     new = copy.deepcopy(model)
-    readers, silent = dict[str, tuple[Tensor, int]](), dict[str, Tensor]()
+    readers = dict[tuple[str, int], Tensor]()
     for name, module in list(new.named_modules()):
         if isinstance(module, (nn.Linear, _ConvNd)):
             place = weight_without_norm(module)
-            readers[f"{name}.{place}"] = (module.weight, 0 if isinstance(module, _ConvTransposeNd) else 1)
+            readers[f"{name}.{place}", 0 if isinstance(module, _ConvTransposeNd) else 1] = module.weight
         elif isinstance(module, nn.MultiheadAttention):
-            readers |= {f"{name}.{key}": (w, 1) for key, w in module.named_parameters() if key.endswith("proj_weight")}
+            readers |= {(f"{name}.{k}", 1): w for k, w in module.named_parameters() if k.endswith("proj_weight")}
         elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-            readers |= {f"{name}.{key}": (w, 1) for key, w in module.named_parameters() if "weight" in key}
+            readers |= {(f"{name}.{k}", 1): w for k, w in module.named_parameters() if "weight" in k}
         for key, _, dim in (place.rpartition(".") for place in getattr(module, "reads", ())):
-            readers[f"{name}.{key}"] = (getattr(module, key), int(dim))
+            readers[f"{name}.{key}", int(dim)] = getattr(module, key)
         for key in getattr(module, "zero", ()):
-            silent |= {f"{name}.{key}.{part}": p for part, p in getattr(module, key).named_parameters()}
+            readers |= {(f"{name}.{key}.{k}", 0): p for k, p in getattr(module, key).named_parameters()}
     with torch.no_grad():
         for name, kept in plan.keep.items():
             group = graph.group(name)
             gone = np.setdiff1d(np.arange(group.width), kept)
             for m in group.members:
-                if m.param in readers and readers[m.param][1] == m.dim:
-                    readers[m.param][0].index_fill_(m.dim, torch.from_numpy(m.indices[gone].ravel()), 0)
-                elif m.param in silent and m.dim == 0:
-                    silent[m.param].index_fill_(0, torch.from_numpy(m.indices[gone].ravel()), 0)
+                if (m.param, m.dim) in readers:
+                    readers[m.param, m.dim].index_fill_(m.dim, torch.from_numpy(m.indices[gone].ravel()), 0)
     return new
 
 
