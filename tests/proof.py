@@ -165,3 +165,46 @@ def prove(
     after: dict[str, Any] = model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
     return small, report
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything that the modules of a model keep for themselves, copied: tensors, plain attributes, modes."""
+    return {name: {k: _copied(v) for k, v in vars(m).items() if k != "_modules"} for name, m in model.named_modules()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return type(value)(_copied(v) for v in value) if type(value) in (list, tuple) else value
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two states are the same, bit for bit."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(alike(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return a is b or bool(a == b)
+
+
+def assert_right(model: nn.Module, graph: ChannelGraph, plan: Plan, inputs: tuple[Tensor, ...]) -> None:
+    """A plan that a graph allows is a right cut, `slim` computes the same bits, and the model is what it was.
+
+    Nothing is sorted out by `check` beforehand. Where zeroing is not removing (statistics over channels, attention over
+    units that no weight reads), `check` compares with a network whose statistics see what is kept.
+    """
+    before = state(model)
+    small = cut(model, graph, plan)
+    report = check(model, small, graph, plan, inputs)
+    assert alike(state(model), before)
+    found = outputs(copy.deepcopy(small), inputs)
+    if not report.approximate and not any(getattr(m, "adds", False) for m in model.modules()):
+        silenced = zeroed_consumers(model, graph, plan)
+        assert relative_error(found, outputs(silenced, inputs)) < 1e-9
+    with slim(copy.deepcopy(model), graph, plan) as subnet:
+        assert same_bits(outputs(subnet, inputs), found)
+    assert alike(state(model), before)

@@ -59,10 +59,11 @@ def conv_act(pick: Pick, c: int, out: int, stride: int = 1) -> nn.Sequential:
 
 def sequence(pick: Pick, c: int, n: int, length: int) -> tuple[nn.Sequential, int, int]:
     """Some blocks in a row; also returns the channels and size that come out."""
-    layers = []
+    layers: list[nn.Module] = []
     for _ in range(length):
         fitting = [k for k, (_, channels, space) in BLOCKS.items() if c % channels == 0 and n % space == 0]
-        layer = BLOCKS[pick(fitting)][0](pick, c, n).double()
+        name = pick(fitting)
+        layer = BLOCKS[name][0](pick, c, n).double()
         layers.append(layer)
         c, n = _out(layer, c, n)
     return nn.Sequential(*layers), c, n

@@ -107,7 +107,7 @@ def rolled(pick: Pick, c: int, n: int) -> nn.Module:
 def indexed(pick: Pick, c: int, n: int) -> nn.Module:
     """Channels picked by lists of numbers, constant or computed."""
     width = pick((6, 8, 4))
-    how = pick(("list", "computed", "arange", "tensor", "even", "gather", "select", "take", "mask", "perm"))
+    how = pick(("list", "computed", "arange", "tensor", "even", "gather", "select", "mask", "perm"))
 
     def forward(m: Block, x: Tensor) -> Tensor:
         y = m.conv(x)
@@ -120,7 +120,6 @@ def indexed(pick: Pick, c: int, n: int) -> nn.Module:
             "even": lambda: torch.cat([y[:, list(range(0, k, 2))], y[:, list(range(1, k, 2))]], 1),
             "gather": lambda: y.gather(1, torch.arange(k).flip(0).view(1, -1, 1, 1).expand_as(y)),
             "select": lambda: y.index_select(1, torch.tensor(range(k // 2))),
-            "take": lambda: y.take_along_dim(torch.zeros(1, 2, 1, 1, dtype=torch.long) + k - 1, 1),
             "mask": lambda: y[:, torch.arange(k) % 2 == 0],
             "perm": lambda: y[:, torch.arange(k).view(2, -1).t().flatten()] if k % 2 == 0 else y,
         }[how]()

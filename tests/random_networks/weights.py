@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,7 @@ def modulated(pick: Pick, c: int, n: int) -> nn.Module:
 def hooked_weight_norm(pick: Pick, c: int, n: int) -> nn.Module:
     kind = pick((nn.utils.weight_norm, nn.utils.parametrizations.weight_norm))
     out, dim = pick(WIDTHS), pick((0, None))
-    with torch.no_grad():  # a weight with a history cannot be deep-copied
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # a weight with a history cannot be deep-copied
         return nn.Sequential(kind(conv(c, out), dim=dim), nn.ReLU(), kind(conv(out, out, 1), dim=0))
 
 

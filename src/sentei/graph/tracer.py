@@ -260,6 +260,8 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.op += 1
         call = Call(func, args, kwargs or {})
+        if call.name == "aten.index":
+            call.args = (call.args[0], _places(call.args[1]))
         labelled = [t for t in call.tensors() if self.layers(t)]
         self._numbers(call)
         try:
@@ -370,6 +372,15 @@ def unknown(mode: LabelMode, call: Call) -> None:
             mode.freeze(layer, f"operation {call.name} has no rule")
     for o in call.outputs():
         o._sentei_layers = ()  # type: ignore[attr-defined]
+
+
+def _places(table: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """An index without masks whose values are known: how much they pick cannot be told on meta tensors."""
+    out: list[Tensor | None] = []
+    for i in table:
+        known = i is not None and i.dtype == torch.bool and not i.is_meta
+        out += i.nonzero().unbind(1) if i is not None and known else [i]
+    return out
 
 
 def _run_mixed(call: Call) -> Any:
