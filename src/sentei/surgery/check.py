@@ -149,7 +149,8 @@ def _own_numbers(model: nn.Module, graph: ChannelGraph, inputs: Inputs | None) -
 
 def _changed(own: Mapping[Computing, Numbers], cut: Mapping[Computing, Numbers]) -> dict[Computing, Numbers]:
     """Where the cut model computes with other plain numbers than the full one, and with which."""
-    return {at: cut[at] for at, n in own.items() if at in cut and cut[at] != n}
+    found = {at: cut[at] for at, n in own.items() if at in cut and cut[at] != n}
+    return {at: n for at, n in found.items() if -1 not in n or -1 not in own[at] or n[-1][0] == own[at][-1][0]}
 
 
 def _difference(small: nn.Module, expected: list[Tensor], example_inputs: Any) -> float:
