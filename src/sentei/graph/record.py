@@ -88,12 +88,16 @@ class Contraction:
 
 @dataclass
 class Site:
-    """A module attribute that must hold the number of units kept among `labels`, or the part of it at `path`."""
+    """A module attribute that must hold the number of units kept among `labels`, or the part of it at `path`.
+
+    `origin` says where labels were found that depend on how splits shrink: place in `Trace.seen`, and dimension.
+    """
 
     module: str
     attr: str
     labels: Tensor
     path: tuple[Any, ...] = ()
+    origin: tuple[int, int] | None = None
 
 
 @dataclass
