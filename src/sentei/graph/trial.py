@@ -186,8 +186,8 @@ def _digits(rank: int, base: int) -> int:
 
 
 def _step(n: int, rank: int, trial: int, share: float) -> int:
-    """How much of n > 3 stays, 2 to n - 1. In each trial another digit of the rank says by how much more it is than what
-    others of the same width keep: what keeps as much as another would pass for its follower."""
+    """How much of n > 3 stays, 2 to n - 1. In each trial another digit of the rank says by how much more it is than
+    what others of the same width keep: what keeps as much as another would pass for its follower."""
     choices = n - 2
     base = min(choices, NARROW)
     if n > NARROW:
