@@ -233,7 +233,7 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
     else:
         say(f"The cut network equals the original without those channels: max error {check['max_error']:.1e}.")
     if stale := check.get("stale"):
-        say(f"Left alone, may still hold an old width: {listed(stale)}. The outputs were checked with them as they are.")
+        say(f"May still hold an old width: {listed(stale)}. The outputs were checked with them as they are.")
     if summary["note"]:
         say(f"Note: {summary['note']}.")
     for warning in summary["warnings"]:
