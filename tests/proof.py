@@ -16,17 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from sentei import ChannelGraph, Plan, check, cut, load, retrace, save, slim
 from sentei.graph.forward import output_tensors
 from sentei.surgery import CheckReport
+from tests.random_networks.blocks import Block
 
 
 def random_plan(graph: ChannelGraph, seed: int, ratio: float | None = None) -> Plan:
-    """Random units of every unfrozen group: any width >= 1, or the given share of each width."""
+    """Random units of every unfrozen group: any width >= 1, or the given share of each width; groups that keep the
+    same share as many as the one that keeps most."""
     rng = np.random.default_rng(seed)
     keep = {}
     for g in graph.groups:
         if not g.frozen:
             width = int(rng.integers(1, g.width + 1)) if ratio is None else max(1, round(ratio * g.width))
             keep[g.name] = rng.permutation(g.width)[:width]
-    return Plan(keep, graph.structure)
+    return Plan(graph.bind(keep), graph.structure)
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -68,7 +70,7 @@ def assert_costs(graph: ChannelGraph, plan: Plan | None, model: nn.Module, input
 def multiplies_by_one(graph: ChannelGraph, plan: Plan | None, model: nn.Module) -> bool:
     """torch.einsum over a dimension of one element is an elementwise product, in which its counter sees no MACs."""
     narrow = any(len(k) == 1 for k in (plan.keep if plan else {}).values())
-    return narrow and any(hasattr(m, "reads") for m in model.modules())
+    return narrow and any(isinstance(m, Block) for m in model.modules())
 
 
 def assert_partition(graph: ChannelGraph) -> None:
@@ -90,25 +92,31 @@ def zeroed_consumers(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Mo
     """The reference of a cut, made by hand: a copy of the full model with zero weights for what is removed.
 
     Only what reads a unit is zeroed, so anything else that a removed unit leaks into shows up as a difference. Exact
-    for networks in which only convolutions, linear and recurrent layers mix channels.
+    for networks in which only convolutions, linear and recurrent layers mix channels. A module's `reads` names its own
+    parameters with the dimension that reads; `zero` layers whose outputs are multiplied with each other (attention):
+    there the output itself is silenced.
     """
     new = copy.deepcopy(model)
-    readers = {}
+    readers = dict[tuple[str, int], Tensor]()
     for name, module in list(new.named_modules()):
         if isinstance(module, (nn.Linear, _ConvNd)):
             place = weight_without_norm(module)
-            readers[f"{name}.{place}"] = (module.weight, 0 if isinstance(module, _ConvTransposeNd) else 1)
-        elif hasattr(module, "reads"):
-            readers[f"{name}.weight"] = (module.weight, module.reads)
+            readers[f"{name}.{place}", 0 if isinstance(module, _ConvTransposeNd) else 1] = module.weight
+        elif isinstance(module, nn.MultiheadAttention):
+            readers |= {(f"{name}.{k}", 1): w for k, w in module.named_parameters() if k.endswith("proj_weight")}
         elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-            readers |= {f"{name}.{key}": (w, 1) for key, w in module.named_parameters() if "weight" in key}
+            readers |= {(f"{name}.{k}", 1): w for k, w in module.named_parameters() if "weight" in k}
+        for key, _, dim in (place.rpartition(".") for place in getattr(module, "reads", ())):
+            readers[f"{name}.{key}", int(dim)] = getattr(module, key)
+        for key in getattr(module, "zero", ()):
+            readers |= {(f"{name}.{key}.{k}", 0): p for k, p in getattr(module, key).named_parameters()}
     with torch.no_grad():
         for name, kept in plan.keep.items():
             group = graph.group(name)
             gone = np.setdiff1d(np.arange(group.width), kept)
             for m in group.members:
-                if m.param in readers and readers[m.param][1] == m.dim:
-                    readers[m.param][0].index_fill_(m.dim, torch.from_numpy(m.indices[gone].ravel()), 0)
+                if (m.param, m.dim) in readers:
+                    readers[m.param, m.dim].index_fill_(m.dim, torch.from_numpy(m.indices[gone].ravel()), 0)
     return new
 
 
@@ -157,3 +165,46 @@ def prove(
     after: dict[str, Any] = model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
     return small, report
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything that the modules of a model keep for themselves, copied: tensors, plain attributes, modes."""
+    return {name: {k: _copied(v) for k, v in vars(m).items() if k != "_modules"} for name, m in model.named_modules()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return type(value)(_copied(v) for v in value) if type(value) in (list, tuple) else value
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two states are the same, bit for bit."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(alike(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return a is b or bool(a == b)
+
+
+def assert_right(model: nn.Module, graph: ChannelGraph, plan: Plan, inputs: tuple[Tensor, ...]) -> None:
+    """A plan that a graph allows is a right cut, `slim` computes the same bits, and the model is what it was.
+
+    Nothing is sorted out by `check` beforehand. Where zeroing is not removing (statistics over channels, attention over
+    units that no weight reads), `check` compares with a network whose statistics see what is kept.
+    """
+    before = state(model)
+    small = cut(model, graph, plan)
+    report = check(model, small, graph, plan, inputs)
+    assert alike(state(model), before)
+    found = outputs(copy.deepcopy(small), inputs)
+    if not report.approximate and not any(getattr(m, "adds", False) for m in model.modules()):
+        silenced = zeroed_consumers(model, graph, plan)
+        assert relative_error(found, outputs(silenced, inputs)) < 1e-9
+    with slim(copy.deepcopy(model), graph, plan) as subnet:
+        assert same_bits(outputs(subnet, inputs), found)
+    assert alike(state(model), before)

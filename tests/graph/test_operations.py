@@ -113,7 +113,7 @@ class Deformed(nn.Module):
         super().__init__()
         self.off = nn.Conv2d(12, (27 if masked else 18) * parts, 3, padding=1)
         self.d = ops.DeformConv2d(12, 12, 3, padding=1, groups=groups)
-        self.d.reads = 1
+        self.d.reads = ("weight.1",)
         self.split, self.masked = 18 * parts, masked
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class SpectralMixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.randn(12, 12, 3, 3, dtype=torch.complex128))
-        self.reads = 0
+        self.reads = ("weight.0",)
 
     def forward(self, x: Tensor) -> Tensor:
         low = torch.einsum("bixy,ioxy->boxy", torch.fft.rfft2(x)[:, :, :3, :3], self.w)

@@ -58,6 +58,7 @@ def order_is_free(network: Drawn, seed: int) -> None:
     shuffled = permute(model, graph, order)
     assert relative_error(outputs(shuffled, inputs), outputs(model, inputs)) < 1e-9
     sizes = {name: int(rng.integers(1, len(units) + 1)) for name, units in order.items()}
+    sizes = {name: len(kept) for name, kept in graph.bind({n: np.arange(k) for n, k in sizes.items()}).items()}
     chosen = Plan({n: order[n][:k] for n, k in sizes.items()}, graph.structure)
     first = Plan({n: np.arange(k) for n, k in sizes.items()}, graph.structure)
     a, b = cut(model, graph, chosen), cut(shuffled, graph, first)

@@ -95,7 +95,12 @@ class Tokens(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.a, self.v, self.p, self.o = conv(3, width), nn.Linear(width, inner), nn.Linear(width, width), conv(width, 2)
+        self.a, self.v, self.p, self.o = (
+            conv(3, width),
+            nn.Linear(width, inner),
+            nn.Linear(width, width),
+            conv(width, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)

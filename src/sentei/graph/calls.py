@@ -86,7 +86,7 @@ class Call:
         for i in _number_places(self.func):
             if i == -1:
                 t = self.args[0]
-                if not t.is_meta and t.numel() <= CONSTANT:
+                if not t.is_meta and t.numel() <= CONSTANT and (t.is_floating_point() or t.ndim == 0):  # no table
                     out[-1] = (tuple(t.shape), tuple(t.reshape(-1).tolist()))
             elif i < len(self.args) and isinstance(self.args[i], (int, float)):
                 out[i] = self.args[i]

@@ -15,13 +15,17 @@ Ending = tuple[int, str]
 """The operation that failed and the type of the error; (0, "") where all went well."""
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """The plain numbers among the arguments of an operation: by position, or the values of a constant tensor (-1)."""
+class Computing(NamedTuple):
+    """An operation that computes with plain numbers: the `nth` of its name in a module. Other operations may come
+    and go with the widths (torch.einsum does without a product over one channel)."""
 
-    operation: str
     where: str
-    values: dict[int, Any]
+    operation: str
+    nth: int
+
+
+Numbers = dict[int, Any]
+"""The plain numbers among the arguments of an operation: by position, or the values of a constant tensor (-1)."""
 
 
 class At(NamedTuple):
@@ -157,7 +161,7 @@ class Trace:
     contracted: list[Tensor] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
-    numbers: dict[int, Numbers] = field(default_factory=dict)
+    numbers: dict[Computing, Numbers] = field(default_factory=dict)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     sized: bool = False
     """Whether sizes that the model's own code computed were met: such code has to be tried at several widths."""

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
-from sentei.graph.record import At, Cuts, Numbers, Seen, Site, Split, Tie, Trace
+from sentei.graph.record import At, Computing, Cuts, Numbers, Seen, Site, Split, Tie, Trace
 from sentei.graph.resize import is_layer
 from sentei.graph.shapes import MIXED, SHAPES
 
@@ -36,6 +36,10 @@ class Failure:
     layers: Layers
     error: BaseException
     at: At
+
+
+OVERWRITES = ("aten.copy_", "aten.fill_", "aten.zero_")
+"""Operations that leave nothing of what they write on."""
 
 
 class LabelMode(TorchDispatchMode):
@@ -56,7 +60,7 @@ class LabelMode(TorchDispatchMode):
         choices: Mapping[int, int] | None = None,
         units: Mapping[tuple[str, int], np.ndarray] | None = None,
         kept: Tensor | None = None,
-        numbers: Mapping[int, Numbers] | None = None,
+        numbers: Mapping[Computing, Numbers] | None = None,
     ) -> None:
         super().__init__()
         self.trace = Trace()
@@ -64,6 +68,7 @@ class LabelMode(TorchDispatchMode):
         self.sources, self.slots, self.choices = sources, slots, choices or {}
         self.units, self.kept = units, kept
         self.op = 0
+        self.computing: dict[tuple[str, str], int] = defaultdict(int)
         self.stack: list[tuple[str, nn.Module, int]] = []
         self.params: dict[int, Layers] = {}
         self.made: dict[tuple[str, str, int], int] = defaultdict(int)
@@ -256,6 +261,8 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.op += 1
         call = Call(func, args, kwargs or {})
+        if call.name == "aten.index":
+            call.args = (call.args[0], _places(call.args[1]))
         labelled = [t for t in call.tensors() if self.layers(t)]
         self._numbers(call)
         try:
@@ -272,7 +279,7 @@ class LabelMode(TorchDispatchMode):
             self._apply(call)
         elif func._schema.is_mutable:
             for out in call.outputs():
-                if getattr(out, "_sentei_layers", None):
+                if getattr(out, "_sentei_layers", None) or call.name in OVERWRITES:
                     self.write(out, ())
         return call.out
 
@@ -289,11 +296,13 @@ class LabelMode(TorchDispatchMode):
     def _numbers(self, call: Call) -> None:
         """Note the plain numbers that an operation computes with, or exchange them for the given ones."""
         found = call.numbers()
-        if found:
-            self.trace.numbers[self.op] = Numbers(call.name, self.where, found)
-        other = self.given.get(self.op)
-        if other is not None and other.operation == call.name:
-            call.compute_with(other.values)
+        if not found:
+            return
+        self.computing[self.where, call.name] += 1
+        at = Computing(self.where, call.name, self.computing[self.where, call.name])
+        self.trace.numbers[at] = found
+        if at in self.given:
+            call.compute_with(self.given[at])
 
     def _run(self, call: Call) -> Any:
         if self.kept is not None and call.name in MIXERS:
@@ -324,10 +333,11 @@ class LabelMode(TorchDispatchMode):
     def write(self, t: Tensor, layers: Layers) -> None:
         """Set the layers of a tensor that was written in place, and of every live view of the same storage."""
         old = self.layers(t)
-        if old is layers or len(old) == len(layers) and all(map(lab.same, old, layers)):
-            return
         refs = [r() for r in self.aliases.get(t.untyped_storage()._cdata, [])]
         views = [v for v in refs if v is not None and v is not t]
+        single = not old and any(self.layers(v) for v in views)  # one channel of a view has no layer of its own
+        if not single and len(old) == len(layers) and all(map(lab.same, old, layers)):
+            return
         for v in (t, *views) if self.trace.made else ():  # what is written tells more than a size
             v._sentei_layers = tuple(x for x in self.layers(v) if not self.only_made(x))  # type: ignore[attr-defined]
         if not views or not any(self.layers(v) for v in (t, *views)) and not layers:
@@ -363,6 +373,15 @@ def unknown(mode: LabelMode, call: Call) -> None:
             mode.freeze(layer, f"operation {call.name} has no rule")
     for o in call.outputs():
         o._sentei_layers = ()  # type: ignore[attr-defined]
+
+
+def _places(table: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """An index without masks whose values are known: how much they pick cannot be told on meta tensors."""
+    out: list[Tensor | None] = []
+    for i in table:
+        known = i is not None and i.dtype == torch.bool and not i.is_meta
+        out += i.nonzero().unbind(1) if i is not None and known else [i]
+    return out
 
 
 def _run_mixed(call: Call) -> Any:

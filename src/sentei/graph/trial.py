@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +14,7 @@ from sentei.graph.bundles import steps_of
 from sentei.graph.forward import as_numpy
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.inputs import Inputs
-from sentei.graph.record import At, Numbers, Trace, Vector, tied_pairs
+from sentei.graph.record import At, Computing, Numbers, Trace, Vector, tied_pairs
 from sentei.graph.rehearsal import rehearse
 from sentei.graph.resize import cut_shape, named_tensors
 from sentei.graph.tracer import LabelMode
@@ -51,7 +53,7 @@ def mismatch(
     plan: HasKeep,
     inputs: Inputs | None = None,
     swap: bool = False,
-    numbers: dict[int, Numbers] | None = None,
+    numbers: dict[Computing, Numbers] | None = None,
 ) -> Mismatch | None:
     """Run a cut model on the units of the graph: wherever two channels meet, they must be of one unit. None: they are.
 
@@ -114,12 +116,14 @@ def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | 
     if not graph.trace_record.sized or len(graph.trace_record.contractions) != len(found.contractions):
         return None
     for was, now in zip(graph.trace_record.contractions, found.contractions, strict=True):
-        for a, b in zip((*was.factors, *was.out_factors), (*now.factors, *now.out_factors), strict=True):
-            expected, size = _left(a, kept), b if isinstance(b, int) else len(b)
-            if expected != size:
+        thin = 1 in [_left(f, kept) for f in (*was.factors, *was.out_factors)]
+        for a, b in ((was.factors, now.factors), (was.out_factors, now.out_factors)):
+            expected, sizes = [_left(f, kept) for f in a], [f if isinstance(f, int) else len(f) for f in b]
+            folded = thin and math.prod(expected) == math.prod(sizes)  # where a size is one, matmul folds batches
+            if expected != sizes and not folded:
                 vectors = [v.numpy() for v in (*was.factors, *was.out_factors) if isinstance(v, Tensor)]
                 labels = np.concatenate([np.zeros(0, np.int64), *vectors])
-                text = f"a size is {size} where {expected} channels or positions are left"
+                text = f"sizes are {sizes} where {expected} channels or positions are left"
                 return Mismatch(text, unit_of[labels[labels >= 0]], now.where, now.at)
     return None
 
@@ -147,25 +151,48 @@ def trial_plans(graph: ChannelGraph) -> list[Keep]:
     """Plans that together show whether the model's own code follows any widths, the first of them by itself most.
 
     One suffices where the code never met a size that it may have computed. Otherwise shares vary from trial to trial,
-    narrow groups go through all their widths, and which of two groups is wider changes. Only the last ones keep single
-    units, since a size of one could pass by broadcasting.
+    narrow groups go through all their widths, and any two groups of one width differ at least once. Only the last ones
+    keep single units, since a size of one could pass by broadcasting.
     """
     first = trial_plan(graph)
     if not graph.trace_record.sized or not first.keep:
         return [first]
     rng = np.random.default_rng(1)
     atoms = _atoms(graph)
-    orders = [rng.permutation(np.arange(2, max(n, 3))) for _, n in atoms]
-    rounds = max([len(SHARES), *(n - 2 for _, n in atoms if n <= NARROW)])
+    ranks = _ranks(atoms)
+    rounds = max([len(SHARES), *(n - 2 + _digits(max(ranks), n - 2) for _, n in atoms if 3 < n <= NARROW)])
+    widths = sorted({n for _, n in atoms})
     plans = [first]
     for i in range(rounds):
-        low, high = SHARES[i % len(SHARES)]
-        steps = [
-            int(order[i % len(order)]) if n <= NARROW else int(np.clip(round(n * rng.uniform(low, high)), 2, n - 1))
-            for (_, n), order in zip(atoms, orders, strict=True)
-        ]
-        plans.append(_plan(graph, atoms, _apart(atoms, steps), rng))
+        share = {n: rng.uniform(*SHARES[(i + k) % len(SHARES)]) for k, n in enumerate(widths)}
+        steps = [_step(n, rank, i, share[n]) if n > 3 else n - 1 for (_, n), rank in zip(atoms, ranks, strict=True)]
+        plans.append(_plan(graph, atoms, steps, rng))
     return [p for p in (*plans, *_narrow_plans(graph, atoms, rng)) if p.keep]
+
+
+def _ranks(atoms: Sequence[Atom]) -> list[int]:
+    """For each atom: how many before it have its width."""
+    seen: dict[int, int] = defaultdict(int)
+    ranks = []
+    for _, n in atoms:
+        ranks.append(seen[n])
+        seen[n] += 1
+    return ranks
+
+
+def _digits(rank: int, base: int) -> int:
+    """How many digits a rank has."""
+    return 1 + _digits(rank // base, base) if rank >= base else 1
+
+
+def _step(n: int, rank: int, trial: int, share: float) -> int:
+    """How much of n > 3 stays, 2 to n - 1. In each trial another digit of the rank says by how much more it is than
+    what others of the same width keep: what keeps as much as another would pass for its follower."""
+    choices = n - 2
+    base = min(choices, NARROW)
+    if n > NARROW:
+        return 2 + (round(n * share) - 2 + rank // base ** (trial % len(SHARES)) % base) % choices
+    return 2 + (trial + rank // base ** max(trial - choices + 1, 0) % base) % choices
 
 
 def _narrow_plans(graph: ChannelGraph, atoms: Sequence[Atom], rng: np.random.Generator) -> Iterator[Keep]:
@@ -194,15 +221,6 @@ def trial_plan(graph: ChannelGraph, only: Iterable[int] | None = None, seed: int
         alike = sum(other == width for _, other in atoms[: len(steps)])
         steps.append(int(nearest[alike % min(len(nearest), 4)]))
     return _plan(graph, atoms, steps, rng)
-
-
-def _apart(atoms: Sequence[Atom], steps: Sequence[int]) -> list[int]:
-    """Let what has the same width keep different numbers: one that has another's size would pass for its follower."""
-    out: list[int] = []
-    for (_, n), step in zip(atoms, steps, strict=True):
-        alike = sum(other == n for _, other in atoms[: len(out)])
-        out.append(2 + (step - 2 + alike) % (n - 2) if n > 3 else step)
-    return out
 
 
 def _atoms(graph: ChannelGraph) -> list[Atom]:

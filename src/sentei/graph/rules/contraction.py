@@ -140,8 +140,8 @@ def _grouped(
     im = w_in if w_in is None or not transposed else w_in.reshape(groups, -1)
     om = w_out if w_out is None or transposed else w_out.reshape(groups, -1)
     whole = whole_groups(mode, groups, c_in // groups, xm, None if transposed else om)
-    if transposed and mode.units is not None and xm is not None:
-        whole = not _agree(xm, xm.amax(0))  # its outputs carry the labels of its inputs: be sure
+    if transposed and mode.units is not None:
+        whole = xm is not None and not _agree(xm, xm.amax(0))  # its outputs carry the labels of its inputs: be sure
     if whole:
         return _whole(mode, xm, im, om, w_out, groups, transposed)
     if xm is not None and im is not None:
