@@ -63,7 +63,7 @@ def test_numbers_of_helpers_and_under_misleading_names_follow() -> None:
 
 
 class Reduced(nn.Module):
-    """Attention over fewer keys: the width of the input is that of the heads, of the reduction and of what it adds to."""
+    """Attention over fewer keys: the width of the input is that of the heads, and more."""
 
     def __init__(self, dim: int, heads: int, fewer: bool) -> None:
         super().__init__()

@@ -15,9 +15,9 @@ from tests.proof import random_plan
 from tests.zoo.families import reveal
 
 CLASSIFIERS = (
-    "resnet18 convnext_atto efficientnet_b0 mobilenetv3_small_050 regnetx_002 densenet121 vgg11 repvgg_a0 "
-    "vit_tiny_patch16_224"
-).split()
+    "resnet18", "convnext_atto", "efficientnet_b0", "mobilenetv3_small_050", "regnetx_002", "densenet121", "vgg11",
+    "repvgg_a0", "vit_tiny_patch16_224",
+)  # fmt: skip
 WITH_FEATURES = ("resnet18", "convnext_atto", "regnetx_002", "efficientnet_b0")
 FUSED = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "repghostnet_050")
 
