@@ -15,7 +15,7 @@ from sentei import runfiles
 from sentei.errors import CheckpointError, ConfigError, SenteiError
 from sentei.lock import LOCK, FolderLock
 from sentei.runfiles import has_progress, is_finished, read_config, read_summary
-from sentei.runs import Run
+from sentei.runs import JustFinished, Run
 
 CONFIG = {"task": "test", "recipe": {"lr": 0.1}}
 SUMMARY = {"task": "train", "model": "m", "data": "d", "accuracy": 0.5, "val_accuracy": None, "macs": 1, "params": 2,
@@ -164,7 +164,7 @@ class Killed(BaseException):
     pass
 
 
-def test_a_kill_in_the_last_moment_counts_as_interrupted(tmp_path, monkeypatch):
+def test_a_kill_in_the_last_moment_leaves_only_the_cleaning_up(tmp_path, monkeypatch):
     def dying(folder):
         raise Killed
 
@@ -177,9 +177,12 @@ def test_a_kill_in_the_last_moment_counts_as_interrupted(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="another recipe"):
         Run.open(tmp_path / "x", {**CONFIG, "recipe": {}})
-    with Run.open(tmp_path / "x", CONFIG) as run:
-        run.finish(SUMMARY)
+    with pytest.raises(JustFinished):
+        Run.open(tmp_path / "x", CONFIG)
     assert names(tmp_path / "x") == {"config.yaml", "journal.jsonl", "summary.json"}
+    assert read_summary(tmp_path / "x") == SUMMARY
+    with pytest.raises(ConfigError, match="holds a finished run"):
+        Run.open(tmp_path / "x", CONFIG)
 
 
 @pytest.mark.parametrize("moves", range(8))

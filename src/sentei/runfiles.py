@@ -45,7 +45,7 @@ def is_finished(folder: str | Path) -> bool:
 
 
 def is_half_cleaned(folder: str | Path) -> bool:
-    """Whether a finished run was killed before it removed its checkpoints. Its command counts as interrupted."""
+    """Whether a finished run was killed before it removed its checkpoints. Its command may be given again."""
     return is_finished(folder) and any(Path(folder).glob("*.ckpt"))
 
 

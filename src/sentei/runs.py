@@ -20,6 +20,7 @@ from sentei.runfiles import (
     clean_up,
     clear,
     has_progress,
+    is_half_cleaned,
     is_ours,
     read_config,
     refuse_finished,
@@ -33,6 +34,10 @@ from sentei.train.journal import Journal
 
 BULKY = ("model", "plan")
 """Entries of a phase's result that the journal leaves out."""
+
+
+class JustFinished(ConfigError):
+    """The run that was asked for had been killed in its last moment: only cleaning up was left to do."""
 
 
 class Run:
@@ -91,7 +96,9 @@ class Run:
         if has_progress(path):
             stored = read_config(path)
             _refuse_other(path, stored["resolved"], config)
-            (path / SUMMARY).unlink(missing_ok=True)
+            if is_half_cleaned(path):
+                clean_up(path)
+                raise JustFinished(f"{path} holds this very run, finished; what it no longer needed was removed")
             if asked["command"] != stored["command"]:  # files have moved
                 write_config(path, asked)
         else:

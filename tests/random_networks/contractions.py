@@ -12,7 +12,9 @@ from tests.random_networks.blocks import WIDTHS, Block, Pick, block, conv
 def einsum(pick: Pick, c: int, n: int) -> nn.Module:
     out = pick(WIDTHS)
     return Block(
-        lambda m, x: torch.einsum("bchw,dc->bdhw", x, m.weight), weight=nn.Parameter(torch.randn(out, c)), reads=("weight.1",)
+        lambda m, x: torch.einsum("bchw,dc->bdhw", x, m.weight),
+        weight=nn.Parameter(torch.randn(out, c)),
+        reads=("weight.1",),
     )
 
 

@@ -32,7 +32,8 @@ def run(evaluator, journal=None, evaluations=30, rounds=1, watch=None):
 
 def plain(path):
     """The records of a journal without what the clock says."""
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+    records = map(json.loads, path.read_text().splitlines())
+    return [{k: v for k, v in r.items() if k not in ("seconds", "sha256")} for r in records]
 
 
 @pytest.mark.parametrize("stop", [1, 9, 23])

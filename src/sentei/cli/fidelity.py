@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,7 @@ from sentei.plan import Budget, Constraints
 from sentei.report.scatter import scatter
 from sentei.report.tables import percent, table
 from sentei.runfiles import CONFIG, is_started
-from sentei.runs import Run
+from sentei.runs import JustFinished, Run
 from sentei.schema import validated
 from sentei.search.executors import worker_threads
 from sentei.train import Data, Recipe
@@ -92,7 +93,7 @@ class FidelityCommand:
         announce(self.model, dense, data, bare)
         constraints = replace(DEFAULT_CONSTRAINTS, round_to=self.round_to)
         identity = self.identity(data, digest(model), dense.ref, constraints)
-        with Run.open(self.folder, identity, options.command(dense)) as run:
+        with suppress(JustFinished), Run.open(self.folder, identity, options.command(dense)) as run:
             summary = measure_fidelity(
                 model, data, self.how, recipe=self.recipe, budget=Budget(macs=self.macs), constraints=constraints,
                 run=run, source=dense.ref, say=say, progress=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ from sentei.methods.method import settings_of
 from sentei.plan import Budget
 from sentei.report.tables import before_after, percent, search_table, widths_table, within_error
 from sentei.runfiles import CONFIG, is_started
+from sentei.runs import JustFinished
 from sentei.schema import validated
 from sentei.train import Recipe
 
@@ -97,23 +99,24 @@ class Prune:
         bare = random_parameter(dense)
         options.refuse_untrained(dense, bare)
         announce(self.model, dense, data, bare)
-        prune(
-            model,
-            data,
-            method=self.method,
-            budget=budget,
-            run_dir=self.folder,
-            recipe=self.recipe,
-            constraints=constraints,
-            distill=self.distill,
-            images=self.score_images,
-            source=dense.ref,
-            command=options.command(dense),
-            overwrite=self.overwrite,
-            say=say,
-            progress=True,
-            **vars(self.how),
-        )
+        with suppress(JustFinished):
+            prune(
+                model,
+                data,
+                method=self.method,
+                budget=budget,
+                run_dir=self.folder,
+                recipe=self.recipe,
+                constraints=constraints,
+                distill=self.distill,
+                images=self.score_images,
+                source=dense.ref,
+                command=options.command(dense),
+                overwrite=self.overwrite,
+                say=say,
+                progress=True,
+                **vars(self.how),
+            )
         tell(show, self.folder, self.as_json)
 
     def filled(self) -> Prune:

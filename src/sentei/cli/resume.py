@@ -18,7 +18,8 @@ from sentei.cli.running import Show, tell
 from sentei.cli.saved import Saved, permit, saved_command
 from sentei.console import say
 from sentei.errors import CheckpointError, ConfigError
-from sentei.runfiles import clean_up, is_finished, is_started, resume_command
+from sentei.lock import FolderLock
+from sentei.runfiles import clean_up, is_finished, is_half_cleaned, is_started, resume_command
 
 Command = training.Train | pruning.Prune | comparing.FidelityCommand
 VERBS: dict[str, tuple[Callable[[Path, Saved], Command], Show]] = {
@@ -62,7 +63,10 @@ class Resume:
         saved = saved_command(self.run)
         build, show = VERBS[saved.verb]
         if is_finished(self.run):
-            clean_up(self.run)
+            if is_half_cleaned(self.run):
+                lock = FolderLock(self.run)
+                clean_up(self.run)
+                lock.release()
             say(f"{self.run} is finished already.")
             tell(show, self.run, self.as_json)
             return

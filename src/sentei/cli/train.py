@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ from sentei.methods.pruning import accuracy_of
 from sentei.methods.summary import machine
 from sentei.models.user_file import code_of
 from sentei.report.tables import count, percent, table
-from sentei.runs import Run
+from sentei.runs import JustFinished, Run
 from sentei.train import Data, Recipe, fit
 from sentei.train.checkpoint import digest, save_weights
 from sentei.train.threads import computed_on
@@ -70,7 +71,8 @@ class Train:
         ref, weights = resolved_ref(self.model), absolute_or_none(self.weights)
         model, dense = dense_model(ref, weights, data, self.recipe.seed, self.trust)
         announce(self.model, dense, data, random_parameter(dense))
-        train(self, model, dense, data)
+        with suppress(JustFinished):
+            train(self, model, dense, data)
         tell(show, self.folder, self.as_json)
 
     def command(self, dense: Dense) -> dict[str, Any]:

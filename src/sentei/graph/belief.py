@@ -39,7 +39,8 @@ class Belief:
         """The graph, with more sites and pairs than are believed. Groups that cannot keep their share are frozen."""
         record = self.record
         shapes = {n: tuple(t.shape) for n, t in self.named.items() if isinstance(t, nn.Parameter)}
-        vectors = [*irregular_vectors(record), *(v[v >= 0] for v in (p.numpy() for p in record.picked))]
+        fronts = [front.numpy() for cuts in record.cuts.values() for front in cuts.fronts]
+        vectors = [*irregular_vectors(record), *(v[v >= 0] for v in fronts)]
         frozen, pairs = list(self.frozen), [*self.pairs, *pairs]
         while True:
             grouping = form_groups(record, frozen, vectors)

@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,18 @@ BASE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True, eq=False)
+class Met:
+    """A label vector that a module met, on its input (`in`), output (`out`) or in between (`own`).
+
+    For `origin` see `Site.origin`.
+    """
+
+    role: str
+    vector: np.ndarray
+    origin: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class Field:
     """A plain number of a module: `path` leads to it inside the attribute."""
 
@@ -46,16 +58,28 @@ class Field:
     path: Path
     value: int | float
     read: bool
-    vectors: tuple[np.ndarray, ...]
-    """The label vectors that it may count, as the module saw them."""
+    scope: str
+    """The module whose sizes it is compared with: the module itself, or the one that calls its methods."""
+    meanings: tuple[Met, ...]
+    """The label vectors that it means by its name, as the module saw them."""
+    others: tuple[Met, ...] = ()
+    """Further ones of the same size, for trials only."""
+
+    @property
+    def vectors(self) -> tuple[np.ndarray, ...]:
+        return tuple(m.vector for m in self.meanings)
+
+    @property
+    def candidates(self) -> tuple[Met, ...]:
+        return (*self.meanings, *self.others)
 
     @property
     def name(self) -> str:
         inside = "".join(f"[{key!r}]" for key in self.path)
         return f"{self.module}.{self.attr}{inside}" if self.module else self.attr + inside
 
-    def site(self, vector: np.ndarray) -> Site:
-        return Site(self.module, self.attr, torch.from_numpy(vector), self.path)
+    def site(self, met: Met) -> Site:
+        return Site(self.module, self.attr, torch.from_numpy(met.vector), self.path, met.origin)
 
 
 def numbers_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, int | float]]:
@@ -130,15 +154,23 @@ def fields(model: nn.Module, record: Trace) -> list[Field]:
     read = {(r.module, r.attr) for r in record.reads}
     out = []
     for name, module in model.named_modules():
-        own = sizes.get(name, {})
         for attr, value in settings_of(module).items():
+            seen = (name, attr) in read or hasattr(type(module), attr)
+            scope = _caller(name, sizes) if seen else name
             for path, number in numbers_in(value):
-                met = _meant(value, path, attr, sizes) or own
-                vectors = _equal(number, attr, met)
-                if vectors:
-                    seen = (name, attr) in read or hasattr(type(module), attr)
-                    out.append(Field(name, attr, path, number, seen, tuple(vectors)))
+                meant, others = _equal(number, attr, _meant(value, path, attr, sizes) or sizes.get(scope, {}))
+                if scope != name:
+                    meant, others = [], [*meant, *others]
+                if meant or others and seen:
+                    out.append(Field(name, attr, path, number, seen, scope, tuple(meant), tuple(others)))
     return out
+
+
+def _caller(name: str, sizes: Mapping[str, Sizes]) -> str:
+    """The module, or the nearest one around it that met any labels: a module of which only methods are called."""
+    while name and name not in sizes:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def only_meaning(
@@ -153,26 +185,49 @@ def only_meaning(
     for f in found:
         if (f.module, f.attr, f.path) in taken or OTHER.search(f.attr):
             continue
-        if isinstance(f.value, int) and not f.read and len({row(v).tobytes() for v in f.vectors}) == 1:
-            more.append(f.site(f.vectors[0]))
+        plain = [m for m in f.meanings if _in_runs(m.vector)]
+        if isinstance(f.value, int) and not f.read and len({row(m.vector).tobytes() for m in plain}) == 1:
+            more.append(f.site(plain[0]))
         else:
             rest.append(f)
     return more, rest
 
 
-Sizes = Mapping[int, Mapping[bytes, tuple[str, np.ndarray]]]
+def _in_runs(vector: np.ndarray) -> bool:
+    """Whether equal labels are neighbours, which they are not where channels lie in several rows (batch x heads)."""
+    starts = np.flatnonzero(np.diff(vector, prepend=vector[0] - 1))
+    return len(np.unique(vector[starts])) == len(starts)
 
 
-def _sizes(record: Trace) -> dict[str, dict[int, dict[bytes, tuple[str, np.ndarray]]]]:
+Sizes = Mapping[int, Mapping[bytes, Met]]
+
+
+def _sizes(record: Trace) -> dict[str, dict[int, dict[bytes, Met]]]:
     """For each module the label vectors that it met, by length."""
-    out: dict[str, dict[int, dict[bytes, tuple[str, np.ndarray]]]] = defaultdict(lambda: defaultdict(dict))
-    for seen in {(s.module, s.role, id(s.layer)): s for s in record.seen}.values():
+    out: dict[str, dict[int, dict[bytes, Met]]] = defaultdict(lambda: defaultdict(dict))
+    first = {(seen.module, seen.role, id(seen.layer)): i for i, seen in reversed([*enumerate(record.seen)])}
+    for i in sorted(first.values()):
+        seen = record.seen[i]
         for d in lab.varying(seen.layer):
             vector = lab.first_along(seen.layer, d).numpy()
             key = vector.tobytes()
             known = out[seen.module][len(vector)]
-            if key not in known or known[key][0] == "own":
-                known[key] = (seen.role, vector)
+            if key not in known or known[key].role == "own":
+                known[key] = Met(seen.role, vector, (i, d))
+    return out
+
+
+def renewed(sites: Iterable[Site], record: Trace) -> list[Site]:
+    """The same sites with the labels of a new record of the same forward pass, less those that count no units there."""
+    out = []
+    for site in sites:
+        i, d = site.origin or (-1, -1)
+        if 0 <= i < len(record.seen) and d < record.seen[i].layer.ndim:
+            layer = record.seen[i].layer
+            if d not in lab.varying(layer) or layer.shape[d] != len(site.labels):
+                continue
+            site = replace(site, labels=lab.first_along(layer, d))
+        out.append(site)
     return out
 
 
@@ -188,17 +243,18 @@ def _meant(value: Any, path: Path, attr: str, sizes: Mapping[str, Sizes]) -> Siz
     named = next((v for v in holder.values() if isinstance(v, str) and v in sizes), None)
     if named is None:
         return None
-    return {n: {k: rv for k, rv in found.items() if rv[0] == "out"} for n, found in sizes[named].items()}
+    return {n: {k: met for k, met in found.items() if met.role == "out"} for n, found in sizes[named].items()}
 
 
-def _equal(number: int | float, attr: str, sizes: Sizes) -> list[np.ndarray]:
+def _equal(number: int | float, attr: str, sizes: Sizes) -> tuple[list[Met], list[Met]]:
+    """What a number may count: what its name says, or all; and the rest."""
     if isinstance(number, int):
         found = sizes.get(number, {}) if number > 1 else {}
     else:
-        found = {k: rv for n, part in sizes.items() if n >= 4 and _root(number, n) for k, rv in part.items()}
+        found = {k: met for n, part in sizes.items() if n >= 4 and _root(number, n) for k, met in part.items()}
     named = ROLE.match(attr)
-    preferred = [vector for role, vector in found.values() if named and role == named[1]]
-    return preferred or [vector for _, vector in found.values()]
+    meant = [met for met in found.values() if named and met.role == named[1]]
+    return (meant, [met for met in found.values() if met not in meant]) if meant else (list(found.values()), [])
 
 
 def _root(number: float, size: int) -> bool:

@@ -80,13 +80,17 @@ class Structure:
             tuple(tuple(names) for names in data.get("bundles", ())),
         )
 
+    def completed(self, keep: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:
+        """The units that a cut with this plan keeps (see `ChannelGraph.bind`)."""
+        units = {name: np.asarray(idx, np.int64) for name, idx in keep.items()}
+        return completed(units, self.bundles, {name: width for name, (width, _) in self.groups.items()})
+
     def shapes(self, keep: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, tuple[int, ...]] | None:
         """Shapes of all parameters after a cut that keeps these units; None if the places are not known."""
         if not self.places:
             return None
         left = {name: list(shape) for name, shape in self.params.items()}
-        units = {name: np.asarray(idx) for name, idx in keep.items()}
-        keep = completed(units, self.bundles, {name: width for name, (width, _) in self.groups.items()})
+        keep = self.completed(keep)
         for group, places in self.places.items():
             width = self.groups[group][0]
             removed = width - len(keep.get(group, range(width)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sentei.graph import labels as lab
 from sentei.graph.belief import Belief, Pair, groups_of_labels, labels_of
-from sentei.graph.fields import fields
+from sentei.graph.fields import fields, renewed
 from sentei.graph.first import first_pass
 from sentei.graph.graph import ChannelGraph
 from sentei.graph.groups import components
@@ -41,11 +41,12 @@ class Mender:
 
     def _follow(self, graph: ChannelGraph, groups: list[int], fault: Mismatch) -> bool:
         """Let plain numbers of modules follow the groups, let other groups keep the same share, or both."""
-        numbers = self._numbers(graph, groups, fault.where)
         for partner in (None, *self._partners(graph, groups, fault.where)):
+            together = groups if partner is None else [*groups, partner]
             pair = [] if partner is None else [(labels_of(graph, groups[0]), labels_of(graph, partner))]
+            numbers = self._numbers(graph, together, fault)
             for sites in ([], *numbers) if pair else numbers:
-                if self._helps(sites, pair, [*groups, *([] if partner is None else [partner])], fault):
+                if self._helps(sites, pair, together, fault):
                     self._adopt(graph, sites, pair, groups[0], partner, fault)
                     return True
         return False
@@ -88,24 +89,31 @@ class Mender:
             more_sites = [s for s in more_sites if s.module != found.where]
             more_pairs = [(m, pair) for m, pair in more_pairs if m != found.where]
 
-    def _numbers(self, graph: ChannelGraph, groups: list[int], where: str) -> list[list[Site]]:
-        """Sets of plain numbers, read by the module at fault or one around it, that may count units of the groups."""
+    def _numbers(self, graph: ChannelGraph, groups: list[int], fault: Mismatch) -> list[list[Site]]:
+        """Sets of plain numbers, read by the module at fault or one around it, that may count units of the groups.
+
+        All of one module together come first; then single ones, those that were read last before the fault first, and
+        of these the smallest.
+        """
+        where, last = fault.where, {(r.module, r.attr): r.op for r in self.belief.record.reads if r.op < fault.at.op}
         hit = np.isin(groups_of_labels(graph), groups)
         taken = {(s.module, s.attr, s.path) for s in graph.sites}
         found: dict[str, list[list[Site]]] = {}
         for f in self.fields:
-            inside = where == f.module or where.startswith(f.module + ".") or not f.module
+            inside = where == f.scope or where.startswith(f.scope + ".") or not f.scope
             if not f.read or not inside or not isinstance(f.value, int) or (f.module, f.attr, f.path) in taken:
                 continue
-            rows = {_row(graph, v): v for v in f.vectors if hit[v[v >= 0]].any()}
+            rows = {_row(graph, m.vector): m for m in reversed(f.candidates) if hit[m.vector[m.vector >= 0]].any()}
             if rows:
-                found.setdefault(f.module, []).append([f.site(v) for v in list(rows.values())[:3]])
+                found.setdefault(f.scope, []).append([f.site(m) for m in list(rows.values())[::-1][:3]])
         sets: list[list[Site]] = []
         for module in sorted(found, key=len, reverse=True):
             options = found[module]
             sets += [[o[min(k, len(o) - 1)] for o in options] for k in range(max(map(len, options)))]
             if len(options) > 1:
-                sets += [[site] for o in options[:6] for site in o]
+                single = [site for option in options for site in option]
+                single.sort(key=lambda s: (-last.get((s.module, s.attr), 0), len(s.labels)))
+                sets += [[site] for site in single[:12]]
         return sets
 
     def _alike(self, sites: Sequence[Site]) -> Iterator[Site]:
@@ -114,14 +122,15 @@ class Mender:
         place = {(f.module, f.attr, f.path): f for f in self.fields}
         wanted = {}
         for s in sites:
-            vectors, own = place[s.module, s.attr, s.path].vectors, s.labels.numpy()
-            place_of = next(i for i, v in enumerate(vectors) if np.array_equal(v, own))
-            wanted[type(modules[s.module]), s.attr, s.path] = place_of
+            found = place[s.module, s.attr, s.path].candidates
+            wanted[type(modules[s.module]), s.attr, s.path] = next(
+                i for i, m in enumerate(found) if m.origin == s.origin
+            )
         taken = {(s.module, s.attr, s.path) for s in self.belief.sites}
         for f in self.fields:
             i = wanted.get((type(modules[f.module]), f.attr, f.path))
             if i is not None and (f.module, f.attr, f.path) not in taken and f.read:
-                yield f.site(f.vectors[min(i, len(f.vectors) - 1)])
+                yield f.site(f.candidates[min(i, len(f.candidates) - 1)])
 
     def _partners(self, graph: ChannelGraph, groups: list[int], where: str) -> list[int]:
         """Groups that the module at fault works on too, of a width that is a multiple or a part; best first."""
@@ -148,12 +157,13 @@ class Mender:
         comp = components(record)
         inner = np.unique(comp[np.concatenate([v.numpy() for v in record.contracted])])
         hit = [s for s in record.splits if s.view and np.isin(comp[s.labels.numpy().reshape(-1)], inner).any()]
-        wish = {s.op: s.order.index(s.labels.ndim - 2) for s in hit}
-        if wish:
-            before = self.belief.graph()
-            self._retrace(wish)
+        for kind in dict.fromkeys((s.signature[0], s.labels.shape) for s in reversed(hit)):  # q, k and v together
+            alike = [s for s in hit if (s.signature[0], s.labels.shape) == kind]
+            before, old = self.belief.graph(), {s.op: self.belief.choices.get(s.op, 0) for s in alike}
+            self._retrace({s.op: s.order.index(s.labels.ndim - 2) for s in alike})
             after = self.belief.graph()
-            self._retrace({s.op: 0 for s in hit if _has_free(before, s) and not _has_free(after, s)})
+            lost = [s.op for s in alike if _has_free(before, _of(s)) and not _has_free(after, _of(s))]
+            self._retrace({op: old[op] for op in lost})
 
     def _advance(self, graph: ChannelGraph, groups: list[int]) -> bool:
         """Let the splits that touch the groups shrink along their next axis. False if none is left to try."""
@@ -163,16 +173,32 @@ class Mender:
         hit = heads or hit  # whole heads were only a wish: their insides may shrink
         signatures = {s.signature for s in hit}
         alike = [s for s in splits if s.signature in signatures]
-        for wanted in (alike, hit) if len(alike) > len(hit) else (hit,):
-            choices = self._next(wanted)
-            if not choices:
-                return False
-            old, record = dict(self.belief.choices), self.belief.record
-            self._retrace(choices)
-            if self._consistent() and (wanted is hit or self._all_follow(wanted)):
+        parts = [labels_of(graph, g) for g in groups]
+        if len(alike) > len(hit) and self._try_axes(self._next(alike), parts, alike):
+            return True
+        while choices := self._next(hit):
+            if self._try_axes(choices, parts):
                 return True
-            self.belief.choices, self.belief.record = old, record
-            self.fields = fields(self.model, record)
+            for op, axis in choices.items():
+                self.tried[op].add(axis)
+        return False
+
+    def _try_axes(self, choices: dict[int, int], parts: Sequence[np.ndarray], follow: Sequence[Split] = ()) -> bool:
+        """Adopt other axes if they freeze none of the parts' labels, and if cuts of what `follow` names succeed."""
+        if not choices:
+            return False
+        belief = self.belief
+        old, record, sites = dict(belief.choices), belief.record, belief.sites
+        self._retrace(choices)
+        graph = belief.graph()
+        if (
+            not any(_has_frozen(graph, p) for p in parts)
+            and self._consistent()
+            and (not follow or self._all_follow(follow))
+        ):
+            return True
+        belief.choices, belief.record, belief.sites = old, record, sites
+        self.fields = fields(self.model, record)
         return False
 
     def _retrace(self, choices: dict[int, int]) -> None:
@@ -180,6 +206,7 @@ class Mender:
         if choices:
             self.belief.choices = {**self.belief.choices, **choices}
             self.belief.record = first_pass(self.model, self.belief.named, self.belief.inputs, self.belief.choices)
+            self.belief.sites = renewed(self.belief.sites, self.belief.record)
             self.fields = fields(self.model, self.belief.record)
 
     def _consistent(self) -> bool:
@@ -216,9 +243,18 @@ def _row(graph: ChannelGraph, vector: np.ndarray) -> bytes:
     return bytes(graph.costs_of.row(vector).tobytes())
 
 
-def _has_free(graph: ChannelGraph, split: Split) -> bool:
-    of = graph.grouping.group_of[graph.grouping.unit_of[split.labels.numpy().reshape(-1)]]
+def _of(split: Split) -> np.ndarray:
+    return np.asarray(split.labels.numpy().reshape(-1))
+
+
+def _has_free(graph: ChannelGraph, labels: np.ndarray) -> bool:
+    of = groups_of_labels(graph)[labels]
     return any(not graph.groups[i].frozen and graph.groups[i].width > 1 for i in np.unique(of[of >= 0]))
+
+
+def _has_frozen(graph: ChannelGraph, labels: np.ndarray) -> bool:
+    of = groups_of_labels(graph)[labels]
+    return any(graph.groups[i].frozen for i in np.unique(of[of >= 0]))
 
 
 def _touched(graph: ChannelGraph, sites: Iterable[Site], pairs: Iterable[Pair]) -> set[int]:

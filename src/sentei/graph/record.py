@@ -16,12 +16,12 @@ Ending = tuple[int, str]
 
 
 class Computing(NamedTuple):
-    """An operation that computes with plain numbers: the `count`-th of its name in a module. Other operations may come
+    """An operation that computes with plain numbers: the `nth` of its name in a module. Other operations may come
     and go with the widths (torch.einsum does without a product over one channel)."""
 
     where: str
     operation: str
-    count: int
+    nth: int
 
 
 Numbers = dict[int, Any]
@@ -66,6 +66,15 @@ class Split:
 
 
 @dataclass
+class Cuts:
+    """Where an operation cut a labelled dimension: the labels before each place."""
+
+    where: str
+    at: At
+    fronts: list[Tensor]
+
+
+@dataclass
 class Contraction:
     """A conv or matrix product: MACs are `constant` times the product of `factors`, outputs that of `out_factors`."""
 
@@ -79,12 +88,16 @@ class Contraction:
 
 @dataclass
 class Site:
-    """A module attribute that must hold the number of units kept among `labels`, or the part of it at `path`."""
+    """A module attribute that must hold the number of units kept among `labels`, or the part of it at `path`.
+
+    `origin` says where labels were found that depend on how splits shrink: place in `Trace.seen`, and dimension.
+    """
 
     module: str
     attr: str
     labels: Tensor
     path: tuple[Any, ...] = ()
+    origin: tuple[int, int] | None = None
 
 
 @dataclass
@@ -119,12 +132,13 @@ class Trace:
     """The record of one model.
 
     Labels are numbered through, slot after slot: `slots` maps (parameter, dimension) to a place in `sizes`; `made` are
-    the slots of tensors that the forward makes itself, under names that no parameter has. `inside`
-    are indices inside units, `ordered` units whose order matters, `produced` labels in the order in which contractions
-    bring them forth, `mixing` the units over which a module takes statistics, `sums` the labels of the operands of each
-    addition, `read` the parameters and buffers that some operation takes. `picked` are labels that an operation took
-    from among others by their position: groups must be uniform over them. `contracted` are the labels over which two
-    activations were multiplied (attention). `numbers` are the plain numbers that operations computed with.
+    the slots of tensors that the forward makes itself, under names that no parameter has. `inside` are indices inside
+    units, `ordered` units whose order matters, `produced` labels in the order in which contractions bring them forth,
+    `mixing` the units over which a module takes statistics, `sums` the labels of the operands of each addition, `read`
+    the parameters and buffers that some operation takes. `cuts` tells, by number of the operation, where it took labels
+    from among others by their position: groups must be uniform over the labels before each place. `contracted` are the
+    labels over which two activations were multiplied (attention). `numbers` are the plain numbers that operations
+    computed with, by number of the operation.
     """
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -143,7 +157,7 @@ class Trace:
     sums: list[tuple[Tensor, ...]] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
     weight_norms: list[WeightNorm] = field(default_factory=list)
-    picked: list[Tensor] = field(default_factory=list)
+    cuts: dict[int, Cuts] = field(default_factory=dict)
     contracted: list[Tensor] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)

@@ -45,22 +45,33 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
 
 
 def _settled(mender: Mender) -> ChannelGraph:
-    """Try cuts, and mend or freeze what fails, until all are followed."""
+    """Try cuts, and mend or freeze what fails, until all are followed.
+
+    What nothing helps is frozen, and tried once more if later mends helped others: it may need what they found.
+    """
     belief, faults = mender.belief, list[tuple[np.ndarray, str]]()
+    given_up, mended = list[tuple[np.ndarray, str]](), False
     mender.prefer_heads()
     for _ in range(MAX_ROUNDS):
         graph = belief.graph()
         found = _first_fault(mender, graph)
-        if found is None:
+        if found is not None:
+            groups, _, fault = found
+            faults += [(labels_of(graph, g), fault.why()) for g in groups]
+            if mender.mend(graph, groups, fault):
+                mended = bool(given_up)
+            else:
+                given_up += [(labels_of(graph, g), fault.why()) for g in _culprits(graph, groups, fault)]
+                belief.frozen = given_up
+        elif mended:
+            belief.frozen = given_up = []
+            mended = False
+        else:
             alone = _single_units(graph, faults)
-            belief.frozen += alone
+            belief.frozen = [*given_up, *alone]
             return _finished(belief.graph() if alone else graph, mender.fields)
-        groups, _, fault = found
-        faults += [(labels_of(graph, g), fault.why()) for g in groups]
-        if not mender.mend(graph, groups, fault):
-            belief.frozen += [(labels_of(graph, g), fault.why()) for g in _culprits(graph, groups, fault)]
     graph, stuck = belief.graph(), f"no cut of it was followed by the model in {MAX_ROUNDS} trials"
-    belief.frozen += [(labels_of(graph, i), stuck) for i, g in enumerate(graph.groups) if not g.frozen]
+    belief.frozen = [*given_up, *((labels_of(graph, i), stuck) for i, g in enumerate(graph.groups) if not g.frozen)]
     return _finished(belief.graph(), mender.fields)
 
 

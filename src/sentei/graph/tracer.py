@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
-from sentei.graph.record import At, Computing, Numbers, Seen, Site, Split, Tie, Trace
+from sentei.graph.record import At, Computing, Cuts, Numbers, Seen, Site, Split, Tie, Trace
 from sentei.graph.resize import is_layer
 from sentei.graph.shapes import MIXED, SHAPES
 
@@ -178,10 +178,11 @@ class LabelMode(TorchDispatchMode):
         if not self.stack or not is_layer(self.stack[-1][1]):
             self.trace.sized = True
 
-    def pick(self, vector: Tensor) -> None:
-        """These labels were taken from among others by position: which units stay must not matter, only how many."""
-        if self.units is None:
-            self.trace.picked.append(vector.reshape(-1))
+    def cut_at(self, vector: Tensor, ends: Iterable[int]) -> None:
+        """A labelled dimension is cut at these places: how many units stay before each must not depend on which do."""
+        self.sized()
+        fronts = [vector[:end] for end in ends]
+        self.trace.cuts.setdefault(self.op, Cuts(self.where, self.at, [])).fronts += fronts
 
     def inside(self, layer: Tensor, why: str) -> None:
         """Freeze indices that live inside a unit and are no unit of their own."""

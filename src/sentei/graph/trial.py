@@ -72,6 +72,7 @@ def mismatch(
         assert mode.failed is not None
         f = mode.failed
         failed = Mismatch(f.message, as_numpy(f.layers), f.where, f.at)
+        f.error.__traceback__ = None  # its frames hold all tensors of the pass, in a cycle
     if numbers is not None:
         numbers.update(mode.trace.numbers)
     a, b, event = tied_pairs(mode.trace)
@@ -83,7 +84,26 @@ def mismatch(
     if failed is None and inputs is None and mode.trace.output_shapes != graph.trace_record.output_shapes:
         shapes = f"{mode.trace.output_shapes} instead of {graph.trace_record.output_shapes}"
         failed = Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "", mode.at)
-    return (_other_size(graph, plan, mode.trace) if inputs is None else None) or failed
+    strayed = (
+        _other_places(graph, plan, mode.trace) or (inputs is None and _other_size(graph, plan, mode.trace)) or None
+    )
+    return min((f for f in (strayed, failed) if f), key=lambda f: f.at.op, default=None)
+
+
+def _other_places(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
+    """The first operation that cuts a dimension elsewhere than between the channels where the full model cuts it.
+
+    Labels alone cannot tell where a unit has several channels.
+    """
+    kept = graph.kept_labels(plan)
+    for op, was in graph.trace_record.cuts.items():
+        now = found.cuts.get(op)
+        if now is not None and len(now.fronts) == len(was.fronts):
+            for a, b in zip(was.fronts, now.fronts, strict=True):
+                if _left(a, kept) != len(b):
+                    text = f"cuts channels at {len(b)}, where {_left(a, kept)} are left"
+                    return Mismatch(text, now.fronts[-1].numpy() if len(b) == 0 else b.numpy(), now.where, now.at)
+    return None
 
 
 def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
@@ -166,8 +186,8 @@ def _digits(rank: int, base: int) -> int:
 
 
 def _step(n: int, rank: int, trial: int, share: float) -> int:
-    """How much of n > 3 stays, 2 to n - 1. In each trial another digit of the rank says by how much more it is than what
-    others of the same width keep: what keeps as much as another would pass for its follower."""
+    """How much of n > 3 stays, 2 to n - 1. In each trial another digit of the rank says by how much more it is than
+    what others of the same width keep: what keeps as much as another would pass for its follower."""
     choices = n - 2
     base = min(choices, NARROW)
     if n > NARROW:

@@ -37,6 +37,7 @@ def as_dense(model: nn.Module) -> nn.Module:
 def kept_digest(structure: Structure, keep: Mapping[str, np.ndarray]) -> str:
     """A checksum of the units that stay; groups that stay whole do not count, named or not."""
     digest = hashlib.sha256()
+    keep = structure.completed(keep)
     for name in sorted(keep):
         units = np.unique(np.asarray(keep[name], np.int64))
         if len(units) < structure.groups.get(name, (0, False))[0]:

@@ -79,7 +79,8 @@ def places(mode: LabelMode, call: Call) -> None:
     hit = [x for x in mode.layers(source) if set(dims).intersection(lab.varying(x))]
     for layer in hit:
         if call.name == "aten.select" and len(lab.varying(layer)) == 1:
-            _cut_out(mode, lab.first_along(layer, dims[0]), [call["index"], call["index"] + 1])
+            place = call["index"] % source.shape[dims[0]]
+            mode.cut_at(lab.first_along(layer, dims[0]), [place, place + 1])
         elif call.name == "aten.index_select" and len(lab.varying(layer)) == 1 and not call["index"].is_meta:
             _by_list(mode, lab.first_along(layer, dims[0]), call["index"])
         elif call.name != "aten.select":
@@ -101,21 +102,13 @@ def _taken(call: Call, layer: Tensor) -> Tensor:
     return moved
 
 
-def _cut_out(mode: LabelMode, vector: Tensor, ends: list[int]) -> None:
-    """A labelled dimension is cut at these places: how many units stay before each must not depend on which do."""
-    n = len(vector)
-    mode.sized()
-    for end in sorted({e % n for e in ends if e % n}):
-        mode.pick(vector[:end])
-
-
 def _by_list(mode: LabelMode, vector: Tensor, index: Tensor) -> None:
     """A list of places: a run of neighbours, forwards or backwards, is a slice; any other needs all to stay."""
     places = index.reshape(-1)
     steps = places.diff()
     if index.ndim == 1 and len(places) > 1 and (bool((steps == 1).all()) or bool((steps == -1).all())):
         low, high = int(places.min()), int(places.max())
-        _cut_out(mode, vector, [low, high + 1])
+        mode.cut_at(vector, [low, high + 1])
     else:
         mode.freeze(vector, "channels are taken by a list of places")
 
@@ -132,7 +125,9 @@ def roll(mode: LabelMode, call: Call) -> None:
             mode.freeze(layer, "is rolled along one of several dimensions that it spans")
         elif hit:
             d = hit.pop()
-            _cut_out(mode, lab.first_along(layer, d), [-s for s, e in zip(shifts, dims, strict=True) if e == d])
+            mode.cut_at(
+                lab.first_along(layer, d), [-s % x.shape[d] for s, e in zip(shifts, dims, strict=True) if e == d]
+            )
     mode.put(call.out, [_along(call, layer, dims) for layer in mode.layers(x)])
 
 
@@ -161,7 +156,7 @@ def pad(mode: LabelMode, call: Call) -> None:
         for i, n in enumerate(own):
             if n < 0:
                 vector = lab.first_along(layer, layer.ndim - 1 - i // 2)
-                _cut_out(mode, vector, [n if i % 2 else -n])
+                mode.cut_at(vector, [len(vector) + n if i % 2 else -n])
         layers.append(lab.tidy(call.func(lab.narrow(layer, vary), own, lab.NONE), call.out.shape))
     mode.put(call.out, layers)
 
@@ -189,17 +184,16 @@ def slice_(mode: LabelMode, call: Call) -> None:
     n, kept, step = source.shape[dim], call.out.shape[dim], call["step"]
     layers = []
     for layer in mode.layers(source):
+        start = _first(call["start"], n)
         if dim in lab.varying(layer) and kept < n:
-            start = _first(call["start"], n)
             if step == 1 and kept and n % kept == 0 and start % kept == 0:
                 layer = _evenly(mode, layer, dim, (n // kept, kept))
             elif step > 1 and n % step == 0:
                 layer = _evenly(mode, layer, dim, (n // step, step), flip=True)
             elif step > 1:
                 mode.freeze(layer, "every second or so of its channels is taken, and they are no even number")
-            if step == 1:
-                _cut_out(mode, lab.first_along(layer, dim), [start, start + kept])
-            mode.sized()
+        if dim in lab.varying(layer) and step == 1 and len(lab.varying(layer)) == 1:
+            mode.cut_at(lab.first_along(layer, dim), [start, start + kept])
         layers.append(call.func(layer, *call.args[1:], **call.kwargs))
     mode.put(call.out, layers)
 
@@ -210,13 +204,15 @@ def _first(start: int | None, n: int) -> int:
     return min(max(start + n, 0) if start < 0 else start, n)
 
 
-def _evenly(mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], flip: bool = False) -> Tensor:
+def _evenly(
+    mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], flip: bool = False, view: bool = False
+) -> Tensor:
     """Relabel one dimension as parts that shrink together. `flip`: the parts are interleaved."""
     if len(lab.varying(layer)) > 1:
         return layer
     matrix = lab.first_along(layer, dim).reshape(parts)
     if min(parts) > 1 and int(matrix.min()) >= 0:
-        matrix = mode.split(matrix.T).T if flip else mode.split(matrix)
+        matrix = mode.split(matrix.T).T if flip else mode.split(matrix, view)
     return lab.place(matrix.reshape(-1), dim, layer.shape)
 
 
@@ -251,7 +247,7 @@ def _in_parts(mode: LabelMode, layer: Tensor, shape: Sequence[int]) -> Tensor:
             inner = {p // before for p in left if before < p < before * width and p % before == 0}
             parts = inner.pop() if len(inner) == 1 else 1
             if parts > 1 and width % parts == 0:
-                return _evenly(mode, layer, vary[0], (parts, width // parts))
+                return _evenly(mode, layer, vary[0], (parts, width // parts), view=True)
     return layer
 
 
@@ -279,7 +275,7 @@ def split(mode: LabelMode, call: Call) -> None:
             if len(lab.varying(layer)) > 1:
                 mode.freeze(layer, "is split along one of several dimensions that it spans")
             else:
-                _cut_out(mode, lab.first_along(layer, dim), list(itertools.accumulate(o.shape[dim] for o in outs)))
+                mode.cut_at(lab.first_along(layer, dim), list(itertools.accumulate(o.shape[dim] for o in outs)))
         for i, piece in enumerate(call.func(layer, *call.args[1:], **call.kwargs)):
             parts[i].append(piece)
     for out, pieces in zip(outs, parts, strict=True):
