@@ -45,7 +45,7 @@ from torchvision import models
 
 import sentei
 from sentei import ChannelGraph, Plan
-from sentei.graph.forward import output_tensors
+from sentei.graph.outputs import output_tensors
 from sentei.methods.summary import machine
 from sentei.models import build_model
 from sentei.models.reference import input_shape_of

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from sentei import ChannelGraph, Plan, check, cut, load, retrace, save, slim
-from sentei.graph.forward import output_tensors
+from sentei.graph.outputs import output_tensors
 from sentei.surgery import CheckReport
 from tests.random_networks.blocks import Block
 

@@ -79,6 +79,7 @@ class AfterCut(Open):
 
 class Check(Open):
     max_error: float
+    stale: list[str] = []
 
 
 class Searched(Open):

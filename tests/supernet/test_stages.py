@@ -8,7 +8,7 @@ from torch import nn
 
 import sentei
 from sentei.errors import ConfigError
-from sentei.graph.forward import output_tensors
+from sentei.graph.outputs import output_tensors
 from sentei.models import build_model
 from sentei.supernet.stages import find_stages, visiting
 from tests.methods.networks import Three

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import sentei
 from sentei.errors import ConfigError, SurgeryError
-from sentei.graph.forward import output_tensors
+from sentei.graph.outputs import output_tensors
 from sentei.models import build_model
 from sentei.surgery import fold
 from tests.random_networks import Block, conv, networks, randomise

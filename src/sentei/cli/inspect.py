@@ -56,6 +56,8 @@ class Inspect:
             f"{len(graph.groups)} groups, {len(free)} prunable with {sum(g.width for g in free):,} units; "
             f"{len(graph.groups) - len(free)} frozen."
         )
+        for bundle in graph.bundles:
+            say(f"Keep the same share of their units: {', '.join(graph.groups[i].name for i in bundle)}")
         unread = unread_line(graph)
         if unread is not None:
             say(unread)
@@ -75,6 +77,7 @@ class Inspect:
             **asdict(graph.cost()),
             "prunable": {"macs": macs, "params": params},
             "smallest": smallest(graph, self.limits.constraints()),
+            "same_share": [[graph.groups[i].name for i in bundle] for bundle in graph.bundles],
             "groups": [{"name": g.name, "width": g.width, "frozen": g.why if g.frozen else None} for g in graph.groups],
         }
 

@@ -204,6 +204,12 @@ def prune_with(method: str) -> type[Prune]:
     return make_dataclass("Prune", options, bases=(Prune,), frozen=True, namespace={"__doc__": Prune.__doc__})
 
 
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def show(folder: Path, summary: Mapping[str, Any]) -> None:
     console = screen()
     console.print(widths_table(summary["widths"]))
@@ -226,6 +232,8 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
             f"{check['max_error']:.1e}.")  # fmt: skip
     else:
         say(f"The cut network equals the original without those channels: max error {check['max_error']:.1e}.")
+    if stale := check.get("stale"):
+        say(f"May still hold an old width: {listed(stale)}. The outputs were checked with them as they are.")
     if summary["note"]:
         say(f"Note: {summary['note']}.")
     for warning in summary["warnings"]:

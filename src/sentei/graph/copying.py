@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sentei.errors import SurgeryError
+from sentei.graph.outputs import output_tensors
 from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept
 
 PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
@@ -71,9 +72,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return items
     if kind is FunctionType and value.__closure__:
         return _rebound(value, memo)
-    if isinstance(value, Tensor) and not value.is_leaf:
-        memo[id(value)] = value.detach().clone()
-        return memo[id(value)]
+    for t in output_tensors(value):
+        if not t.is_leaf and id(t) not in memo:  # deepcopy refuses it
+            memo[id(t)] = t.detach().clone()
     return copy.deepcopy(value, memo)
 
 

@@ -11,8 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from sentei.errors import SurgeryError, TraceError
 from sentei.graph.copying import rebuilt
-from sentei.graph.forward import output_tensors
 from sentei.graph.inputs import Inputs, arguments
+from sentei.graph.outputs import output_tensors
 from sentei.graph.record import Trace
 from sentei.graph.refusals import untraceable
 from sentei.graph.rehearsal import rehearse

@@ -153,6 +153,7 @@ class Pruning:
             "max_error": report.max_error,
             "tolerance": report.tolerance,
             "approximate": list(report.approximate),
+            "stale": list(report.stale),
             "seconds": seconds,
         }
 
@@ -164,7 +165,10 @@ class Pruning:
             f"parameters; checked: max error {done['max_error']:.1e}{accuracy}"
         )
         for where in done["approximate"]:
-            self.say(f"  {where} takes statistics over removed channels: there the cut changes what is computed")
+            self.say(
+                f"  {where or 'the model'} computes with the number of channels (statistics, a scale): there the cut "
+                "changes what is computed"
+            )
 
     # -- training and measuring
 
@@ -220,6 +224,7 @@ class Pruning:
                 "max_error": max(done["max_error"] for done in cuts),
                 "tolerance": last["tolerance"],
                 "approximate": sorted({where for done in cuts for where in done["approximate"]}),
+                "stale": sorted({name for done in cuts for name in done["stale"]}),
             },
             "steps": [{"macs": d["macs"], "params": d["params"], "val_accuracy": d["val_accuracy"]} for d in cuts],
             "seconds": {**seconds, "total": round(sum(self.seconds.values()), 2)},

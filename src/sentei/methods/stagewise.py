@@ -170,7 +170,8 @@ class Stagewise(Method):
         graph, data = pruning.graph, pruning.data
         free = np.concatenate([*stages.inside, *(stages.between if self.interfaces == "searched" else ())])
         inside = {graph.groups[g].name for g in free}
-        names = [name for name in searched_groups(graph, self.genes) if name in inside]
+        bound = {graph.groups[g].name for bundle in graph.bundles for g in bundle}  # stages are searched one by one
+        names = [name for name in searched_groups(graph, self.genes) if name in inside and name not in bound]
         batches = data.train.batches(pruning.recipe.batch_size, limit=pruning.images)
         score = criterion(self.sort_by)
         scores = score(model, graph, batches=batches, loss=classification_loss, seed=pruning.recipe.seed)

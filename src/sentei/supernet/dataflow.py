@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sentei.errors import TraceError
 from sentei.graph import ChannelGraph
-from sentei.graph.forward import output_tensors
+from sentei.graph.outputs import output_tensors
 from sentei.graph.resize import modes_kept, named_tensors, swapped
 
 Node = Any

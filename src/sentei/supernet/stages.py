@@ -21,8 +21,9 @@ from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.graph import labels as lab
 from sentei.graph.copying import rebuilt
-from sentei.graph.forward import output_tensors, run
+from sentei.graph.forward import run
 from sentei.graph.inputs import Inputs
+from sentei.graph.outputs import output_tensors
 from sentei.graph.resize import carries_units, named_tensors
 from sentei.graph.tracer import LabelMode
 from sentei.supernet.dataflow import Dataflow, Output, record

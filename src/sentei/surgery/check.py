@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from sentei.errors import SurgeryError, TraceError
 from sentei.graph import ChannelGraph
 from sentei.graph.copying import rebuilt
-from sentei.graph.forward import output_tensors, run
+from sentei.graph.forward import run
 from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import Inputs, arguments, cast
+from sentei.graph.outputs import output_tensors
 from sentei.graph.record import Computing, Numbers, tied_pairs
 from sentei.graph.rehearsal import no_garbage_collection, rehearse
 from sentei.graph.resize import carries_units, named_tensors

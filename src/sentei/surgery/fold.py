@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from sentei.errors import ConfigError, SurgeryError
 from sentei.graph import ChannelGraph
-from sentei.graph.forward import output_tensors
 from sentei.graph.inputs import arguments, cast
+from sentei.graph.outputs import output_tensors
 from sentei.graph.resize import modes_kept
 from sentei.plan.plan import Plan
 from sentei.surgery.absorb import Absorption, absorb

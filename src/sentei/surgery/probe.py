@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sentei.graph.forward import output_tensors
 from sentei.graph.inputs import Inputs, cast
+from sentei.graph.outputs import output_tensors
 from sentei.plan.schema import Count, InputSpec, Strict
 
 Precision = Literal["float64", "own"]

@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sentei.errors import SurgeryError
 from sentei.graph import ChannelGraph, Group
-from sentei.graph.forward import output_tensors
 from sentei.graph.inputs import arguments, cast
+from sentei.graph.outputs import output_tensors
 from sentei.graph.resize import named_tensors
 from sentei.surgery.check import relative_error
 from sentei.surgery.readers import Reader, by_group, readers
