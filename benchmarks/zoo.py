@@ -181,12 +181,15 @@ def randomise(model: nn.Module, x: Tensor, seed: int) -> None:
 
 
 def random_plan(graph: ChannelGraph, ratio: float, seed: int) -> Plan:
-    """Remove this share of the units of every unfrozen group, picked at random; one unit always stays."""
+    """Remove this share of the units of every unfrozen group, picked at random; one unit always stays.
+
+    Groups that must keep the same share keep the largest that one of them would keep.
+    """
     rng = np.random.default_rng(seed)
     keep = {
         g.name: rng.permutation(g.width)[: max(1, round((1 - ratio) * g.width))] for g in graph.groups if not g.frozen
     }
-    return Plan(keep, graph.structure)
+    return Plan(graph.bind(keep), graph.structure)
 
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:

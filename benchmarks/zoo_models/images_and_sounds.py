@@ -245,6 +245,6 @@ def r2plus1d_18() -> nn.Module:
     return video.r2plus1d_18(weights=None)
 
 
-@takes(3, 16, 64, 64)
+@takes(3, 16, 224, 224)
 def s3d() -> nn.Module:
     return video.s3d(weights=None)

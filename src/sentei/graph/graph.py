@@ -202,6 +202,10 @@ class ChannelGraph:
             raise PlanError(f"there is no group named {name!r} among the {len(self.groups)} groups{hint}")
         return self._index[name]
 
+    def bundle_of(self, group: int) -> Sequence[int]:
+        """The places of all groups that keep the same share as this one, itself included."""
+        return next((b for b in self.bundles if group in b), (group,))
+
     def bind(self, keep: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
         """Check kept units against the groups; returns them as sorted int64 arrays. PlanError if they do not fit.
 

@@ -39,15 +39,22 @@ class Mender:
 
     # -- numbers and partners
 
-    def _follow(self, graph: ChannelGraph, groups: list[int], fault: Mismatch) -> bool:
-        """Let plain numbers of modules follow the groups, let other groups keep the same share, or both."""
+    def _follow(self, graph: ChannelGraph, groups: list[int], fault: Mismatch, further: bool = True) -> bool:
+        """Let plain numbers of modules follow the groups, let other groups keep the same share, or both.
+
+        A likely partner that fails by itself, and earlier, is mended first: with it no trial could get further.
+        """
         for partner in (None, *self._partners(graph, groups, fault.where)):
-            together = groups if partner is None else [*groups, partner]
+            together = groups if partner is None else [*groups, *graph.bundle_of(partner)]
             pair = [] if partner is None else [(labels_of(graph, groups[0]), labels_of(graph, partner))]
             numbers = self._numbers(graph, together, fault)
             for sites in ([], *numbers) if pair else numbers:
                 if self._helps(sites, pair, together, fault):
                     self._adopt(graph, sites, pair, groups[0], partner, fault)
+                    return True
+            if further and partner is not None and graph.groups[partner].width == graph.groups[groups[0]].width:
+                own = self.attempt(graph, trial_plan(graph, [partner]))
+                if own is not None and own.at.op < fault.at.op and self._follow(graph, [partner], own, further=False):
                     return True
         return False
 
