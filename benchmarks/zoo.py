@@ -140,7 +140,7 @@ def same(a: Any, b: Any) -> bool:
         alike = a.device == b.device and a.dtype == b.dtype and a.shape == b.shape
         return alike and torch.equal(a, b)
     if isinstance(a, dict):
-        return list(a) == list(b) and all(map(same, a.values(), b.values()))
+        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b) if isinstance(a, (int, float, str, set, torch.Size)) else True

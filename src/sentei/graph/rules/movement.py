@@ -238,7 +238,7 @@ def reshape(mode: LabelMode, call: Call) -> None:
 
 
 def _is_anywhere(layer: Tensor, shape: Sequence[int]) -> bool:
-    """Whether all that a cut left is one unit, and a reshape does not tell which of the new dimensions it lies along."""
+    """Whether all that a cut left is one unit, and a reshape does not tell which new dimension it lies along."""
     vary = lab.varying(layer)
     small = lab.narrow(layer, vary)
     if int(small.min()) != int(small.max()):
