@@ -120,7 +120,8 @@ def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | 
         thin = 1 in [_left(f, kept) for f in (*was.factors, *was.out_factors)]
         for a, b in ((was.factors, now.factors), (was.out_factors, now.out_factors)):
             expected, sizes = [_left(f, kept) for f in a], [f if isinstance(f, int) else len(f) for f in b]
-            folded = thin and math.prod(expected) == math.prod(sizes)  # where a size is one, matmul folds batches
+            # Where a size is one, matmul folds batches.
+            folded = (thin or len(a) != len(b)) and math.prod(expected) == math.prod(sizes)
             if expected != sizes and not folded:
                 vectors = [v.numpy() for v in (*was.factors, *was.out_factors) if isinstance(v, Tensor)]
                 labels = np.concatenate([np.zeros(0, np.int64), *vectors])

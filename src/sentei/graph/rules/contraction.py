@@ -237,9 +237,21 @@ def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | Non
     if bias is not None and mode.layers(bias):
         layers = list(combine(mode, out.shape, [(out.shape, tuple(layers)), (bias.shape, mode.layers(bias))]))
     mode.put(out, layers)
-    sizes = [size_along(a, mode, d, b if d < nd - 2 else None) for d in range(nd)] + [size_along(b, mode, nd - 1)]
-    outs = [size_along(out, mode, d) for d in range(nd)]
-    add_product(mode, call, 1, sizes, outs)
+    sizes = [size_along(a, mode, d, b if d < nd - 2 else None) for d in range(nd - 1)]
+    outs = [size_along(out, mode, d) for d in range(nd - 1)]
+    inner = [size_along(a, mode, nd - 1), *_sizes_of_merged(b, mode, nd - 1)]
+    add_product(mode, call, 1, sizes + inner, outs + _sizes_of_merged(out, mode, nd - 1))
+
+
+def _sizes_of_merged(t: Tensor, mode: LabelMode, dim: int) -> list[Vector]:
+    """The sizes whose product is that of a dimension in which several labelled ones were merged (a mixture of kernels,
+    flattened)."""
+    layers = [x for x in mode.layers(t) if dim in lab.varying(x)]
+    if len(layers) < 2 or mode.units is not None:
+        return [size_along(t, mode, dim)]
+    parts = [lab.first_along(x, dim).unique() for x in layers]
+    rest, left = divmod(t.shape[dim], math.prod(len(p) for p in parts))
+    return [*parts, rest] if not left and all(int(p[0]) >= 0 for p in parts) else [size_along(t, mode, dim)]
 
 
 def _contracted(mode: LabelMode, layers: Layers, dim: int) -> tuple[Tensor | None, list[Tensor]]:

@@ -222,6 +222,8 @@ def reshape(mode: LabelMode, call: Call) -> None:
     for layer in mode.layers(call.args[0]):
         layer = _in_parts(mode, layer, call.out.shape)
         moved, splits = lab.reshape(layer, call.out.shape)
+        if mode.units is not None and _is_anywhere(layer, call.out.shape):
+            continue
         if call.out.ndim >= layer.ndim:
             mode.sized()
         for dims in splits:
@@ -233,6 +235,18 @@ def reshape(mode: LabelMode, call: Call) -> None:
                 mode.freeze(layer, "is seen in parts, together with elements that hold no channel")
         layers.append(moved)
     mode.put(call.out, layers + merged_expansion(mode, call.args[0], call.out))
+
+
+def _is_anywhere(layer: Tensor, shape: Sequence[int]) -> bool:
+    """Whether all that a cut left is one unit, and a reshape does not tell which new dimension it lies along."""
+    vary = lab.varying(layer)
+    small = lab.narrow(layer, vary)
+    if int(small.min()) != int(small.max()):
+        return False
+    return any(
+        set(vary).intersection(old) and sum(layer.shape[d] > 1 for d in old) == 1 < sum(shape[d] > 1 for d in new)
+        for old, new in lab.blocks(layer.shape, shape)
+    )
 
 
 def _in_parts(mode: LabelMode, layer: Tensor, shape: Sequence[int]) -> Tensor:

@@ -108,13 +108,13 @@ def combine(
     for cluster in lab.overlap_clusters(dims):
         axes = sorted(set().union(*(dims[i] for i in cluster)))
         members = [labelled[i] for i in cluster]
-        merged = _merge(mode, axes, members)
-        if merged is None:
-            continue
-        if not outer and _meets_fixed(shape, axes, operands, {k for k, _ in members}):
-            mode.freeze(merged, FIXED_SIZE)
-        else:
-            out.append(merged.expand(shape))
+        owners = {k for k, _ in members}
+        merged = [_merge(mode, axes, members)] if len(owners) > 1 else [layer for _, layer in members]
+        for layer in merged:
+            if layer is not None and not outer and _meets_fixed(shape, axes, operands, owners):
+                mode.freeze(layer, FIXED_SIZE)
+            elif layer is not None:
+                out.append(layer.expand(shape))
     return tuple(out)
 
 

@@ -28,7 +28,9 @@ def weight_norm(mode: LabelMode, call: Call) -> None:
     v, g, dim = call["v"], call["g"], call["dim"]
     layers = combine(mode, v.shape, [(v.shape, mode.layers(v)), (g.shape, mode.layers(g))], outer=True)
     if id(v) in mode.sources and id(g) in mode.sources:
-        mode.trace.weight_norms.append(WeightNorm(mode.sources[id(v)], mode.sources[id(g)], dim))
+        norm = WeightNorm(mode.sources[id(v)], mode.sources[id(g)], dim)
+        if norm not in mode.trace.weight_norms:  # a second call, in training mode perhaps, is the same weight
+            mode.trace.weight_norms.append(norm)
     else:
         for layer in layers:
             if set(lab.varying(layer)) - {dim}:
