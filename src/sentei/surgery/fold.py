@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sentei.errors import ConfigError, SurgeryError
 from sentei.graph import ChannelGraph
 from sentei.graph.copying import rebuilt
-from sentei.graph.inputs import Inputs, cast
+from sentei.graph.inputs import Inputs, arguments, cast
 from sentei.graph.outputs import output_tensors
 from sentei.plan.plan import Plan
 from sentei.surgery.absorb import Absorption, absorb
