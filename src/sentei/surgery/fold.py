@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from sentei.errors import ConfigError, SurgeryError
 from sentei.graph import ChannelGraph
-from sentei.graph.inputs import arguments, cast
+from sentei.graph.copying import rebuilt
+from sentei.graph.inputs import Inputs, arguments, cast
 from sentei.graph.outputs import output_tensors
-from sentei.graph.resize import modes_kept
 from sentei.plan.plan import Plan
 from sentei.surgery.absorb import Absorption, absorb
 from sentei.surgery.check import DOUBLE, SINGLE, reference, relative_error
@@ -275,12 +275,11 @@ def _probe(model: nn.Module, seed: int) -> nn.Module:
 
 def _moved(model: nn.Module, folded: nn.Module, graph: ChannelGraph, plan: Plan, inputs: Any) -> float:
     """How far the outputs are from the original's once the plan's units are gone."""
-    args, kwargs = arguments(inputs)
-    with modes_kept(model), torch.no_grad():
-        model.eval()
-        before = output_tensors(model(*args, **kwargs))
+    args, kwargs = Inputs.real(inputs).copied()
+    with torch.no_grad():
+        before = output_tensors(rebuilt(model, {}).eval()(*args, **kwargs))
     after = reference(folded, graph, plan, inputs)
-    return max((relative_error(a, b) for a, b in zip(after, before, strict=True)), default=0.0)
+    return max(relative_error(a, b) for a, b in zip(after, before, strict=True))
 
 
 def _refuse_change(error: float, mode: Mode, inputs: Any) -> None:
