@@ -85,8 +85,8 @@ def fold(model: nn.Module, graph: ChannelGraph, inputs: Any, mode: Mode = "exact
             reader's bias takes it, or the running mean of the BatchNorm after it. "bias" does without carriers, as the
             paper, and is wrong in the ring that the padding reaches.
 
-    Each group keeps at least one unit. Raises SurgeryError if the outputs move (mode "exact"), PlanError if graph and
-    model do not fit.
+    Each group keeps at least one unit, and groups of a bundle (`graph.bundles`) all of theirs. Raises SurgeryError if
+    the outputs move (mode "exact"), PlanError if graph and model do not fit.
     """
     if mode not in ("exact", "bias"):
         raise ConfigError(f"mode is {mode!r}; expected 'exact' or 'bias'")
@@ -127,8 +127,9 @@ def _find(model: nn.Module, graph: ChannelGraph, inputs: Any) -> tuple[Watch, Un
     found, steady = _measure(model, graph, inputs)
     n = len(graph.grouping.group_of)
     free = np.zeros(n, bool)
-    for group, own in zip(graph.groups, graph.grouping.units, strict=True):
-        free[own] = not group.frozen
+    bound = {i for bundle in graph.bundles for i in bundle}  # they keep the same share, whatever is constant in one
+    for i, (group, own) in enumerate(zip(graph.groups, graph.grouping.units, strict=True)):
+        free[own] = not group.frozen and i not in bound
     known = {r.weight: r for r in readers(model, graph, found)}
     varies, nonzero, stuck, read = (np.zeros(n, bool) for _ in range(4))
     for reading, fixed in zip(found.readings, steady, strict=True):
