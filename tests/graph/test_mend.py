@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sentei import ChannelGraph, check, cut, trace
+from sentei import ChannelGraph, Plan, check, cut, trace
 from tests.proof import random_plan
 
 TOKENS = torch.zeros(2, 16, 48)
@@ -111,3 +111,57 @@ def test_what_cannot_shrink_has_its_true_reason() -> None:
     reasons = {g.name: g.why or "" for g in graph.groups if g.frozen}
     assert "output" in reasons["first"]
     assert not any("picked out" in why for why in reasons.values())
+
+
+class GroupStd(nn.Module):
+    """Divides by the standard deviation of each of some groups of channels, as EvoNorm does."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        parts = x.reshape(b, self.groups, c // self.groups, h, w)
+        return x / (parts.var((2, 3, 4), keepdim=True) + 1e-5).sqrt().expand(parts.shape).reshape(b, c, h, w)
+
+
+def test_statistics_run_over_whole_units() -> None:
+    """As many groups of fewer channels would meet the same channels, and compute something else."""
+    layers = [nn.Conv2d(3, 64, 1), GroupStd(8), nn.Conv2d(64, 16, 1), GroupStd(8), nn.Conv2d(16, 5, 1)]
+    model = nn.Sequential(*layers).double().eval()
+    x = torch.zeros(2, 3, 4, 4, dtype=torch.double)
+    graph = trace(model, x)
+    assert free(graph) == {"0", "2"}
+    for keep in ([0], [1, 3], [0, 1, 2, 3, 4, 6]):
+        plan = Plan(graph.bind({"0": keep, "2": keep[:1]}), graph.structure)
+        check(model, cut(model, graph, plan), graph, plan, torch.randn(x.shape, dtype=torch.double))
+
+
+class Lambda(nn.Module):
+    """Queries of several heads with keys that all heads share, which cannot be cut; one head may be left."""
+
+    def __init__(self, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.mix = nn.Conv2d(48, 8 * heads + 8 + 12, 1), nn.Conv3d(1, 8, (3, 3, 1), padding=(1, 1, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = torch.split(self.qkv(x), [8 * self.heads, 8, 12], 1)
+        q, v = q.reshape(b, self.heads, 8, h * w).transpose(2, 3), v.reshape(b, 12, h * w).transpose(1, 2)
+        content = q @ (k.reshape(b, 8, h * w).softmax(2) @ v)[:, None]
+        position = self.mix(v.reshape(b, 1, h, w, 12)).reshape(b, 1, 8, h * w, 12).transpose(2, 3)
+        return (content + (q[..., None, :] @ position)[..., 0, :]).transpose(2, 3).reshape(b, c, h, w)
+
+
+def test_a_single_head_is_left_of_several() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 48, 1), Lambda(), nn.Conv2d(48, 5, 1)).eval()
+    x = torch.zeros(2, 3, 4, 4)
+    graph = trace(model, x)
+    assert {"0", "1.qkv"} <= free(graph)
+    for keep in ([2], [0, 3]):
+        plan = Plan(graph.bind({"1.qkv": keep, "0": [*range(12 * len(keep))]}), graph.structure)
+        small = cut(model, graph, plan)
+        assert small[1].heads == len(keep)
+        check(model, small, graph, plan, torch.randn(x.shape))

@@ -75,6 +75,19 @@ class Cuts:
 
 
 @dataclass
+class Parts:
+    """Dimensions as which a reshape sees a labelled one, each with its size: the labels along it where it shrinks.
+
+    `place` is that of the reshape among those of the module.
+    """
+
+    where: str
+    place: int
+    at: At
+    sizes: dict[int, Vector]
+
+
+@dataclass
 class Contraction:
     """A conv or matrix product: MACs are `constant` times the product of `factors`, outputs that of `out_factors`."""
 
@@ -159,6 +172,9 @@ class Trace:
     read: set[str] = field(default_factory=set)
     weight_norms: list[WeightNorm] = field(default_factory=list)
     cuts: dict[int, Cuts] = field(default_factory=dict)
+    parts: list[Parts] = field(default_factory=list)
+    shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    """What the reshapes of each module gave."""
     contracted: list[Tensor] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)

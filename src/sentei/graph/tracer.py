@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
-from sentei.graph.record import At, Computing, Cuts, Numbers, Seen, Site, Split, Tie, Trace
+from sentei.graph.record import At, Computing, Cuts, Numbers, Parts, Seen, Site, Split, Tie, Trace
 from sentei.graph.resize import is_layer
 from sentei.graph.shapes import MIXED, SHAPES
 
@@ -223,6 +223,13 @@ class LabelMode(TorchDispatchMode):
         first = first.expand(matrix.shape)
         self.tie(matrix, first)
         return first
+
+    def seen_in_parts(self, layer: Tensor, dims: Sequence[int]) -> None:
+        """A reshape sees a labelled dimension as these: their sizes must follow what stays, also within a unit."""
+        if self.units is None:
+            vary = lab.varying(layer)
+            sizes = {d: lab.first_along(layer, d) if d in vary else layer.shape[d] for d in dims}
+            self.trace.parts.append(Parts(self.where, len(self.trace.shapes[self.where]) - 1, self.at, sizes))
 
     def site(self, attr: str, vector: Tensor) -> None:
         if self.module is not None and hasattr(self.module, attr):

@@ -84,10 +84,9 @@ def mismatch(
     if failed is None and inputs is None and mode.trace.output_shapes != graph.trace_record.output_shapes:
         shapes = f"{mode.trace.output_shapes} instead of {graph.trace_record.output_shapes}"
         failed = Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "", mode.at)
-    strayed = (
-        _other_places(graph, plan, mode.trace) or (inputs is None and _other_size(graph, plan, mode.trace)) or None
-    )
-    return min((f for f in (strayed, failed) if f), key=lambda f: f.at.op, default=None)
+    strayed = [_other_places(graph, plan, mode.trace)]
+    strayed += [_other_parts(graph, plan, mode.trace), _other_size(graph, plan, mode.trace)] if inputs is None else []
+    return min((f for f in (*strayed, failed) if f), key=lambda f: f.at.op, default=None)
 
 
 def _other_places(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
@@ -103,6 +102,23 @@ def _other_places(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch 
                 if _left(a, kept) != len(b):
                     text = f"cuts channels at {len(b)}, where {_left(a, kept)} are left"
                     return Mismatch(text, now.fronts[-1].numpy() if len(b) == 0 else b.numpy(), now.where, now.at)
+    return None
+
+
+def _other_parts(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
+    """The first reshape that sees a dimension in parts of other sizes than the plan leaves.
+
+    Labels alone cannot tell when the parts lie within units: statistics over half of a unit's channels, for instance.
+    """
+    kept = graph.kept_labels(plan)
+    for was in graph.trace_record.parts:
+        full, shapes = graph.trace_record.shapes[was.where], found.shapes.get(was.where, [])
+        shape = shapes[was.place] if len(shapes) == len(full) else ()
+        left = {d: _left(v, kept) for d, v in was.sizes.items()}
+        if len(shape) == len(full[was.place]) and any(shape[d] != n for d, n in left.items()):
+            text = f"sees channels as {[shape[d] for d in left]}, where {[*left.values()]} are left"
+            labels = np.concatenate([v.numpy() for v in was.sizes.values() if isinstance(v, Tensor)])
+            return Mismatch(text, graph.grouping.unit_of[labels], was.where, was.at)
     return None
 
 
@@ -198,7 +214,8 @@ def _step(n: int, rank: int, trial: int, share: float) -> int:
 
 
 def _narrow_plans(graph: ChannelGraph, atoms: Sequence[Atom], rng: np.random.Generator) -> Iterator[Keep]:
-    """Keep single units of some groups of two or three and all of others, so that any two of them differ once."""
+    """Keep single units of all narrow groups, then of some groups of two or three, so that any two differ once."""
+    yield _plan(graph, atoms, [1 if n <= NARROW else n // 2 for _, n in atoms], rng)
     narrow = [i for i, (_, n) in enumerate(atoms) if n <= 3]
     for bit in range(len(narrow).bit_length()):
         for side in (0, 1):
