@@ -405,8 +405,7 @@ PAGE = """# Networks that are cut exactly
 
 Each network below was cut at random, not prefix, units: 30 %, 50 % and 75 % of every unfrozen group. Weights are random
 (`weights=None`), and norms, layer scales and heads that start constant are randomised, so that every channel counts.
-No network has
-run before it is traced, and tracing leaves its tensors and attributes as they were. For each cut:
+No network has run before it is traced, and tracing leaves its tensors and attributes as they were. For each cut:
 
 - the wiring of the cut network is retraced: every channel meets the channels it met before;
 - its outputs on two random images equal those of the full network in which nothing reads a removed unit (float32,
