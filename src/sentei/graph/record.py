@@ -15,9 +15,9 @@ Ending = tuple[int, str]
 """The operation that failed and the type of the error; (0, "") where all went well."""
 
 
-class Computing(NamedTuple):
-    """An operation that computes with plain numbers: the `nth` of its name in a module. Other operations may come
-    and go with the widths (torch.einsum does without a product over one channel)."""
+class Occurrence(NamedTuple):
+    """The `nth` operation of a name in a module: how it is known again in a pass at other widths, where others may come
+    and go (torch.einsum does without a product over one channel)."""
 
     where: str
     operation: str
@@ -157,11 +157,11 @@ class Trace:
     sums: list[tuple[Tensor, ...]] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
     weight_norms: list[WeightNorm] = field(default_factory=list)
-    cuts: dict[int, Cuts] = field(default_factory=dict)
+    cuts: dict[Occurrence, Cuts] = field(default_factory=dict)
     contracted: list[Tensor] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
-    numbers: dict[Computing, Numbers] = field(default_factory=dict)
+    numbers: dict[Occurrence, Numbers] = field(default_factory=dict)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     sized: bool = False
     """Whether sizes that the model's own code computed were met: such code has to be tried at several widths."""

@@ -14,7 +14,7 @@ from sentei.graph.bundles import steps_of
 from sentei.graph.forward import as_numpy
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.inputs import Inputs
-from sentei.graph.record import At, Computing, Numbers, Trace, Vector, tied_pairs
+from sentei.graph.record import At, Numbers, Occurrence, Trace, Vector, tied_pairs
 from sentei.graph.rehearsal import rehearse
 from sentei.graph.resize import cut_shape, named_tensors
 from sentei.graph.tracer import LabelMode
@@ -53,7 +53,7 @@ def mismatch(
     plan: HasKeep,
     inputs: Inputs | None = None,
     swap: bool = False,
-    numbers: dict[Computing, Numbers] | None = None,
+    numbers: dict[Occurrence, Numbers] | None = None,
 ) -> Mismatch | None:
     """Run a cut model on the units of the graph: wherever two channels meet, they must be of one unit. None: they are.
 
@@ -96,8 +96,8 @@ def _other_places(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch 
     Labels alone cannot tell where a unit has several channels.
     """
     kept = graph.kept_labels(plan)
-    for op, was in graph.trace_record.cuts.items():
-        now = found.cuts.get(op)
+    for occurrence, was in graph.trace_record.cuts.items():
+        now = found.cuts.get(occurrence)
         if now is not None and len(now.fronts) == len(was.fronts):
             for a, b in zip(was.fronts, now.fronts, strict=True):
                 if _left(a, kept) != len(b):
