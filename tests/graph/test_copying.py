@@ -107,6 +107,12 @@ def test_hooks_and_functions_are_those_of_the_copy() -> None:
     assert model.found == [8]
 
 
+def test_copies_are_the_same_after_something_was_compiled() -> None:
+    """torch.compile patches nn.Module from then on."""
+    torch.compile(conv(3, 4), backend="eager")(X)
+    test_hooks_and_functions_are_those_of_the_copy()
+
+
 def test_inputs_that_the_model_writes_into_stay_as_they_are() -> None:
     model = nn.Sequential(nn.ReLU(inplace=True), conv(3, 8), nn.ReLU(inplace=True), conv(8, 2)).eval()
     x = X.clone()

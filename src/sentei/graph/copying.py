@@ -102,7 +102,7 @@ def _is_filled(cell: CellType) -> bool:
 
 def _copies_plainly(module: nn.Module) -> bool:
     """Whether a module leaves copying to its attributes."""
-    own = type(module).__setstate__.__module__  # PyTorch's own only update old pickles
+    own = type(module).__setstate__.__module__  # PyTorch's own only update old pickles, or note that a module is new
     hooks = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__")
     same = all(getattr(type(module), n, None) is getattr(nn.Module, n, None) for n in hooks)
-    return same and own.startswith("torch.nn.")
+    return same and own.startswith(("torch.nn.", "torch._dynamo."))

@@ -39,7 +39,7 @@ def _search(x: Any, seen: set[int]) -> Iterator[Tensor]:
 def _content(x: Any) -> tuple[str, float]:
     """An order of the members of a set that does not depend on where they lie in memory."""
     if isinstance(x, Tensor):
-        return str(tuple(x.shape)), 0.0 if x.is_meta else float(x.double().sum())
+        return str(tuple(x.shape)), 0.0 if x.is_meta else float(x.detach().double().sum())
     return repr(type(x)), 0.0
 
 

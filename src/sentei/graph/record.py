@@ -84,6 +84,7 @@ class Contraction:
     out_factors: tuple[Vector, ...]
     itemsize: int
     at: At
+    operation: str
 
 
 @dataclass

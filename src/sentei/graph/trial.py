@@ -115,7 +115,7 @@ def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | 
     kept = graph.kept_labels(plan)
     unit_of = graph.grouping.unit_of
     for was, now in zip(graph.trace_record.contractions, found.contractions, strict=False):
-        if not graph.trace_record.sized or was.at.op != now.at.op:
+        if not graph.trace_record.sized or (was.at.op, was.operation) != (now.at.op, now.operation):
             return None
         thin = 1 in [_left(f, kept) for f in (*was.factors, *was.out_factors)]
         for a, b in ((was.factors, now.factors), (was.out_factors, now.out_factors)):

@@ -338,6 +338,8 @@ def shrinking(
 
 
 def _unusable(model: nn.Module, graph: ChannelGraph, name: str) -> str | None:
+    if any(graph.index(name) in bundle for bundle in graph.bundles):
+        return "it must keep the same share as other groups"
     scales = scales_of(model, graph.group(name))
     if not scales:
         return "no BatchNorm with a scale (gamma) normalises it"

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from sentei.errors import ConfigError, SurgeryError
 from sentei.graph import ChannelGraph
-from sentei.graph.inputs import arguments, cast
+from sentei.graph.copying import rebuilt
+from sentei.graph.inputs import Inputs, arguments, cast
 from sentei.graph.outputs import output_tensors
-from sentei.graph.resize import modes_kept
 from sentei.plan.plan import Plan
 from sentei.surgery.absorb import Absorption, absorb
 from sentei.surgery.check import DOUBLE, SINGLE, reference, relative_error
@@ -85,8 +85,8 @@ def fold(model: nn.Module, graph: ChannelGraph, inputs: Any, mode: Mode = "exact
             reader's bias takes it, or the running mean of the BatchNorm after it. "bias" does without carriers, as the
             paper, and is wrong in the ring that the padding reaches.
 
-    Each group keeps at least one unit. Raises SurgeryError if the outputs move (mode "exact"), PlanError if graph and
-    model do not fit.
+    Each group keeps at least one unit, and groups of a bundle (`graph.bundles`) all of theirs. Raises SurgeryError if
+    the outputs move (mode "exact"), PlanError if graph and model do not fit.
     """
     if mode not in ("exact", "bias"):
         raise ConfigError(f"mode is {mode!r}; expected 'exact' or 'bias'")
@@ -127,8 +127,9 @@ def _find(model: nn.Module, graph: ChannelGraph, inputs: Any) -> tuple[Watch, Un
     found, steady = _measure(model, graph, inputs)
     n = len(graph.grouping.group_of)
     free = np.zeros(n, bool)
-    for group, own in zip(graph.groups, graph.grouping.units, strict=True):
-        free[own] = not group.frozen
+    bound = {i for bundle in graph.bundles for i in bundle}  # they keep the same share, whatever is constant in one
+    for i, (group, own) in enumerate(zip(graph.groups, graph.grouping.units, strict=True)):
+        free[own] = not group.frozen and i not in bound
     known = {r.weight: r for r in readers(model, graph, found)}
     varies, nonzero, stuck, read = (np.zeros(n, bool) for _ in range(4))
     for reading, fixed in zip(found.readings, steady, strict=True):
@@ -275,12 +276,11 @@ def _probe(model: nn.Module, seed: int) -> nn.Module:
 
 def _moved(model: nn.Module, folded: nn.Module, graph: ChannelGraph, plan: Plan, inputs: Any) -> float:
     """How far the outputs are from the original's once the plan's units are gone."""
-    args, kwargs = arguments(inputs)
-    with modes_kept(model), torch.no_grad():
-        model.eval()
-        before = output_tensors(model(*args, **kwargs))
+    args, kwargs = Inputs.real(inputs).copied()
+    with torch.no_grad():
+        before = output_tensors(rebuilt(model, {}).eval()(*args, **kwargs))
     after = reference(folded, graph, plan, inputs)
-    return max((relative_error(a, b) for a, b in zip(after, before, strict=True)), default=0.0)
+    return max(relative_error(a, b) for a, b in zip(after, before, strict=True))
 
 
 def _refuse_change(error: float, mode: Mode, inputs: Any) -> None:

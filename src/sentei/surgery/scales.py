@@ -210,7 +210,7 @@ def _prove(model: nn.Module, done: Rescaling, inputs: Any) -> None:
     args, kwargs = arguments(inputs)
     with torch.no_grad():
         before, after = (output_tensors(m(*args, **kwargs)) for m in (model, trial))
-    error = max((relative_error(a, b) for a, b in zip(after, before, strict=True)), default=0.0)
+    error = max(relative_error(a, b) for a, b in zip(after, before, strict=True))
     if not error <= 1e-9:
         raise SurgeryError(f"scaling gamma by {done.alpha:g} moved the outputs by {error:.2g} (relative); use alpha=1")
 

@@ -216,7 +216,8 @@ def add_product(mode: LabelMode, call: Call, constant: int, factors: Sequence[Ve
     """Note the cost of an operation that sums over units: MACs and the size of its output."""
     if mode.count_cost:
         itemsize = call.outputs()[0].element_size()
-        mode.trace.contractions.append(Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize, mode.at))
+        found = Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize, mode.at, call.name)
+        mode.trace.contractions.append(found)
 
 
 def matmul(mode: LabelMode, call: Call, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
