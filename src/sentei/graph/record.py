@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -75,6 +76,15 @@ class Cuts:
 
 
 @dataclass
+class Shape:
+    """What a reshape made of a labelled tensor."""
+
+    where: str
+    at: At
+    sizes: tuple[Vector, ...]
+
+
+@dataclass
 class Contraction:
     """A conv or matrix product: MACs are `constant` times the product of `factors`, outputs that of `out_factors`."""
 
@@ -139,7 +149,7 @@ class Trace:
     the parameters and buffers that some operation takes. `cuts` tells, by number of the operation, where it took labels
     from among others by their position: groups must be uniform over the labels before each place. `contracted` are the
     labels over which two activations were multiplied (attention). `numbers` are the plain numbers that operations
-    computed with, by number of the operation.
+    computed with, `counts` the numbers of operations by module and name.
     """
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -159,6 +169,8 @@ class Trace:
     read: set[str] = field(default_factory=set)
     weight_norms: list[WeightNorm] = field(default_factory=list)
     cuts: dict[Occurrence, Cuts] = field(default_factory=dict)
+    shapes: dict[Occurrence, Shape] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     contracted: list[Tensor] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
-from sentei.graph.record import At, Cuts, Numbers, Occurrence, Seen, Site, Split, Tie, Trace
+from sentei.graph.record import At, Cuts, Numbers, Occurrence, Seen, Shape, Site, Split, Tie, Trace
 from sentei.graph.resize import is_layer
 from sentei.graph.shapes import MIXED, SHAPES
 
@@ -69,7 +69,6 @@ class LabelMode(TorchDispatchMode):
         self.units, self.kept = units, kept
         self.op = 0
         self.occurrence = Occurrence("", "", 0)
-        self.counts: dict[tuple[str, str], int] = defaultdict(int)
         self.stack: list[tuple[str, nn.Module, int]] = []
         self.params: dict[int, Layers] = {}
         self.made: dict[tuple[str, str, int], int] = defaultdict(int)
@@ -185,6 +184,13 @@ class LabelMode(TorchDispatchMode):
         fronts = [vector[:end] for end in ends]
         self.trace.cuts.setdefault(self.occurrence, Cuts(self.where, self.at, [])).fronts += fronts
 
+    def shaped(self, t: Tensor, layers: Sequence[Tensor]) -> None:
+        """Note the sizes of a tensor that was reshaped."""
+        along = [[x for x in layers if d in lab.varying(x)] for d in range(t.ndim)]
+        sizes = tuple(lab.first_along(x[0], d) if len(x) == 1 and len(lab.varying(x[0])) == 1 else t.shape[d]
+                      for d, x in enumerate(along))  # fmt: skip
+        self.trace.shapes[self.occurrence] = Shape(self.where, self.at, sizes)
+
     def inside(self, layer: Tensor, why: str) -> None:
         """Freeze indices that live inside a unit and are no unit of their own."""
         self.freeze(layer, why)
@@ -262,8 +268,8 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.op += 1
         call = Call(func, args, kwargs or {})
-        self.counts[self.where, call.name] += 1
-        self.occurrence = Occurrence(self.where, call.name, self.counts[self.where, call.name])
+        self.trace.counts[self.where, call.name] += 1
+        self.occurrence = Occurrence(self.where, call.name, self.trace.counts[self.where, call.name])
         if call.name == "aten.index":
             call.args = (call.args[0], _places(call.args[1]))
         labelled = [t for t in call.tensors() if self.layers(t)]

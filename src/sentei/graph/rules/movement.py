@@ -234,6 +234,7 @@ def reshape(mode: LabelMode, call: Call) -> None:
             else:
                 mode.freeze(layer, "is seen in parts, together with elements that hold no channel")
         layers.append(moved)
+    mode.shaped(call.out, layers)
     mode.put(call.out, layers + merged_expansion(mode, call.args[0], call.out))
 
 
