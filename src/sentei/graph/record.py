@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,9 +16,9 @@ Ending = tuple[int, str]
 """The operation that failed and the type of the error; (0, "") where all went well."""
 
 
-class Computing(NamedTuple):
-    """An operation that computes with plain numbers: the `nth` of its name in a module. Other operations may come
-    and go with the widths (torch.einsum does without a product over one channel)."""
+class Occurrence(NamedTuple):
+    """The `nth` operation of a name in a module: how it is known again in a pass at other widths, where others may come
+    and go (torch.einsum does without a product over one channel)."""
 
     where: str
     operation: str
@@ -75,16 +76,12 @@ class Cuts:
 
 
 @dataclass
-class Parts:
-    """Dimensions as which a reshape sees a labelled one, each with its size: the labels along it where it shrinks.
-
-    `place` is that of the reshape among those of the module.
-    """
+class Shape:
+    """What a reshape made of a labelled tensor."""
 
     where: str
-    place: int
     at: At
-    sizes: dict[int, Vector]
+    sizes: tuple[Vector, ...]
 
 
 @dataclass
@@ -152,7 +149,7 @@ class Trace:
     the parameters and buffers that some operation takes. `cuts` tells, by number of the operation, where it took labels
     from among others by their position: groups must be uniform over the labels before each place. `contracted` are the
     labels over which two activations were multiplied (attention). `numbers` are the plain numbers that operations
-    computed with, by number of the operation.
+    computed with, `counts` the numbers of operations by module and name.
     """
 
     slots: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -171,14 +168,13 @@ class Trace:
     sums: list[tuple[Tensor, ...]] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
     weight_norms: list[WeightNorm] = field(default_factory=list)
-    cuts: dict[int, Cuts] = field(default_factory=dict)
-    parts: list[Parts] = field(default_factory=list)
-    shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
-    """What the reshapes of each module gave."""
+    cuts: dict[Occurrence, Cuts] = field(default_factory=dict)
+    shapes: dict[Occurrence, Shape] = field(default_factory=dict)
+    counts: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     contracted: list[Tensor] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
-    numbers: dict[Computing, Numbers] = field(default_factory=dict)
+    numbers: dict[Occurrence, Numbers] = field(default_factory=dict)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     sized: bool = False
     """Whether sizes that the model's own code computed were met: such code has to be tried at several widths."""

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, RULES, Call
 from sentei.graph.labels import Layers
-from sentei.graph.record import At, Computing, Cuts, Numbers, Parts, Seen, Site, Split, Tie, Trace
+from sentei.graph.record import At, Cuts, Numbers, Occurrence, Seen, Shape, Site, Split, Tie, Trace
 from sentei.graph.resize import is_layer
 from sentei.graph.shapes import MIXED, SHAPES
 
@@ -60,7 +60,7 @@ class LabelMode(TorchDispatchMode):
         choices: Mapping[int, int] | None = None,
         units: Mapping[tuple[str, int], np.ndarray] | None = None,
         kept: Tensor | None = None,
-        numbers: Mapping[Computing, Numbers] | None = None,
+        numbers: Mapping[Occurrence, Numbers] | None = None,
     ) -> None:
         super().__init__()
         self.trace = Trace()
@@ -68,7 +68,7 @@ class LabelMode(TorchDispatchMode):
         self.sources, self.slots, self.choices = sources, slots, choices or {}
         self.units, self.kept = units, kept
         self.op = 0
-        self.computing: dict[tuple[str, str], int] = defaultdict(int)
+        self.occurrence = Occurrence("", "", 0)
         self.stack: list[tuple[str, nn.Module, int]] = []
         self.params: dict[int, Layers] = {}
         self.made: dict[tuple[str, str, int], int] = defaultdict(int)
@@ -182,7 +182,14 @@ class LabelMode(TorchDispatchMode):
         """A labelled dimension is cut at these places: how many units stay before each must not depend on which do."""
         self.sized()
         fronts = [vector[:end] for end in ends]
-        self.trace.cuts.setdefault(self.op, Cuts(self.where, self.at, [])).fronts += fronts
+        self.trace.cuts.setdefault(self.occurrence, Cuts(self.where, self.at, [])).fronts += fronts
+
+    def shaped(self, t: Tensor, layers: Sequence[Tensor]) -> None:
+        """Note the sizes of a tensor that was reshaped."""
+        along = [[x for x in layers if d in lab.varying(x)] for d in range(t.ndim)]
+        sizes = tuple(lab.first_along(x[0], d) if len(x) == 1 and len(lab.varying(x[0])) == 1 else t.shape[d]
+                      for d, x in enumerate(along))  # fmt: skip
+        self.trace.shapes[self.occurrence] = Shape(self.where, self.at, sizes)
 
     def inside(self, layer: Tensor, why: str) -> None:
         """Freeze indices that live inside a unit and are no unit of their own."""
@@ -224,13 +231,6 @@ class LabelMode(TorchDispatchMode):
         self.tie(matrix, first)
         return first
 
-    def seen_in_parts(self, layer: Tensor, dims: Sequence[int]) -> None:
-        """A reshape sees a labelled dimension as these: their sizes must follow what stays, also within a unit."""
-        if self.units is None:
-            vary = lab.varying(layer)
-            sizes = {d: lab.first_along(layer, d) if d in vary else layer.shape[d] for d in dims}
-            self.trace.parts.append(Parts(self.where, len(self.trace.shapes[self.where]) - 1, self.at, sizes))
-
     def site(self, attr: str, vector: Tensor) -> None:
         if self.module is not None and hasattr(self.module, attr):
             self.trace.sites.append(Site(self.where, attr, vector))
@@ -268,6 +268,8 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.op += 1
         call = Call(func, args, kwargs or {})
+        self.trace.counts[self.where, call.name] += 1
+        self.occurrence = Occurrence(self.where, call.name, self.trace.counts[self.where, call.name])
         if call.name == "aten.index":
             call.args = (call.args[0], _places(call.args[1]))
         labelled = [t for t in call.tensors() if self.layers(t)]
@@ -305,11 +307,9 @@ class LabelMode(TorchDispatchMode):
         found = call.numbers()
         if not found:
             return
-        self.computing[self.where, call.name] += 1
-        at = Computing(self.where, call.name, self.computing[self.where, call.name])
-        self.trace.numbers[at] = found
-        if at in self.given:
-            call.compute_with(self.given[at])
+        self.trace.numbers[self.occurrence] = found
+        if self.occurrence in self.given:
+            call.compute_with(self.given[self.occurrence])
 
     def _run(self, call: Call) -> Any:
         if self.kept is not None and call.name in MIXERS:

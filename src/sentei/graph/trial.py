@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from sentei.graph.bundles import steps_of
 from sentei.graph.forward import as_numpy
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.inputs import Inputs
-from sentei.graph.record import At, Computing, Numbers, Trace, Vector, tied_pairs
+from sentei.graph.measure import other_sizes
+from sentei.graph.record import At, Numbers, Occurrence, tied_pairs
 from sentei.graph.rehearsal import rehearse
 from sentei.graph.resize import cut_shape, named_tensors
 from sentei.graph.tracer import LabelMode
@@ -53,7 +53,7 @@ def mismatch(
     plan: HasKeep,
     inputs: Inputs | None = None,
     swap: bool = False,
-    numbers: dict[Computing, Numbers] | None = None,
+    numbers: dict[Occurrence, Numbers] | None = None,
 ) -> Mismatch | None:
     """Run a cut model on the units of the graph: wherever two channels meet, they must be of one unit. None: they are.
 
@@ -84,73 +84,13 @@ def mismatch(
     if failed is None and inputs is None and mode.trace.output_shapes != graph.trace_record.output_shapes:
         shapes = f"{mode.trace.output_shapes} instead of {graph.trace_record.output_shapes}"
         failed = Mismatch(f"the outputs are {shapes}", np.zeros(0, np.int64), "", mode.at)
-    strayed = [_other_places(graph, plan, mode.trace)]
-    strayed += [_other_parts(graph, plan, mode.trace), _other_size(graph, plan, mode.trace)] if inputs is None else []
-    return min((f for f in (*strayed, failed) if f), key=lambda f: f.at.op, default=None)
-
-
-def _other_places(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
-    """The first operation that cuts a dimension elsewhere than between the channels where the full model cuts it.
-
-    Labels alone cannot tell where a unit has several channels.
-    """
     kept = graph.kept_labels(plan)
-    for op, was in graph.trace_record.cuts.items():
-        now = found.cuts.get(op)
-        if now is not None and len(now.fronts) == len(was.fronts):
-            for a, b in zip(was.fronts, now.fronts, strict=True):
-                if _left(a, kept) != len(b):
-                    text = f"cuts channels at {len(b)}, where {_left(a, kept)} are left"
-                    return Mismatch(text, now.fronts[-1].numpy() if len(b) == 0 else b.numpy(), now.where, now.at)
-    return None
-
-
-def _other_parts(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
-    """The first reshape that sees a dimension in parts of other sizes than the plan leaves.
-
-    Labels alone cannot tell when the parts lie within units: statistics over half of a unit's channels, for instance.
-    """
-    kept = graph.kept_labels(plan)
-    for was in graph.trace_record.parts:
-        full, shapes = graph.trace_record.shapes[was.where], found.shapes.get(was.where, [])
-        shape = shapes[was.place] if len(shapes) == len(full) else ()
-        left = {d: _left(v, kept) for d, v in was.sizes.items()}
-        if len(shape) == len(full[was.place]) and any(shape[d] != n for d, n in left.items()):
-            text = f"sees channels as {[shape[d] for d in left]}, where {[*left.values()]} are left"
-            labels = np.concatenate([v.numpy() for v in was.sizes.values() if isinstance(v, Tensor)])
-            return Mismatch(text, graph.grouping.unit_of[labels], was.where, was.at)
-    return None
-
-
-def _other_size(graph: ChannelGraph, plan: HasKeep, found: Trace) -> Mismatch | None:
-    """The first contraction whose sizes are not those that the plan leaves (a reshape has moved units elsewhere).
-
-    A pass that failed is compared as far as it came. torch.einsum does without contractions over single units: from
-    there on the two passes cannot be held against each other.
-    """
-    kept = graph.kept_labels(plan)
-    unit_of = graph.grouping.unit_of
-    for was, now in zip(graph.trace_record.contractions, found.contractions, strict=False):
-        if not graph.trace_record.sized or (was.at.op, was.operation) != (now.at.op, now.operation):
-            return None
-        thin = 1 in [_left(f, kept) for f in (*was.factors, *was.out_factors)]
-        for a, b in ((was.factors, now.factors), (was.out_factors, now.out_factors)):
-            expected, sizes = [_left(f, kept) for f in a], [f if isinstance(f, int) else len(f) for f in b]
-            # Where a size is one, matmul folds batches.
-            folded = (thin or len(a) != len(b)) and math.prod(expected) == math.prod(sizes)
-            if expected != sizes and not folded:
-                vectors = [v.numpy() for v in (*was.factors, *was.out_factors) if isinstance(v, Tensor)]
-                labels = np.concatenate([np.zeros(0, np.int64), *vectors])
-                text = f"sizes are {sizes} where {expected} channels or positions are left"
-                return Mismatch(text, unit_of[labels[labels >= 0]], now.where, now.at)
-    return None
-
-
-def _left(size: Vector, kept: np.ndarray) -> int:
-    if isinstance(size, int):
-        return size
-    labels = size.numpy()
-    return int(((labels < 0) | kept[np.maximum(labels, 0)]).sum())
+    strayed = other_sizes(graph.trace_record, mode.trace, kept, failed is None, inputs is None)
+    found = None
+    if strayed is not None:
+        labels = strayed.labels
+        found = Mismatch(strayed.message, graph.grouping.unit_of[labels[labels >= 0]], strayed.where, strayed.at)
+    return min((f for f in (found, failed) if f), key=lambda f: f.at.op, default=None)
 
 
 def _wrong_shape(found: Mapping[str, Tensor], graph: ChannelGraph, plan: HasKeep) -> Mismatch | None:

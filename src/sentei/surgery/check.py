@@ -17,7 +17,7 @@ from sentei.graph.forward import run
 from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import Inputs, arguments, cast
 from sentei.graph.outputs import output_tensors
-from sentei.graph.record import Computing, Numbers, tied_pairs
+from sentei.graph.record import Numbers, Occurrence, tied_pairs
 from sentei.graph.rehearsal import no_garbage_collection, rehearse
 from sentei.graph.resize import carries_units, named_tensors
 from sentei.graph.tracer import LabelMode
@@ -50,12 +50,12 @@ def retrace(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs
     _retraced(small, graph, plan, inputs)
 
 
-def _retraced(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs | None) -> dict[Computing, Numbers]:
+def _retraced(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs | None) -> dict[Occurrence, Numbers]:
     """As `retrace`; returns the plain numbers that the cut model computes with."""
     dtypes = {p.dtype for p in small.parameters() if p.is_floating_point()}
     if inputs is None and len(dtypes) == 1 and graph.inputs.to(*dtypes).spec() != graph.inputs.spec():
         inputs = graph.inputs.to(*dtypes)
-    numbers: dict[Computing, Numbers] = {}
+    numbers: dict[Occurrence, Numbers] = {}
     with no_garbage_collection():
         fault = mismatch(small, graph, plan, inputs, numbers=numbers)
     if fault is not None:
@@ -69,7 +69,7 @@ def reference(
     graph: ChannelGraph,
     plan: HasKeep,
     example_inputs: Any,
-    numbers: Mapping[Computing, Numbers] | None = None,
+    numbers: Mapping[Occurrence, Numbers] | None = None,
 ) -> list[Tensor]:
     """Outputs of the full model where nothing reads a removed unit: what every cut is held against.
 
@@ -138,7 +138,7 @@ def check(
     )
 
 
-def _own_numbers(model: nn.Module, graph: ChannelGraph, inputs: Inputs | None) -> Mapping[Computing, Numbers]:
+def _own_numbers(model: nn.Module, graph: ChannelGraph, inputs: Inputs | None) -> Mapping[Occurrence, Numbers]:
     """The plain numbers that the full model computes with on inputs like these."""
     if inputs is None:
         return graph.trace_record.numbers
@@ -148,7 +148,7 @@ def _own_numbers(model: nn.Module, graph: ChannelGraph, inputs: Inputs | None) -
     return mode.trace.numbers
 
 
-def _changed(own: Mapping[Computing, Numbers], cut: Mapping[Computing, Numbers]) -> dict[Computing, Numbers]:
+def _changed(own: Mapping[Occurrence, Numbers], cut: Mapping[Occurrence, Numbers]) -> dict[Occurrence, Numbers]:
     """Where the cut model computes with other plain numbers than the full one, and with which."""
     found = {at: cut[at] for at, n in own.items() if at in cut and cut[at] != n}
     return {at: n for at, n in found.items() if -1 not in n or -1 not in own[at] or n[-1][0] == own[at][-1][0]}
@@ -167,7 +167,7 @@ def _difference(small: nn.Module, expected: list[Tensor], example_inputs: Any) -
 
 def _difference_in_double(
     model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: HasKeep, example_inputs: Any,
-    numbers: Mapping[Computing, Numbers],
+    numbers: Mapping[Occurrence, Numbers],
 ) -> float:  # fmt: skip
     """The same comparison in float64, which tells rounding in deep or badly scaled networks from a wrong cut."""
     args, kwargs = arguments(example_inputs)

@@ -15,7 +15,7 @@ from sentei.graph.copying import rebuilt, refreshed
 from sentei.graph.graph import HasKeep
 from sentei.graph.resize import named_tensors
 from sentei.surgery.history import cut_once_more
-from sentei.surgery.tensors import sliced
+from sentei.surgery.tensors import laid_out, sliced
 
 
 def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
@@ -79,9 +79,6 @@ def _size(graph: ChannelGraph, key: tuple[str, int]) -> int:
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = layouts.get(old.ndim, torch.contiguous_format)
-    kept = last if not old.is_contiguous() and old.is_contiguous(memory_format=last) else torch.contiguous_format
     shared = new.untyped_storage().data_ptr() == old.untyped_storage().data_ptr()
-    new = new.clone(memory_format=kept) if shared else new.contiguous(memory_format=kept)
+    new = laid_out(new, old, copy=shared)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new

@@ -10,7 +10,7 @@ from torch import nn
 from sentei.graph import ChannelGraph
 from sentei.graph.graph import HasKeep
 from sentei.graph.resize import named_tensors, swapped
-from sentei.surgery.tensors import sliced
+from sentei.surgery.tensors import laid_out, sliced
 
 
 @contextmanager
@@ -21,14 +21,15 @@ def slim(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Iterator[nn.Mo
     ...     loss = criterion(subnet(x), y)
     ...     loss.backward()          # gradients arrive in the full parameters
 
-    Slices of runs of neighbouring units are views; others are gathered. Buffers (BatchNorm statistics) are copies: what
+    It computes the same bits. Slices of runs of neighbouring units are views where that leaves them contiguous; others
+    are gathered. Buffers (BatchNorm statistics) are copies: what
     the subnet does to them is gone afterwards and never touches the full model's. Not for use from several threads.
     """
     graph.check_fits(model)
     graph.bind(plan.keep)
     cuts = graph.cuts(plan)
     named = named_tensors(model)
-    changed = sliced(graph, named, cuts)
+    changed = {name: laid_out(t, named[name]) for name, t in sliced(graph, named, cuts).items()}
     tensors = {id(named[name]): t for name, t in changed.items()}
     for name, t in named.items():
         if not isinstance(t, nn.Parameter):

@@ -26,3 +26,13 @@ def sliced(graph: ChannelGraph, named: Mapping[str, Tensor], cuts: Cuts) -> dict
             magnitude = out.get(norm.magnitude, named[norm.magnitude])
             out[norm.magnitude] = magnitude * torch.where(gone, 0 * before, after / before)
     return out
+
+
+def laid_out(new: Tensor, old: Tensor, copy: bool = False) -> Tensor:
+    """What was sliced out of a tensor in that one's memory format, with no other strides: kernels for other strides,
+    also of dimensions of one element, round otherwise. Copied only where needed, unless `copy`."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = layouts.get(old.ndim, torch.contiguous_format)
+    kept = last if not old.is_contiguous() and old.is_contiguous(memory_format=last) else torch.contiguous_format
+    strides = torch.empty(new.shape, device="meta", memory_format=kept).stride()
+    return new.clone(memory_format=kept) if copy or new.stride() != strides else new

@@ -219,7 +219,6 @@ def _evenly(
 @rule(*aten(RESHAPES))
 def reshape(mode: LabelMode, call: Call) -> None:
     layers = []
-    mode.trace.shapes.setdefault(mode.where, []).append(tuple(call.out.shape))
     for layer in mode.layers(call.args[0]):
         layer = _in_parts(mode, layer, call.out.shape)
         moved, splits = lab.reshape(layer, call.out.shape)
@@ -232,10 +231,10 @@ def reshape(mode: LabelMode, call: Call) -> None:
             if all(small.shape[d] == 1 for d in range(small.ndim) if d not in dims) and int(small.min()) >= 0:
                 core = small.reshape([small.shape[d] for d in dims])
                 moved = lab.tidy(mode.split(core, True, _free_axis(call, dims)).reshape(small.shape), moved.shape)
-                mode.seen_in_parts(moved, dims)
             else:
                 mode.freeze(layer, "is seen in parts, together with elements that hold no channel")
         layers.append(moved)
+    mode.shaped(call.out, layers)
     mode.put(call.out, layers + merged_expansion(mode, call.args[0], call.out))
 
 
