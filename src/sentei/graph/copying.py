@@ -15,6 +15,7 @@ from sentei.errors import SurgeryError
 from sentei.graph.outputs import output_tensors
 from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept
 
+EMPTY = frozenset((dict, OrderedDict, set, list))
 PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 
 
@@ -29,7 +30,8 @@ def rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Iterable[Att
     memo.update({id(m): type(m).__new__(type(m)) for m in plain})
     try:
         for module in plain:
-            memo[id(module)].__dict__.update({k: _copied(v, memo) for k, v in vars(module).items()})
+            own = {k: v if type(v) in PLAIN else _copied(v, memo) for k, v in vars(module).items()}
+            memo[id(module)].__dict__.update(own)
         new: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise SurgeryError(
@@ -57,7 +59,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in PLAIN:
         return value
-    if kind in (dict, OrderedDict) and not value:
+    if kind is tuple and all(type(v) in PLAIN for v in value):
+        return value
+    if kind in EMPTY and not value:
         return kind()
     if id(value) in memo:
         return memo[id(value)]

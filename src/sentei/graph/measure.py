@@ -58,6 +58,9 @@ def _shapes(full: Trace, cut: Trace, kept: np.ndarray, ended: bool) -> Iterator[
         now = cut.shapes.get(occurrence)
         if now is None or len(now.sizes) != len(was.sizes) or not _comparable(full, cut, *occurrence[:2], ended):
             continue
+        thin = 1 in [left(a, kept) for a in was.sizes if isinstance(a, Tensor)]
+        if thin and was.at.step != now.at.step:
+            continue  # torch.einsum reshapes otherwise where a size is one
         for a, b in zip(was.sizes, now.sizes, strict=True):
             if isinstance(a, Tensor) and left(a, kept) != _size(b):
                 text = f"is seen as {[_size(n) for n in now.sizes]}, where {left(a, kept)} channels are left"

@@ -39,13 +39,14 @@ def rehearse(
     cuts = cuts or {}
     tensors, names = _stand_ins(model, cuts)
     actor = rebuilt(model, tensors, attrs)
-    mode.sources = {id(t): n for n, t in named_tensors(actor).items() if n in names}
-    mode.trace.read.update(set(named_tensors(actor)) - names)
+    own = named_tensors(actor)
+    mode.sources = {id(t): n for n, t in own.items() if n in names}
+    mode.trace.read.update(own.keys() - names)
     actor.eval()
     first = mode.units is None
     with reads_noted(mode, actor) if first else nullcontext():
         run(mode, actor, inputs)
-    if first and {n for n, t in named_tensors(actor).items() if t.ndim > 1} - {n for n, _ in mode.trace.slots}:
+    if first and {n for n, t in own.items() if t.ndim > 1} - {n for n, _ in mode.trace.slots}:
         mode.trace.training = _train(mode, actor, inputs)
     elif not first and training is not None and _train(mode, actor, inputs) != training and mode.failed is not None:
         raise mode.failed.error
