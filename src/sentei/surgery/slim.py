@@ -22,8 +22,8 @@ def slim(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> Iterator[nn.Mo
     ...     loss.backward()          # gradients arrive in the full parameters
 
     It computes the same bits. Slices of runs of neighbouring units are views where that leaves them contiguous; others
-    are gathered. Buffers (BatchNorm statistics) are copies: what
-    the subnet does to them is gone afterwards and never touches the full model's. Not for use from several threads.
+    are gathered. Buffers (BatchNorm statistics) are copies: what the subnet does to them is gone afterwards and never
+    touches the full model's. Not for use from several threads.
     """
     graph.check_fits(model)
     graph.bind(plan.keep)
