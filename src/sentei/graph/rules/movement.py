@@ -6,7 +6,6 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ from sentei.graph.tracer import LabelMode, unknown
 VIEWS = """permute transpose t numpy_T mT movedim swapaxes expand unsqueeze squeeze detach alias lift_fresh
 lift"""
 COPIES = "repeat tile rot90 pixel_unshuffle repeat_interleave"
-PLACES = "select diagonal as_strided unfold index_select take_along_dim gather narrow_copy"
-"""Operations that take elements by their place, in whatever order."""
 RESHAPES = "view reshape _unsafe_view _reshape_alias flatten unflatten"
 
 
@@ -67,85 +64,6 @@ def view_as_complex(mode: LabelMode, call: Call) -> None:
     mode.put(call.out, layers)
 
 
-@rule(*aten(PLACES))
-def places(mode: LabelMode, call: Call) -> None:
-    """Elements taken by their place: what is taken, and each that is taken alone, must stay in its place.
-
-    Layers that do not vary where the operation picks pass as in any other movement.
-    """
-    source, out = call.args[0], call.out
-    dims = [call[name] % source.ndim for name in ("dim", "dim1", "dim2", "dimension") if call.has(name)]
-    dims = dims or list(range(source.ndim))
-    hit = [x for x in mode.layers(source) if set(dims).intersection(lab.varying(x))]
-    for layer in hit:
-        if call.name == "aten.select" and len(lab.varying(layer)) == 1:
-            place = call["index"] % source.shape[dims[0]]
-            mode.cut_at(lab.first_along(layer, dims[0]), [place, place + 1])
-        elif call.name == "aten.index_select" and len(lab.varying(layer)) == 1 and not call["index"].is_meta:
-            _by_list(mode, lab.first_along(layer, dims[0]), call["index"])
-        elif call.name != "aten.select":
-            mode.freeze(layer, f"elements are taken by their place in {call.name}")
-    kept = tuple(x for x in mode.layers(source) if not any(x is h for h in hit))
-    if call.name in ("aten.select", "aten.index_select") and not any(t.is_meta for t in list(call.tensors())[1:]):
-        kept = mode.layers(source)
-    if any(mode.layers(t) for t in list(call.tensors())[1:]):
-        unknown(mode, call)
-        return
-    mode.put(out, [lab.tidy(_taken(call, x), out.shape) for x in kept])
-
-
-def _taken(call: Call, layer: Tensor) -> Tensor:
-    if call.name in ("aten.as_strided", "aten.gather", "aten.take_along_dim"):
-        return lab.narrow(layer, ()).reshape([1] * call.out.ndim).expand(call.out.shape)
-    args = [torch.zeros(a.shape, dtype=a.dtype) if isinstance(a, Tensor) and a.is_meta else a for a in call.args[1:]]
-    moved: Tensor = call.func(layer, *args, **call.kwargs)
-    return moved
-
-
-def _by_list(mode: LabelMode, vector: Tensor, index: Tensor) -> None:
-    """A list of places: a run of neighbours, forwards or backwards, is a slice; any other needs all to stay."""
-    places = index.reshape(-1)
-    steps = places.diff()
-    if index.ndim == 1 and len(places) > 1 and (bool((steps == 1).all()) or bool((steps == -1).all())):
-        low, high = int(places.min()), int(places.max())
-        mode.cut_at(vector, [low, high + 1])
-    else:
-        mode.freeze(vector, "channels are taken by a list of places")
-
-
-@rule("aten.roll")
-def roll(mode: LabelMode, call: Call) -> None:
-    """What is shifted over the end comes in front: a cut at that place."""
-    x, shifts = call.args[0], call["shifts"]
-    dims = [d % x.ndim for d in (call["dims"] or [])]
-    shifts = list(shifts) if isinstance(shifts, (list, tuple)) else [shifts]
-    for layer in mode.layers(x):
-        hit = set(lab.varying(layer)).intersection(dims) if dims else set(lab.varying(layer))
-        if hit and (len(lab.varying(layer)) > 1 or not dims):
-            mode.freeze(layer, "is rolled along one of several dimensions that it spans")
-        elif hit:
-            d = hit.pop()
-            mode.cut_at(
-                lab.first_along(layer, d), [-s % x.shape[d] for s, e in zip(shifts, dims, strict=True) if e == d]
-            )
-    mode.put(call.out, [_along(call, layer, dims) for layer in mode.layers(x)])
-
-
-@rule("aten.flip")
-def flip(mode: LabelMode, call: Call) -> None:
-    x = call.args[0]
-    mode.put(call.out, [_along(call, layer, [d % x.ndim for d in call["dims"]]) for layer in mode.layers(x)])
-
-
-def _along(call: Call, layer: Tensor, dims: Sequence[int]) -> Tensor:
-    """The layer after an operation that moves elements along some dimensions (of the tensor as a whole if none)."""
-    vary = lab.varying(layer)
-    if dims and not set(dims).intersection(vary):
-        return layer
-    moved: Tensor = call.func(lab.narrow(layer, vary) if dims else layer, *call.args[1:], **call.kwargs)
-    return lab.tidy(moved, call.out.shape)
-
-
 @rule("aten.constant_pad_nd")
 def pad(mode: LabelMode, call: Call) -> None:
     """Padding along the channels adds -1, no unit; along other dimensions the new elements belong to their channel."""
@@ -171,40 +89,12 @@ def shuffle(mode: LabelMode, call: Call) -> None:
     layers = []
     for layer in mode.layers(x):
         if dim in lab.varying(layer):
-            layer = _evenly(mode, layer, dim, parts, flip=pixels)
+            layer = evenly(mode, layer, dim, parts, flip=pixels)
         layers.append(lab.tidy(call.func(layer, n)))
     mode.put(call.out, layers)
 
 
-@rule("aten.slice")
-def slice_(mode: LabelMode, call: Call) -> None:
-    """Parts of equal size shrink evenly: halves (`x[:, :n // 2]`) and strides (`x[:, ::2]`)."""
-    source = call.args[0]
-    dim = call["dim"] % source.ndim
-    n, kept, step = source.shape[dim], call.out.shape[dim], call["step"]
-    layers = []
-    for layer in mode.layers(source):
-        start = _first(call["start"], n)
-        if dim in lab.varying(layer) and kept < n:
-            if step == 1 and kept and n % kept == 0 and start % kept == 0:
-                layer = _evenly(mode, layer, dim, (n // kept, kept))
-            elif step > 1 and n % step == 0:
-                layer = _evenly(mode, layer, dim, (n // step, step), flip=True)
-            elif step > 1:
-                mode.freeze(layer, "every second or so of its channels is taken, and they are no even number")
-        if dim in lab.varying(layer) and step == 1 and len(lab.varying(layer)) == 1:
-            mode.cut_at(lab.first_along(layer, dim), [start, start + kept])
-        layers.append(call.func(layer, *call.args[1:], **call.kwargs))
-    mode.put(call.out, layers)
-
-
-def _first(start: int | None, n: int) -> int:
-    if start is None:
-        return 0
-    return min(max(start + n, 0) if start < 0 else start, n)
-
-
-def _evenly(
+def evenly(
     mode: LabelMode, layer: Tensor, dim: int, parts: tuple[int, int], flip: bool = False, view: bool = False
 ) -> Tensor:
     """Relabel one dimension as parts that shrink together. `flip`: the parts are interleaved."""
@@ -262,7 +152,7 @@ def _in_parts(mode: LabelMode, layer: Tensor, shape: Sequence[int]) -> Tensor:
             inner = {p // before for p in left if before < p < before * width and p % before == 0}
             parts = inner.pop() if len(inner) == 1 else 1
             if parts > 1 and width % parts == 0:
-                return _evenly(mode, layer, vary[0], (parts, width // parts), view=True)
+                return evenly(mode, layer, vary[0], (parts, width // parts), view=True)
     return layer
 
 
@@ -275,28 +165,6 @@ def _free_axis(call: Call, dims: list[int]) -> int:
     return given[0] if given else 0 if image else -1
 
 
-@rule(*aten("split split_with_sizes chunk unbind unsafe_split unsafe_chunk tensor_split hsplit vsplit"))
-def split(mode: LabelMode, call: Call) -> None:
-    """Equal parts shrink evenly; each part takes its piece of the labels."""
-    source, outs = call.args[0], call.outputs()
-    dim = (call["dim"] if call.has("dim") else 0) % source.ndim
-    parts: list[list[Tensor]] = [[] for _ in outs]
-    unbind = call.name == "aten.unbind"
-    equal = not unbind and len({o.shape[dim] for o in outs}) == 1
-    for layer in mode.layers(source):
-        if equal and dim in lab.varying(layer) and len(outs) > 1:
-            layer = _evenly(mode, layer, dim, (len(outs), source.shape[dim] // len(outs)))
-        if dim in lab.varying(layer) and not unbind:
-            if len(lab.varying(layer)) > 1:
-                mode.freeze(layer, "is split along one of several dimensions that it spans")
-            else:
-                mode.cut_at(lab.first_along(layer, dim), list(itertools.accumulate(o.shape[dim] for o in outs)))
-        for i, piece in enumerate(call.func(layer, *call.args[1:], **call.kwargs)):
-            parts[i].append(piece)
-    for out, pieces in zip(outs, parts, strict=True):
-        mode.put(out, pieces)
-
-
 @rule("aten.glu")
 def glu(mode: LabelMode, call: Call) -> None:
     """The first half of `dim` times the sigmoid of the second: the halves are one."""
@@ -304,7 +172,7 @@ def glu(mode: LabelMode, call: Call) -> None:
     layers = []
     for layer in mode.layers(x):
         if dim in lab.varying(layer):
-            layer = _evenly(mode, layer, dim, (2, x.shape[dim] // 2))
+            layer = evenly(mode, layer, dim, (2, x.shape[dim] // 2))
             first, second = layer.chunk(2, dim)
             mode.tie(first, second)
             layers.append(lab.tidy(first))
@@ -345,37 +213,6 @@ def cat(mode: LabelMode, call: Call) -> None:
         flat = [(shape, tuple(x.narrow(dim, 0, 1) for x in g)) for g in across]
         joined += [x.expand(out.shape) for x in combine(mode, shape, flat)]
     mode.put(out, joined)
-
-
-@rule("aten.index")
-def index(mode: LabelMode, call: Call) -> None:
-    """Index with constant tables; an index that depends on activations freezes what it picks from."""
-    source, table = call.args[0], list(call.args[1])
-    indexed = [d for d, i in enumerate(table) if i is not None]
-    layers = []
-    for layer in mode.layers(source):
-        if not set(indexed).intersection(lab.varying(layer)):
-            layers.append(_carry(layer, call, table, indexed))
-        elif any(i is not None and i.is_meta for i in table):
-            mode.freeze(layer, "is indexed by values that depend on the input")
-        else:
-            if len(indexed) == 1 and len(lab.varying(layer)) == 1 and table[indexed[0]].dtype != torch.bool:
-                _by_list(mode, lab.first_along(layer, indexed[0]), table[indexed[0]])
-            else:
-                mode.freeze(layer, "channels are taken by a list of places")
-            layers.append(lab.tidy(call.func(layer, table)))
-    mode.put(call.out, layers)
-
-
-def _carry(layer: Tensor, call: Call, table: list[Any], indexed: list[int]) -> Tensor:
-    """The layer after indexing only dimensions along which it is constant, without knowing the index."""
-    if any(i is not None and i.dtype == torch.bool for i in table):
-        rest = [layer.shape[d] for d in range(layer.ndim) if d not in indexed]
-        return lab.tidy(lab.narrow(layer, [d for d in range(layer.ndim) if d not in indexed]).reshape(rest)).expand(
-            call.out.shape
-        )
-    first = [None if i is None else torch.zeros(i.shape, dtype=torch.long) for i in table]
-    return lab.tidy(call.func(layer, first))
 
 
 @rule("aten.embedding")
