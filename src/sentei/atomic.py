@@ -25,12 +25,13 @@ def write_atomic(path: str | Path, payload: bytes) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"could not write {path} ({len(payload) / 1e6:.1f} MB): {error.strerror or error}. "
             "The previous file, if any, is untouched; free some space or choose another folder"
         ) from error
+    finally:  # also when a signal comes in the middle
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

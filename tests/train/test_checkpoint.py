@@ -85,6 +85,21 @@ def test_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatc
     assert os.listdir(tmp_path) == ["a.ckpt"]
 
 
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_signal_while_writing_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch, step) -> None:
+    path = tmp_path / "a.ckpt"
+    write_atomic(path, b"old")
+
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, step, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_while_appending_to_the_journal(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")

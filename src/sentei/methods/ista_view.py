@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from torch import Tensor, nn
 
+from sentei.atomic import write_atomic
 from sentei.console import screen
 from sentei.graph import ChannelGraph
 from sentei.methods.ista_round import Round
@@ -88,6 +90,6 @@ def picture(before: dict[str, Tensor], after: dict[str, Tensor], path: Path) -> 
             line = [(left + step * (k + side), y) for k, y in enumerate(tops) for side in (0, 1)]
             draw.line(line, fill=colour, width=2)
         draw.line([(left, base), (left + wide - 20, base)], fill="black")
-    temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())
