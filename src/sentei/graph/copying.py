@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sentei.errors import SurgeryError
 from sentei.graph.outputs import output_tensors
-from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept
+from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept, set_attribute
 
 EMPTY = frozenset((dict, OrderedDict, set, list))
 PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
@@ -38,7 +38,7 @@ def rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Iterable[Att
             f"the model cannot be deep-copied, which a cut needs: {type(error).__name__}: {error}"
         ) from error
     for module, attr, value in attrs:
-        memo[id(module)].__dict__[attr] = value
+        set_attribute(memo[id(module)], attr, value)
     return new
 
 

@@ -15,10 +15,12 @@ from torch import nn
 
 from sentei.errors import PlanError
 from sentei.graph.bundles import completed
+from sentei.graph.copying import rebuilt
 from sentei.graph.cost import Cost, CostModel, Costs
 from sentei.graph.fields import Field, site_values
 from sentei.graph.groups import Group, Grouping
 from sentei.graph.inputs import Inputs
+from sentei.graph.memory import emptied
 from sentei.graph.record import Site, Trace
 from sentei.graph.resize import Attribute, Cuts, attributes, named_tensors
 from sentei.graph.structure import Structure
@@ -197,8 +199,14 @@ class ChannelGraph:
             stay = _stay(site.labels.numpy(), kept)
             if not stay.all():
                 counts[i] = int(stay.sum())
-        given = site_values(model, self.sites, counts)
+        lost = [m for m in self.trace_record.memories if not _stay(m.labels.numpy(), kept).all()]
+        given = [*site_values(model, self.sites, counts), *emptied(model, lost)]
         return attributes(model, names, self.cuts(plan) if cuts is None else cuts, given)
+
+    def without_memory(self, model: nn.Module) -> nn.Module:
+        """The model, or a copy that holds no features of earlier passes if it does."""
+        held = emptied(model, self.trace_record.memories)
+        return rebuilt(model, {}, held) if held else model
 
     def stale(self, plan: HasKeep) -> tuple[str, ...]:
         """Plain numbers of modules that may speak of a width that the plan changes, and that a cut leaves alone."""

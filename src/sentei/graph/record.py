@@ -130,6 +130,16 @@ class Read:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """An attribute in which the forward pass keeps features, and what it held before: no tensor."""
+
+    module: str
+    attr: str
+    before: Any
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class WeightNorm:
     """A weight computed from two parameters: `magnitude` times `direction` over its norm for each index of `dim`."""
 
@@ -174,6 +184,7 @@ class Trace:
     contracted: list[Tensor] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
+    memories: list[Memory] = field(default_factory=list)
     numbers: dict[Occurrence, Numbers] = field(default_factory=dict)
     output_shapes: list[tuple[int, ...]] = field(default_factory=list)
     sized: bool = False

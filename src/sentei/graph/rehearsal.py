@@ -16,6 +16,7 @@ from sentei.graph.copying import rebuilt
 from sentei.graph.fields import reads_noted
 from sentei.graph.forward import run
 from sentei.graph.inputs import Inputs
+from sentei.graph.memory import memories
 from sentei.graph.record import Ending
 from sentei.graph.resize import Attribute, Cuts, carries_units, cut_shape, named_tensors
 from sentei.graph.tracer import LabelMode
@@ -46,6 +47,8 @@ def rehearse(
     first = mode.units is None
     with reads_noted(mode, actor) if first else nullcontext():
         run(mode, actor, inputs)
+    if first:
+        mode.trace.memories += memories(model, actor)
     if first and {n for n, t in own.items() if t.ndim > 1} - {n for n, _ in mode.trace.slots}:
         mode.trace.training = _train(mode, actor, inputs)
     elif not first and training is not None and _train(mode, actor, inputs) != training and mode.failed is not None:

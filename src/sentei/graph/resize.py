@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 Attribute = tuple[nn.Module, str, Any]
+ABSENT = object()
+"""The value of an attribute that a module is to be without."""
 FOLLOWED = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
 """Layers whose attributes follow from the shapes of their parameters."""
 Cuts = Mapping[str, Sequence[tuple[int, np.ndarray]]]
@@ -150,11 +152,19 @@ def swapped(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Sequence[Att
                         store[key] = tensors[id(t)]
         for module, attr, value in attrs:
             undo.append((module.__dict__, attr, module.__dict__[attr]))
-            module.__dict__[attr] = value
+            set_attribute(module, attr, value)
         yield
     finally:
         for store, key, old in reversed(undo):
             store[key] = old
+
+
+def set_attribute(module: nn.Module, attr: str, value: Any) -> None:
+    """Set a plain attribute past what the module's own code does when one is set."""
+    if value is ABSENT:
+        module.__dict__.pop(attr, None)
+    else:
+        module.__dict__[attr] = value
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def retrace(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs
 
     Raises SurgeryError that names the module where channels no longer meet the channels they met before.
     """
-    _retraced(small, graph, plan, inputs)
+    _retraced(graph.without_memory(small), graph, plan, inputs)
 
 
 def _retraced(small: nn.Module, graph: ChannelGraph, plan: HasKeep, inputs: Inputs | None) -> dict[Occurrence, Numbers]:
@@ -77,7 +77,7 @@ def reference(
     kept ones. `numbers` are plain numbers to compute with in place of the model's own, by operation: those that the
     cut model derives from its widths. The model itself stays as it is, a copy runs.
     """
-    actor = rebuilt(model, {})
+    actor = rebuilt(graph.without_memory(model), {})
     sources = {id(t): n for n, t in named_tensors(actor).items() if carries_units(t) and t.ndim}
     kept = torch.from_numpy(graph.kept_units(plan))
     mode = LabelMode(sources, units=graph.slot_units(), kept=kept, numbers=numbers)
@@ -111,6 +111,7 @@ def check(
     SurgeryError if they differ by more, and where there is nothing to compare.
     """
     graph.check_fits(model)
+    model, small = graph.without_memory(model), graph.without_memory(small)
     given = Inputs.of(example_inputs)
     other = given if given.spec() != graph.inputs.spec() else None
     numbers = _changed(_own_numbers(model, graph, other), _retraced(small, graph, plan, other))
