@@ -1,5 +1,6 @@
 """The `sentei` command. Importing PyTorch takes seconds, and Ctrl-C during those must not show a traceback either."""
 
+import signal
 import sys
 
 
@@ -9,4 +10,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. Nothing was written.", file=sys.stderr)
         return 130
-    return command()
+    code = command()
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is said and done: only the interpreter is left to end
+        signal.signal(number, signal.SIG_IGN)
+    return code

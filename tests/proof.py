@@ -157,7 +157,7 @@ def prove(
         assert same_bits(outputs(subnet, inputs), expected)
     if folder is not None:
         save(small, plan, folder)
-        fresh = copy.deepcopy(model)
+        fresh = copy.deepcopy(graph.without_memory(model))
         with torch.no_grad():
             for p in fresh.parameters():
                 p.fill_(0.125)

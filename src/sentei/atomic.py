@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -24,14 +25,16 @@ def write_atomic(path: str | Path, payload: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise CheckpointError(
-            f"could not write {path} ({len(payload) / 1e6:.1f} MB): {error.strerror or error}. "
-            "The previous file, if any, is untouched; free some space or choose another folder"
-        ) from error
-    finally:  # also when a signal comes in the middle
+    except (OSError, KeyboardInterrupt) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        room = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        raise CheckpointError(
+            f"could not write {path} ({len(payload) / 1e6:.1f} MB): {error.strerror or error}. "
+            f"The previous file, if any, is untouched; {room}choose another folder"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

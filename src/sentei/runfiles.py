@@ -180,7 +180,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     if not isinstance(config, dict) or "resolved" not in config:
-        raise CheckpointError(f"{file} was not written by sentei: it has no section 'resolved'")
+        raise CheckpointError(f"{file} is damaged, or was not written by sentei: it has no section 'resolved'")
     if not is_sealed_yaml(payload):
         raise CheckpointError(_altered(file))
     validated(Config, config, file)

@@ -188,8 +188,8 @@ def _refuse_other(folder: Path, stored: Mapping[str, Any], given: Mapping[str, A
     name, before, now = different
     hint = HINTS.get(name, "Go on with the same settings").format(stored=before)
     raise ConfigError(
-        f"{folder} holds a half-finished run with another {name}: there {before!r}, now {now!r}. {hint}, or choose "
-        "another run directory (--overwrite, overwrite=True starts again)"
+        f"{folder} holds a half-finished run with other settings: {name} is {before!r} there, {now!r} now. {hint}, or "
+        "choose another run directory (--overwrite, overwrite=True starts again)"
     )
 
 

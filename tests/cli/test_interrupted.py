@@ -72,7 +72,7 @@ def test_kill_9_of_a_real_process(trained, tmp_path, capsys):
     assert not (folder / "summary.json").exists()
 
     assert main([*arguments, "--lr", "0.5", "--run", str(folder)]) == 2
-    assert "half-finished run with another recipe.lr: there 0.02, now 0.5" in capsys.readouterr().err
+    assert "half-finished run with other settings: recipe.lr is 0.02 there, 0.5 now" in capsys.readouterr().err
     assert main([*arguments, "--run", str(folder)]) == 0
     assert f"Going on with the half-finished run in {folder}" in capsys.readouterr().out
     assert results(folder) == results(tmp_path / "whole")
@@ -214,7 +214,7 @@ def test_a_run_whose_data_changed_is_not_resumed(sentei, dying, tmp_path):
     (tmp_path / "mine.py").write_text(source.replace("SIZE", "300"))
     refused = sentei("resume", "x", "--trust")
     assert refused.code == 2
-    assert "another data.train: there 180, now 270" in refused.err
+    assert "other settings: data.train is 180 there, 270 now" in refused.err
 
 
 def test_a_changed_fitness_is_found_and_the_search_goes_on(trained, tmp_path, sentei, dying, caplog):
@@ -258,7 +258,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(trained, tmp_path, sentei,
         patch.setenv("OMP_NUM_THREADS", "2")
         refused = sentei("resume", "x")
         assert refused.code == 2
-        assert "another threads: there 1, now 2" in refused.err
+        assert "other settings: threads is 1 there, 2 now" in refused.err
         assert "set OMP_NUM_THREADS=1" in refused.err
     done = sentei("resume", "x")
     assert done.code == 0, done.err

@@ -94,7 +94,7 @@ def test_moved_images_are_named_again_and_their_content_decides(sentei, killed, 
     photos(tmp_path / "others", shift=1)
     other = sentei("resume", "../home/x", "--data", "imagefolder:../others")
     assert other.code == 2
-    assert "another data.content" in other.err
+    assert "other settings: data.content is" in other.err
     assert sentei("resume", "../home/x", "--data", "imagefolder:../moved").code == 0
     assert sentei("evaluate", "../home/x").code == 0  # the new place was noted
 
@@ -105,7 +105,7 @@ def test_moved_code_is_named_again_and_its_content_decides(sentei, killed, tmp_p
     assert "mine.py is not there any more" in sentei("resume", "../home/x", "--trust").err
     Path("other.py").write_text(MINE.replace("nn.ReLU()", "nn.Tanh()"))
     other = sentei("resume", "../home/x", "--model", "other.py:net", "--data", "moved.py:images")
-    assert "another code" in other.err
+    assert "other settings: code is" in other.err
     done = sentei("resume", "../home/x", "--model", "moved.py:net", "--data", "moved.py:images")
     assert done.code == 0, done.err
 
@@ -116,7 +116,7 @@ def test_moved_weights_are_named_again_and_their_content_decides(sentei, killed,
     shutil.move(tmp_path / "home/w.pt", "moved.pt")
     assert "w.pt is not there any more" in sentei("resume", "../home/x").err
     torch.save(build_model("digitsnet").state_dict(), "other.pt")
-    assert "another base_sha256" in sentei("resume", "../home/x", "--weights", "other.pt").err
+    assert "other settings: base_sha256 is" in sentei("resume", "../home/x", "--weights", "other.pt").err
     assert sentei("resume", "../home/x", "--weights", "moved.pt").code == 0
 
 

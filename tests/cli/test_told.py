@@ -29,7 +29,7 @@ def test_amounts(text, value):
 
 @pytest.mark.parametrize("text", ["half", "50 percent", "%", "M", "", "5O%"])
 def test_amounts_that_are_none(text):
-    with pytest.raises(ConfigError, match="is not understood; expected a share such as 0.5 or 50%"):
+    with pytest.raises(ConfigError, match="is no amount; expected a share such as 0.5 or 50%"):
         amount(text)
 
 
@@ -38,7 +38,7 @@ def test_a_budget_in_percent(sentei, trained):
     assert json.loads(Path("x/summary.json").read_text())["budget"] == {"macs": 0.5}
     refused = sentei("prune", trained, "--macs", "half", "--run", "y", *QUICK)
     assert refused.code == 2
-    assert refused.err.startswith("Error: a budget of 'half' is not understood")
+    assert refused.err.startswith("Error: 'half' is no amount")
 
 
 @pytest.mark.parametrize("limits", [(), ("--max-ratio", 1), ("--max-ratio", 0.3), ("--round-to", 1, "--keep", "conv2")])

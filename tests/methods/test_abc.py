@@ -130,7 +130,7 @@ def test_an_interrupted_search_goes_on(model, data, tmp_path):
         patch.setattr(Recalibrate, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prune(model, data, method="abc", run_dir=tmp_path, **given)
-        with pytest.raises(ConfigError, match="another guide: there 1.5, now 0.5"):
+        with pytest.raises(ConfigError, match="other settings: guide is 1.5 there, 0.5 now"):
             prune(model, data, method="abc", run_dir=tmp_path, guide=0.5, **given)
         result = prune(model, data, method="abc", run_dir=tmp_path, **given)
     assert len(calls) == 25  # 10 before the stop, the one that was in flight, and the 14 that were left

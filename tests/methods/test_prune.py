@@ -158,7 +158,7 @@ def test_a_model_from_python_resumes_by_calling_again(model, data, tmp_path):
         patch.setattr(loop._Run, "save", stop_after_the_first_epoch)
         with pytest.raises(KeyboardInterrupt):
             prune(model, data, run_dir=tmp_path / "run", **given)
-    with pytest.raises(ConfigError, match="another method: there 'l1', now 'l2'"):
+    with pytest.raises(ConfigError, match="other settings: method is 'l1' there, 'l2' now"):
         prune(model, data, run_dir=tmp_path / "run", method="l2", **given)
     result = prune(model, data, run_dir=tmp_path / "run", **given)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), result.model.state_dict().values(),
@@ -174,7 +174,7 @@ def test_a_run_resumed_with_other_weights_is_refused(model, data, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             prune(model, data, recipe=RECIPE, images=64, run_dir=tmp_path)
     torch.manual_seed(5)
-    with pytest.raises(ConfigError, match="another base_sha256"):
+    with pytest.raises(ConfigError, match="other settings: base_sha256"):
         prune(build_model("digitsnet"), data, recipe=RECIPE, images=64, run_dir=tmp_path)
 
 

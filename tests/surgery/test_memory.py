@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sentei import check, cut, slim, trace
+from sentei import check, cut, load, save, slim, trace
 from tests.proof import random_plan
 
 SHAPE = (2, 3, 8, 8)
@@ -70,3 +70,17 @@ def test_a_plan_that_leaves_the_features_whole_leaves_what_was_kept() -> None:
         small = cut(model, graph, plan)
         assert torch.equal(small.held, model.held)
         assert check(model, small, graph, plan, x).max_error == 0
+
+
+def test_a_network_that_remembers_is_saved_without_its_answers_and_loads(tmp_path) -> None:
+    model, x = Remembering("attribute").eval(), torch.randn(SHAPE)
+    graph = trace(model, x)
+    plan = random_plan(graph, 0, 0.5)
+    small = cut(model, graph, plan)
+    with torch.no_grad():
+        expected = cut(model, graph, plan)(x)
+        small(torch.randn(SHAPE))
+    with pytest.warns(UserWarning, match="depend on what it saw before"):
+        save(small, plan, tmp_path)
+    with pytest.warns(UserWarning, match="depend on what it saw before"), torch.no_grad():
+        assert torch.equal(load(Remembering("attribute"), tmp_path).eval()(x), expected)

@@ -2,6 +2,6 @@
 
 import sys
 
-from sentei.cli import main
+from sentei_main import main
 
 sys.exit(main())

@@ -10,10 +10,18 @@ import torch
 import tyro
 from torch import nn
 
-from sentei.cli.networks import announce, dense_model, load_run, packaged_weights, random_parameter
+from sentei.cli.networks import (
+    announce,
+    dense_model,
+    load_run,
+    packaged_weights,
+    random_parameter,
+    refuse_missing_run,
+)
 from sentei.cli.options import (
     MODEL,
     AsJson,
+    Code,
     DataOptions,
     Ref,
     Trust,
@@ -41,6 +49,7 @@ class Evaluate:
     """Weights, where RUN is a model."""
     split: Literal["test", "val"] = "test"
     """Which images to measure on."""
+    code: Code = None
     trust: Trust = False
     """Let the code run that the config of RUN names (FILE.py:FUNCTION)."""
     as_json: AsJson = False
@@ -78,15 +87,20 @@ class Evaluate:
         if self.weights is not None:
             raise ConfigError(f"{self.model} is a run and has its own weights; leave out --weights")
         summary, saved = read_summary(self.model), saved_command(self.model)
-        permit(self.model, [saved.dense.ref, None if self.images.data else saved.data.data], self.trust)
+        permit(
+            self.model,
+            [None if self.code else saved.dense.ref, None if self.images.data else saved.data.data],
+            self.trust,
+        )
         options = replace(self, images=self.images.filled(saved.data))
-        model, data = load_run(self.model, self.trust), options.images.load()
+        model, data = load_run(self.model, self.trust, self.code), options.images.load()
         part = summary.get("pruned", summary)
         same = data.identity["content"] == summary["data_description"]["content"]
         return model, data, part["accuracy" if self.split == "test" else "val_accuracy"] if same else None
 
     def named(self) -> tuple[nn.Module, Data, None]:
         """A model by reference, with weights, and the data that are asked for."""
+        refuse_missing_run(self.model)
         data = self.images.load(self.model)
         weights = absolute_or_none(self.weights)
         ref = packaged_weights(self.model, self.images.data) if weights is None else self.model

@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sentei.cli.options import Dense, is_code
-from sentei.cli.saved import permit, resume_hint, saved_command
+from sentei.cli.options import Dense, is_code, resolved_ref
+from sentei.cli.saved import Saved, permit, resume_hint, saved_command
 from sentei.console import say
 from sentei.errors import CheckpointError, ConfigError
 from sentei.models import build_model, load_weights
 from sentei.models.reference import TRAINED
 from sentei.runfiles import is_started
 from sentei.surgery import load
+from sentei.surgery.files import refuse_damaged
+from sentei.tensorfile import read_tensors
 from sentei.train import Data
 
 FEW = 500
@@ -31,13 +33,18 @@ def packaged_weights(ref: str, data: str | None) -> str:
 
 
 def dense_model(
-    ref: str, weights: str | None, data: Data, seed: int, trust: bool = False
+    ref: str, weights: str | None, data: Data, seed: int, trust: bool = False, code: str | None = None
 ) -> tuple[nn.Module, Dense]:
-    """Build a model for the data, with weights from a file, a run or the package; random ones follow from the seed."""
+    """Build a model for the data, with weights from a file, a run or the package; random ones follow from the seed.
+
+    `code` is the function of a run, where it lies now.
+    """
     refuse_missing_run(ref)
     torch.manual_seed(seed)
     if is_started(ref):
-        return _from_run(ref, weights, data, trust)
+        return _from_run(ref, weights, data, trust, code)
+    if code is not None:
+        raise ConfigError(f"{ref} is not the folder of a run; leave out --model {code}, or give it alone")
     channels = data.input_shape[0]
     in_channels = None if ref.startswith("torchvision:") and channels == 3 else channels
     dense = Dense(ref, weights, data.num_classes, in_channels)
@@ -46,7 +53,9 @@ def dense_model(
     return model, replace(dense, fresh=tuple(fresh))
 
 
-def _from_run(ref: str, weights: str | None, data: Data, trust: bool) -> tuple[nn.Module, Dense]:
+def _from_run(
+    ref: str, weights: str | None, data: Data, trust: bool, code: str | None
+) -> tuple[nn.Module, Dense]:
     folder, saved = Path(ref), saved_command(ref)
     if weights is not None:
         raise ConfigError(f"{ref} is a run and has its own weights; leave out --weights")
@@ -58,8 +67,7 @@ def _from_run(ref: str, weights: str | None, data: Data, trust: bool) -> tuple[n
     file = folder / "model.safetensors"
     if not file.is_file():
         raise CheckpointError(f"the run in {ref} is not finished. Go on with:  {resume_hint(ref)}")
-    dense = saved.dense
-    permit(ref, [dense.ref], trust)
+    dense = _dense(ref, saved, trust, code)
     if dense.num_classes != data.num_classes:
         raise ConfigError(f"{ref} was trained for {dense.num_classes} classes, the data has {data.num_classes}")
     model = dense.build()
@@ -67,15 +75,32 @@ def _from_run(ref: str, weights: str | None, data: Data, trust: bool) -> tuple[n
     return model, replace(dense, weights=str(file.resolve()), fresh=())
 
 
-def load_run(folder: str, trust: bool) -> nn.Module:
-    """The network of a finished run, dense or pruned, from its files alone."""
+def _dense(folder: str, saved: Saved, trust: bool, code: str | None) -> Dense:
+    """The dense model of a run, by the function that is named again or, where it may be called, by its own."""
+    if code is None:
+        permit(folder, [saved.dense.ref], trust)
+        return saved.dense
+    if not is_code(code) or not is_code(saved.dense.ref):
+        raise ConfigError(f"--model {code}: the model of {folder} is {saved.dense.ref}; only FILE.py:FUNCTION can move")
+    return replace(saved.dense, ref=resolved_ref(code))
+
+
+def load_run(folder: str, trust: bool, code: str | None = None) -> nn.Module:
+    """The network of a finished run, dense or pruned, from its files alone; `code` is where its function lies now."""
     saved = saved_command(folder)
-    permit(folder, [saved.dense.ref], trust)
-    model = saved.dense.build()
+    model = _dense(folder, saved, trust, code).build()
     if saved.verb == "prune":
         return load(model, folder)
     load_weights(model, Path(folder) / "model.safetensors", checked=True)
     return model
+
+
+def refuse_damaged_run(folder: Path, verb: str) -> None:
+    """CheckpointError if the network that a finished run left is not there as it was written."""
+    if verb == "prune":
+        refuse_damaged(folder)
+    elif verb == "train":
+        read_tensors(folder / "model.safetensors", checked=True)
 
 
 def refuse_missing_run(ref: str) -> None:

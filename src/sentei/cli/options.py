@@ -39,7 +39,7 @@ def amount(text: str) -> float:
         return float(given[:-1]) * SIZES[given[-1]] if given[-1:] in SIZES else float(given)
     except ValueError:
         raise ConfigError(
-            f"a budget of {text!r} is not understood; expected a share such as 0.5 or 50%, or a number such as 20M"
+            f"{text!r} is no amount; expected a share such as 0.5 or 50%, or a number such as 20M"
         ) from None
 
 
@@ -54,6 +54,14 @@ Amount = Annotated[float, _AMOUNT]
 OptionalAmount = Annotated[float | None, _AMOUNT]
 
 Trust = Annotated[bool, tyro.conf.arg(name="trust")]
+Code = Annotated[
+    str | None,
+    tyro.conf.arg(
+        name="model",
+        metavar="FILE.py:FUNCTION",
+        help="Where MODEL is a run made with such a function: the same function, where it lies now.",
+    ),
+]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 
@@ -121,7 +129,7 @@ class Limits:
     """Widths become multiples of this in groups of at least four times as many channels, of 4, 2, 1 in narrower."""
     min_width: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Units that every group keeps at least."""
-    max_ratio: Annotated[float, tyro.conf.arg(metavar="X")] = float(DEFAULT_CONSTRAINTS.ratios["*"])
+    max_ratio: Amount = float(DEFAULT_CONSTRAINTS.ratios["*"])
     """Largest share of its units that a group may lose."""
     keep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN")] = ()
     """Layers that stay whole, by name or pattern, with every group that they produce or read."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sentei.cli.networks import announce, dense_model, packaged_weights, random_parameter
+from sentei.cli.networks import announce, dense_model, packaged_weights, random_parameter, refuse_missing_run
 from sentei.cli.options import (
     MODEL,
     AsJson,
+    Code,
     DataOptions,
     Dense,
     Limits,
@@ -77,6 +78,7 @@ class Prune:
     """Prune a network with random weights after all."""
     overwrite: bool = False
     """Replace what the run directory holds."""
+    code: Code = None
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
     as_json: AsJson = False
@@ -95,7 +97,7 @@ class Prune:
         begin(self.folder, self.overwrite)
         options = self.filled()
         data = options.images.load(self.model)
-        model, dense = dense_model(*options.source(), data, self.recipe.seed, self.trust)
+        model, dense = dense_model(*options.source(), data, self.recipe.seed, self.trust, self.code)
         bare = random_parameter(dense)
         options.refuse_untrained(dense, bare)
         announce(self.model, dense, data, bare)
@@ -121,10 +123,15 @@ class Prune:
 
     def filled(self) -> Prune:
         """With the data of the run that is pruned, where none are given."""
+        refuse_missing_run(self.model)
         if not is_started(self.model):
             return self
         saved = saved_command(self.model)
-        permit(self.model, [saved.dense.ref, None if self.images.data else saved.data.data], self.trust)
+        permit(
+            self.model,
+            [None if self.code else saved.dense.ref, None if self.images.data else saved.data.data],
+            self.trust,
+        )
         return replace(self, images=self.images.filled(saved.data))
 
     def source(self) -> tuple[str, str | None]:

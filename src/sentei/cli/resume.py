@@ -12,7 +12,7 @@ import tyro
 from sentei.cli import fidelity as comparing
 from sentei.cli import prune as pruning
 from sentei.cli import train as training
-from sentei.cli.networks import runs_near
+from sentei.cli.networks import refuse_damaged_run, runs_near
 from sentei.cli.options import AsJson, Trust, path_of, resolved_ref
 from sentei.cli.running import Show, tell
 from sentei.cli.saved import Saved, permit, saved_command
@@ -67,6 +67,7 @@ class Resume:
                 lock = FolderLock(self.run)
                 clean_up(self.run)
                 lock.release()
+            refuse_damaged_run(self.run, saved.verb)
             say(f"{self.run} is finished already.")
             tell(show, self.run, self.as_json)
             return
@@ -95,7 +96,7 @@ class Resume:
         return replace(command, **given)
 
     def _refuse_lost(self, command: Command) -> None:
-        """CheckpointError, with what to type, if something lies no longer where the run has it."""
+        """ConfigError, with what to type, if something lies no longer where the run has it."""
         supernet = getattr(getattr(command, "how", None), "supernet", None)
         places = {
             "--model": (command.model, "MODEL"),
@@ -105,7 +106,7 @@ class Resume:
         }
         for option, (where, form) in places.items():
             if where is not None and (path := path_of(str(where))) is not None and not path.exists():
-                raise CheckpointError(
+                raise ConfigError(
                     f"{path} is not there any more. If it has moved, name its new place:  "
                     f"{resume_command(self.run)} {option} {form}"
                 )

@@ -52,7 +52,7 @@ def permit(folder: str | Path, code: Sequence[str | None], trust: bool, otherwis
 
     A run directory may come from anywhere, and so may what its config names. `otherwise` tells of another way.
     """
-    named = [ref for ref in code if is_code(ref)]
+    named = list(dict.fromkeys(ref for ref in code if is_code(ref)))
     if named and not trust:
         raise ConfigError(
             f"{folder} names code to run: {', '.join(map(str, named))}. None of it was run. If you trust it, add "

@@ -232,12 +232,12 @@ class ChannelGraph:
 
     def check_fits(self, model: nn.Module) -> None:
         """PlanError if the model is not the one (or not built like the one) this graph was traced from."""
-        found = {n: tuple(t.shape) for n, t in named_tensors(model).items()}
-        for name, shape in self.params.items():
-            if found.get(name) != shape:
-                have = "absent" if name not in found else f"{found[name]}"
+        found = {n: tuple(t.shape) for n, t in named_tensors(model).items() if isinstance(t, nn.Parameter)}
+        for name in [*self.params, *found]:
+            ours, theirs = self.params.get(name, "absent"), found.get(name, "absent")
+            if ours != theirs:
                 raise PlanError(
-                    f"this graph is of another model: parameter {name} is {shape} in the graph and {have} here"
+                    f"this graph is of another model: parameter {name} is {ours} in the graph and {theirs} here"
                 )
 
     def _structure(self) -> Structure:

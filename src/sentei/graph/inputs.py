@@ -65,6 +65,8 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How example inputs are passed to the model: a tensor or tuple by position, a dict by keyword."""
     if isinstance(example, Tensor):
         return (example,), {}
+    if isinstance(example, (tuple, list)) and example and all(isinstance(n, int) for n in example):
+        raise TraceError(f"example_inputs is a shape, {tuple(example)}; give a tensor: torch.zeros{tuple(example)}")
     if isinstance(example, (tuple, list)):
         return tuple(example), {}
     if isinstance(example, Mapping):

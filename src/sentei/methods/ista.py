@@ -167,7 +167,7 @@ class _Search:
         for name, why in self.left.items():
             self.pruning.say(f"  {name} stays whole: {why}")
         if self.rest and self.how.genes == "inner":
-            self.pruning.say(f"  {', '.join(self.rest[:4])} stay whole as residual streams; --genes all includes them")
+            self.pruning.say(f"  {', '.join(self.rest[:4])} kept whole as residual streams; --genes all includes them")
         if self.scaling.refused and self.alpha != 1:
             name, why = next(iter(self.scaling.refused.items()))
             self.pruning.say(f"  {len(self.scaling.refused)} groups keep alpha 1, {name} for instance: {why}")

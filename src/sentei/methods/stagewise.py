@@ -287,7 +287,8 @@ def tell_stages(pruning: Pruning, net: Supernet) -> None:
         f"{name} ({np.isin(groups, net.space.genes).sum()} genes, {share:.0%} of the MACs)"
         for name, groups, share in zip(net.stages.names, net.stages.inside, whole / max(whole.sum(), 1), strict=True)
     ]
-    pruning.say(f"{len(net.stages)} stages, up to the output of: {', '.join(parts)}")
+    count = f"{len(net.stages)} stage{'s' * (len(net.stages) > 1)}"
+    pruning.say(f"{count}, up to the output of: {', '.join(parts)}")
     if len(net.stages) == 1:
         pruning.say("  With one stage this is a sandwich supernet; --stages names modules that end a stage")
 

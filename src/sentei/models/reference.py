@@ -127,7 +127,18 @@ def _maker(ref: str) -> Callable[[dict[str, Any]], nn.Module]:
         return partial(_call, ref, load_function(ref))
     if ref.endswith(".py"):
         raise ModelError(f"{ref!r} is a file; name the function in it that builds the model as well: {ref}:FUNCTION.")
-    raise _unknown("model", ref, ZOO)
+    raise _unknown("model", ref, [*ZOO, *_elsewhere(ref)])
+
+
+def _elsewhere(name: str) -> list[str]:
+    """The name as torchvision or timm have it."""
+    from torchvision import models
+
+    found = [f"torchvision:{name}"] if name in models.list_models(module=models) else []
+    try:
+        return found + [f"timm:{name}"] * _timm().is_model(name)
+    except ModelError:
+        return found
 
 
 def _torchvision(name: str, given: dict[str, Any]) -> nn.Module:
@@ -176,6 +187,6 @@ def _call(ref: str, function: Callable[..., Any], given: dict[str, Any]) -> nn.M
 
 def _unknown(kind: str, name: str, names: Iterable[str], prefix: str = "") -> ModelError:
     names = list(names)
-    near = get_close_matches(name, names, 3, 0.5)
+    near = [n for n in names if n.endswith(f":{name}")] or get_close_matches(name, names, 3, 0.5)
     hint = f"Did you mean {', '.join(prefix + n for n in near)}?" if near else f"Known: {', '.join(names[:20])}."
     return ModelError(f"Unknown {kind} {prefix + name!r}. {hint} A model is {FORMS}.")

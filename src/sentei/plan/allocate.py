@@ -110,7 +110,7 @@ def rescaler(
 def note_on_use(graph: ChannelGraph, budget: Budget, widths: np.ndarray) -> str:
     """What to tell about these widths, int [n_groups]: what they leave of a budget, and which are slow."""
     widths = np.asarray(widths)
-    return _joined(_note(float(_load(graph, budget)(widths))), note_on_widths(graph, widths))
+    return _joined(_note(float(_load(graph, budget)(widths))), _avoidable(graph, widths))
 
 
 def note_on_widths(graph: ChannelGraph, widths: np.ndarray, before: np.ndarray | None = None) -> str:
@@ -127,7 +127,13 @@ def note_on_widths(graph: ChannelGraph, widths: np.ndarray, before: np.ndarray |
         return ""
     some = ", ".join(f"{graph.groups[i].name} {before[i]} -> {widths[i]}" for i in odd[:3])
     more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-    return f"odd widths, no multiples of {FAST}, run slower than their MACs tell ({some}{more}); round_to=8 avoids them"
+    return f"odd widths, no multiples of {FAST}, run slower than their MACs tell ({some}{more})"
+
+
+def _avoidable(graph: ChannelGraph, widths: np.ndarray, before: np.ndarray | None = None) -> str:
+    """The note on widths that were chosen in steps of `round_to`."""
+    odd = note_on_widths(graph, widths, before)
+    return f"{odd}; round_to=8 avoids them" if odd else ""
 
 
 def _joined(*notes: str) -> str:
@@ -172,7 +178,7 @@ def _planned(
     _check_reachable(graph, budget, constraints, ladder)
     widths, note = _descend(_load(graph, budget), ladder, order)
     nothing_asked = all(value == 1 for value in budget.limits.values())
-    slow = note_on_widths(graph, widths, constraints.widths_before(graph))
+    slow = _avoidable(graph, widths, constraints.widths_before(graph))
     return plan_from_widths(graph, widths, scores, note=_joined("" if nothing_asked else note, slow))
 
 

@@ -89,6 +89,13 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     return small
 
 
+def refuse_damaged(path: str | Path) -> None:
+    """CheckpointError if the files of a saved network are not all there, as they were written."""
+    record = _record(Path(path))
+    _plan(record, Path(path))
+    _payload(record, Path(path))
+
+
 def load_plan(path: str | Path) -> Plan:
     """The plan of a saved network; CheckpointError if the file is missing or altered."""
     return _plan(_record(Path(path)), Path(path))

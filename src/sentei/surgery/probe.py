@@ -75,7 +75,7 @@ def probe(model: nn.Module, inputs: Inputs, macs: int | None = None) -> Probe | 
     failed: list[Exception] = []
     for stirred, precision, tried in product((True, False), PRECISIONS, _candidates(inputs, macs)):
         try:
-            outputs, tolerance = _answers(model, tried, precision, stirred)
+            outputs, tolerance = _answers(model, tried, precision, stirred, twice=True)
             _check_telling(outputs)
         except Exception as error:  # the model's own code may raise anything
             failed.append(error)
@@ -183,8 +183,13 @@ class _Dtypes(TorchDispatchMode):
         return out
 
 
-def _answers(model: nn.Module, inputs: Inputs, precision: Precision, stirred: bool) -> tuple[list[Tensor], float]:
-    """Output tensors of a copy in eval mode, and the tolerance that the precisions on the way allow."""
+def _answers(
+    model: nn.Module, inputs: Inputs, precision: Precision, stirred: bool, twice: bool = False
+) -> tuple[list[Tensor], float]:
+    """Output tensors of a copy in eval mode, and the tolerance that the precisions on the way allow.
+
+    With `twice` the copy is asked again: what it answers must not depend on what it saw before.
+    """
     twin = copy.deepcopy(model).cpu().eval()
     if stirred:
         _stir(twin)
@@ -198,7 +203,14 @@ def _answers(model: nn.Module, inputs: Inputs, precision: Precision, stirred: bo
             outputs = output_tensors(twin(*args, **kwargs))
         if not torch.equal(before, torch.get_rng_state()):
             raise Silent("its outputs are random in eval mode")
+        again = output_tensors(twin(*args, **kwargs)) if twice else outputs
+        if not all(map(_close, outputs, again)):
+            raise Silent("its outputs depend on what it saw before")
     return outputs, max((_tolerance(t, precision) for t in dtypes.seen), default=TOLERANCE[torch.float64])
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-6, equal_nan=True)
 
 
 def _tolerance(dtype: torch.dtype, precision: Precision) -> float:
