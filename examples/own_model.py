@@ -20,7 +20,7 @@ class Net(nn.Module):
         self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False)
         self.norm = nn.BatchNorm2d(32)
         self.gate = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 32), nn.Sigmoid())
-        self.mix = nn.Conv2d(32, 48, 3, stride=2, padding=1)
+        self.mix = nn.Sequential(nn.Conv2d(32, 48, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(48))
         self.head = nn.Linear(48, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

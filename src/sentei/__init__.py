@@ -3,10 +3,10 @@
 from sentei.errors import SenteiError
 from sentei.graph import ChannelGraph, Cost, Group, Slice, trace
 from sentei.methods import PruneResult, prune
-from sentei.plan import Budget, Plan, compose, uniform
+from sentei.plan import Budget, Constraints, Plan, compose, uniform
 from sentei.surgery import check, cut, load, permute, retrace, save, slim
 
 __all__ = [
-    "Budget", "ChannelGraph", "Cost", "Group", "Plan", "PruneResult", "SenteiError", "Slice", "check", "compose", "cut",
-    "load", "permute", "prune", "retrace", "save", "slim", "trace", "uniform",
+    "Budget", "ChannelGraph", "Constraints", "Cost", "Group", "Plan", "PruneResult", "SenteiError", "Slice", "check",
+    "compose", "cut", "load", "permute", "prune", "retrace", "save", "slim", "trace", "uniform",
 ]  # fmt: skip

@@ -40,12 +40,15 @@ def test_example_any_network(capsys):
     assert "loaded equals saved: True" in capsys.readouterr().out
 
 
-def test_example_own_model(sentei):
+def test_example_own_model(sentei, tmp_path):
     own = ROOT / "examples/own_model.py"
     done = sentei("train", f"{own}:net", "--data", f"{own}:images", "--epochs", 1, "--run", "own")
     assert done.code == 0, done.err
     done = sentei("prune", "own", "--trust", "--method", "taylor", "--macs", 0.4, "--epochs", 1, "--run", "small")
     assert done.code == 0, done.err
+    done = sentei("prune", "own", "--trust", "--method", "ista", "--macs", 0.7, "--epochs", 1, "--run", "own-ista")
+    assert done.code == 0, done.err
+    assert (tmp_path / "own-ista/gammas.png").is_file()
     seen = sentei("inspect", f"{own}:net", "--groups")
     assert seen.code == 0
     assert "depthwise" in seen.out or "left" in seen.out
