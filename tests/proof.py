@@ -156,7 +156,7 @@ def prove(
     with slim(model, graph, plan) as subnet:
         assert same_bits(outputs(subnet, inputs), expected)
     if folder is not None:
-        save(small, plan, folder)
+        save(graph.without_memory(small), plan, folder)
         fresh = copy.deepcopy(graph.without_memory(model))
         with torch.no_grad():
             for p in fresh.parameters():

@@ -112,3 +112,48 @@ def test_differences_within_one_standard_error(after, within):
 def test_there_is_no_sentence_without_figures():
     summary = {"base": {"accuracy": None}, "pruned": {"accuracy": None}, "data_description": {"test": 0}}
     assert within_error(summary) is None
+
+
+def test_inspect_says_that_the_shape_was_a_guess(sentei, tmp_path):
+    (tmp_path / "grey.py").write_text("from torch import nn\ndef net():\n    return nn.Conv2d(1, 8, 3)\n")
+    refused = sentei("inspect", "grey.py:net")
+    assert refused.code == 2
+    assert "1x3x224x224 is a guess; --input N,C,H,W gives another" in refused.err
+    assert sentei("inspect", "grey.py:net", "--input", "1,1,8,8").code == 0
+
+
+def test_a_model_of_torchvision_is_suggested_by_its_full_name(sentei):
+    assert "Did you mean torchvision:vit_b_16?" in sentei("inspect", "vit_b_16").err
+
+
+def test_a_damaged_finished_run_is_not_called_finished(sentei, trained, tmp_path):
+    assert sentei("prune", trained, "--run", "small", "--epochs", 1, "--limit", 128, "--score-images", 64).code == 0
+    assert "is finished already" in sentei("resume", "small").out
+    weights = tmp_path / "small/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused = sentei("resume", "small")
+    assert refused.code == 2
+    assert "truncated or altered" in refused.err
+    (tmp_path / "small/plan.json").unlink()
+    assert sentei("resume", "small").code == 2
+
+
+def test_a_mistyped_run_is_answered_before_its_data_are_missed(sentei, trained):
+    for verb in ("prune", "evaluate"):
+        refused = sentei(verb, str(trained) + "x/y")
+        assert refused.code == 2
+        assert "there is no run directory" in refused.err
+
+
+def test_code_of_a_run_that_moved_is_named_again(sentei, tmp_path):
+    net = "from torch import nn\ndef net(num_classes):\n    return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(128, num_classes))\n"  # noqa: E501
+    (tmp_path / "mine.py").write_text(net)
+    quick = ("--epochs", 1, "--limit", 128)
+    assert sentei("train", "mine.py:net", "--data", "digits", "--run", "base", *quick).code == 0
+    (tmp_path / "mine.py").rename(tmp_path / "moved.py")
+    assert "there is no file" in sentei("evaluate", "base", "--trust").err
+    assert sentei("evaluate", "base", "--model", "moved.py:net").code == 0
+    done = sentei("prune", "base", "--model", "moved.py:net", "--run", "small", "--score-images", 64, *quick)
+    assert done.code == 0, done.err
+    assert "recorded the same" in sentei("evaluate", "small", "--model", "moved.py:net").out
+    assert "only FILE.py:FUNCTION can move" in sentei("evaluate", "base", "--model", "resnet20").err

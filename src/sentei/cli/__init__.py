@@ -28,7 +28,10 @@ from sentei.runfiles import has_progress, is_finished, version
 from sentei.train.threads import set_threads
 
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-ABOUT = "Make trained convolutional networks smaller by removing channels, and prove that each cut is correct."
+ABOUT = (
+    "Make trained convolutional networks smaller by removing channels, and prove that each cut is correct. "
+    "`sentei --version` tells the version."
+)
 
 
 class Terminated(KeyboardInterrupt):

@@ -16,7 +16,7 @@ from sentei.cli.options import MODEL, AsJson, Limits, Ref, Trust
 from sentei.cli.running import print_json
 from sentei.cli.saved import permit, quoted, saved_command
 from sentei.console import say, screen
-from sentei.errors import ConfigError
+from sentei.errors import ConfigError, TraceError
 from sentei.graph import ChannelGraph, trace
 from sentei.models import input_shape_of
 from sentei.report.tables import cost_table, frozen_table, group_table, smallest
@@ -43,7 +43,13 @@ class Inspect:
 
     def execute(self) -> None:
         model, shape = self.build()
-        graph = trace(model, torch.zeros(shape))
+        try:
+            graph = trace(model, torch.zeros(shape))
+        except TraceError as error:
+            if self.input is not None:
+                raise
+            guess = "x".join(map(str, shape))
+            raise TraceError(f"{error}\n{guess} is a guess; --input N,C,H,W gives another") from error
         if self.as_json:
             print_json(self.result(graph))
         else:

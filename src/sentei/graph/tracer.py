@@ -268,12 +268,15 @@ class LabelMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.op += 1
         call = Call(func, args, kwargs or {})
-        self.trace.counts[self.where, call.name] += 1
-        self.occurrence = Occurrence(self.where, call.name, self.trace.counts[self.where, call.name])
+        kind = (self.where, call.name)
+        self.trace.counts[kind] += 1
+        self.occurrence = Occurrence(*kind, self.trace.counts[kind])
         if call.name == "aten.index":
             call.args = (call.args[0], _places(call.args[1]))
         labelled = [t for t in call.tensors() if self.layers(t)]
-        self._numbers(call)
+        numbers = call.numbers()
+        if numbers:
+            self._compute_with(call, numbers)
         try:
             call.out = self._run(call)
         except Exception as error:
@@ -302,12 +305,9 @@ class LabelMode(TorchDispatchMode):
             for t in (*call.tensors(), *call.outputs()):
                 self.give_up(t, f"the rule for {call.name} failed: {type(error).__name__}: {first_line(error)}")
 
-    def _numbers(self, call: Call) -> None:
+    def _compute_with(self, call: Call, numbers: Numbers) -> None:
         """Note the plain numbers that an operation computes with, or exchange them for the given ones."""
-        found = call.numbers()
-        if not found:
-            return
-        self.trace.numbers[self.occurrence] = found
+        self.trace.numbers[self.occurrence] = numbers
         if self.occurrence in self.given:
             call.compute_with(self.given[self.occurrence])
 

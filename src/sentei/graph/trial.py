@@ -64,7 +64,8 @@ def mismatch(
     if wrong is not None:
         return wrong
     mode = LabelMode({}, units=graph.slot_units(plan))
-    cuts, attrs = (graph.cuts(plan), graph.attributes(model, plan)) if swap else ({}, [])
+    cuts = graph.cuts(plan) if swap else {}
+    attrs = graph.attributes(model, plan, cuts) if swap else []
     failed = None
     try:
         rehearse(mode, model, inputs or graph.inputs, cuts, attrs, training=graph.trace_record.training)

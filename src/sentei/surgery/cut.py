@@ -27,13 +27,13 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
     groups, num_features, normalized_shape, ...) follow. Raises PlanError if plan, graph and model do not fit.
     """
     graph.check_fits(model)
-    graph.bind(plan.keep)
-    named = named_tensors(model)
+    keep = graph.bind(plan.keep)
+    named, cuts = named_tensors(model), graph.cuts(plan)
     with torch.no_grad():
-        changed = sliced(graph, named, graph.cuts(plan))
+        changed = sliced(graph, named, cuts)
     replaced = {id(named[name]): _like(named[name], t.detach()) for name, t in changed.items()}
-    new = refreshed(rebuilt(model, replaced, graph.attributes(model, plan)))
-    return cut_once_more(new, graph.structure, graph.bind(plan.keep))
+    new = refreshed(rebuilt(model, replaced, graph.attributes(model, plan, cuts)))
+    return cut_once_more(new, graph.structure, keep)
 
 
 def permute(model: nn.Module, graph: ChannelGraph, order: Mapping[str, ArrayLike]) -> nn.Module:

@@ -41,6 +41,10 @@ def save(small: nn.Module, plan: Plan, path: str | Path, *, source: str | None =
     Raises PlanError, before anything is written, if network and plan do not belong together, so that `load` could not
     rebuild the network from the dense model, and CheckpointError if the files cannot be written.
     """
+    if not isinstance(small, nn.Module) or not isinstance(plan, Plan):
+        raise PlanError(
+            f"expected save(network, plan, path), got a {type(small).__name__}, a {type(plan).__name__} and {path!r}"
+        )
     if plan.structure is None:
         raise PlanError("this plan is not bound to a model: build it as Plan(keep, graph.structure)")
     small = unwrapped(small)
