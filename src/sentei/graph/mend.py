@@ -164,7 +164,7 @@ class Mender:
         comp = components(record)
         inner = np.unique(comp[np.concatenate([v.numpy() for v in record.contracted])])
         hit = [s for s in record.splits if s.view and np.isin(comp[s.labels.numpy().reshape(-1)], inner).any()]
-        kinds = [(s.signature[0], s.labels.shape[-2:]) for s in hit]  # q, k and v together
+        kinds = [(s.signature[0], s.labels.shape[-1]) for s in hit]  # q, k and v together
         for kind in dict.fromkeys(reversed(kinds)):
             alike = [s for s, other in zip(hit, kinds, strict=True) if other == kind]
             before, old = self.belief.graph(), {s.op: self.belief.choices.get(s.op, 0) for s in alike}

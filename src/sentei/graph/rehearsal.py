@@ -49,7 +49,7 @@ def rehearse(
         run(mode, actor, inputs)
     if first:
         mode.trace.memories += memories(model, actor)
-    if first and {n for n, t in own.items() if t.ndim > 1} - {n for n, _ in mode.trace.slots}:
+    if first and any(own[name].ndim > 1 for name in own.keys() - mode.trace.read):
         mode.trace.training = _train(mode, actor, inputs)
     elif not first and training is not None and _train(mode, actor, inputs) != training and mode.failed is not None:
         raise mode.failed.error
