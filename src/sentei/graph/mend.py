@@ -164,14 +164,20 @@ class Mender:
         comp = components(record)
         inner = np.unique(comp[np.concatenate([v.numpy() for v in record.contracted])])
         hit = [s for s in record.splits if s.view and np.isin(comp[s.labels.numpy().reshape(-1)], inner).any()]
-        kinds = [(s.signature[0], s.labels.shape[-1]) for s in hit]  # q, k and v together
+        kinds = [(s.signature[0], s.labels.shape[-2:]) for s in hit]  # q, k and v together
+        if len({(module, size) for module, (_, size) in kinds}) < len(set(kinds)) and self._let_heads_go(hit, True):
+            return
         for kind in dict.fromkeys(reversed(kinds)):
-            alike = [s for s, other in zip(hit, kinds, strict=True) if other == kind]
-            before, old = self.belief.graph(), {s.op: self.belief.choices.get(s.op, 0) for s in alike}
-            self._retrace({s.op: s.order.index(s.labels.ndim - 2) for s in alike})
-            after = self.belief.graph()
-            lost = [s.op for s in alike if _has_free(before, _of(s)) and not _has_free(after, _of(s))]
-            self._retrace({op: old[op] for op in lost})
+            self._let_heads_go([s for s, other in zip(hit, kinds, strict=True) if other == kind])
+
+    def _let_heads_go(self, splits: Sequence[Split], all_or_none: bool = False) -> bool:
+        """Whether all of the splits can shrink by whole heads. Those that cannot, or all, are left as they were."""
+        before, old = self.belief.graph(), {s.op: self.belief.choices.get(s.op, 0) for s in splits}
+        self._retrace({s.op: s.order.index(s.labels.ndim - 2) for s in splits})
+        after = self.belief.graph()
+        lost = [s.op for s in splits if _has_free(before, _of(s)) and not _has_free(after, _of(s))]
+        self._retrace({op: old[op] for op in (old if lost and all_or_none else lost)})
+        return not lost
 
     def _advance(self, graph: ChannelGraph, groups: list[int]) -> bool:
         """Let the splits that touch the groups shrink along their next axis. False if none is left to try."""
