@@ -86,12 +86,13 @@ def test_a_killed_comparison_goes_on_to_the_same_result(model, data, tmp_path, m
         return train(self, widths, share)
 
     monkeypatch.setattr(sentei.search.Train, "__call__", dying)
-    with pytest.raises(KeyboardInterrupt):
-        measured(model, data, Run.open(tmp_path / "run", {}), proxies=proxies)
+    with pytest.raises(KeyboardInterrupt), Run.open(tmp_path / "run", {}) as run:
+        measured(model, data, run, proxies=proxies)
     monkeypatch.undo()
     trained = []
     monkeypatch.setattr(sentei.search.Train, "__call__", lambda *a: trained.append(1) or train(*a))
-    found = measured(model, data, Run.open(tmp_path / "run", {}), proxies=proxies)
+    with Run.open(tmp_path / "run", {}) as run:
+        found = measured(model, data, run, proxies=proxies)
     assert len(trained) == 2
     assert found["structures"] == expected["structures"]
     assert found["proxies"] == expected["proxies"]
