@@ -53,10 +53,10 @@ def test_phases_are_done_once_and_a_finished_run_is_whole(tmp_path):
 
 def test_another_config_is_named_by_its_first_difference(tmp_path):
     begun(tmp_path / "x")
-    with pytest.raises(ConfigError, match=r"another recipe\.lr: there 0\.1, now 0\.2"):
+    with pytest.raises(ConfigError, match=r"other settings: recipe\.lr is 0\.1 there, 0\.2 now"):
         Run.open(tmp_path / "x", {"task": "test", "recipe": {"lr": 0.2}})
     begun(tmp_path / "y", {**CONFIG, "threads": 2})
-    with pytest.raises(ConfigError, match=r"another threads: there 2, now 1.*set OMP_NUM_THREADS=2"):
+    with pytest.raises(ConfigError, match=r"other settings: threads is 2 there, 1 now.*set OMP_NUM_THREADS=2"):
         Run.open(tmp_path / "y", {**CONFIG, "threads": 1})
 
 
@@ -175,7 +175,7 @@ def test_a_kill_in_the_last_moment_leaves_only_the_cleaning_up(tmp_path, monkeyp
         run.finish(SUMMARY)
     run.close()
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="another recipe"):
+    with pytest.raises(ConfigError, match="other settings: recipe"):
         Run.open(tmp_path / "x", {**CONFIG, "recipe": {}})
     with pytest.raises(JustFinished):
         Run.open(tmp_path / "x", CONFIG)
