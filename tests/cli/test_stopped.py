@@ -87,6 +87,23 @@ def wait_for_file(file: Path, process: subprocess.Popen) -> None:
     raise AssertionError(f"{file} never came")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_interpreter_ends_changes_nothing(number, tmp_path):
+    """All is stored and told by then; the end is made to last."""
+    script = (
+        "import atexit, sys, sentei_main\n"
+        "atexit.register(lambda: (print('ending', flush=True), __import__('time').sleep(1)))\n"
+        "sys.exit(sentei_main.main())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, "--version"], stderr=subprocess.PIPE, text=True,
+                               stdout=subprocess.PIPE, env=ENVIRONMENT, cwd=tmp_path)  # fmt: skip
+    assert process.stdout.readline().startswith("sentei ")
+    assert process.stdout.readline() == "ending\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+
+
 def test_ctrl_c_while_everything_is_imported_shows_no_traceback(tmp_path):
     script = "import sys, time; time.sleep(0.5); import sentei_main; sys.exit(sentei_main.main())"
     for wait in (0.8, 1.2, 1.8):
