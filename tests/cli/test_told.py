@@ -139,7 +139,7 @@ def test_a_damaged_finished_run_is_not_called_finished(sentei, trained, tmp_path
 
 
 def test_a_mistyped_run_is_answered_before_its_data_are_missed(sentei, trained):
-    for verb in ("prune", "evaluate"):
+    for verb in ("prune", "evaluate", "train", "fidelity"):
         refused = sentei(verb, str(trained) + "x/y")
         assert refused.code == 2
         assert "there is no run directory" in refused.err
@@ -156,4 +156,6 @@ def test_code_of_a_run_that_moved_is_named_again(sentei, tmp_path):
     done = sentei("prune", "base", "--model", "moved.py:net", "--run", "small", "--score-images", 64, *quick)
     assert done.code == 0, done.err
     assert "recorded the same" in sentei("evaluate", "small", "--model", "moved.py:net").out
+    refused = sentei("evaluate", "resnet20", "--data", "digits", "--model", "moved.py:net")
+    assert "is not the folder of a run" in refused.err
     assert "only FILE.py:FUNCTION can move" in sentei("evaluate", "base", "--model", "resnet20").err

@@ -30,7 +30,7 @@ from sentei.cli.options import (
     resolved_ref,
 )
 from sentei.cli.running import print_json
-from sentei.cli.saved import permit, saved_command
+from sentei.cli.saved import permit_run, saved_command
 from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.graph import trace
@@ -87,11 +87,7 @@ class Evaluate:
         if self.weights is not None:
             raise ConfigError(f"{self.model} is a run and has its own weights; leave out --weights")
         summary, saved = read_summary(self.model), saved_command(self.model)
-        permit(
-            self.model,
-            [None if self.code else saved.dense.ref, None if self.images.data else saved.data.data],
-            self.trust,
-        )
+        permit_run(self.model, saved, self.trust, self.images.data, self.code)
         options = replace(self, images=self.images.filled(saved.data))
         model, data = load_run(self.model, self.trust, self.code), options.images.load()
         part = summary.get("pruned", summary)
@@ -104,6 +100,6 @@ class Evaluate:
         data = self.images.load(self.model)
         weights = absolute_or_none(self.weights)
         ref = packaged_weights(self.model, self.images.data) if weights is None else self.model
-        model, dense = dense_model(resolved_ref(ref), weights, data, 0)
+        model, dense = dense_model(resolved_ref(ref), weights, data, 0, code=self.code)
         announce(self.model, dense, data, random_parameter(dense))
         return model, data, None

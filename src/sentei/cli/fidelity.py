@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from sentei.atomic import write_atomic
-from sentei.cli.networks import announce, dense_model, packaged_weights, random_parameter
+from sentei.cli.networks import announce, dense_model, packaged_weights, random_parameter, refuse_missing_run
 from sentei.cli.options import (
     MODEL,
     Amount,
@@ -26,7 +26,7 @@ from sentei.cli.options import (
     resolved_ref,
 )
 from sentei.cli.running import begin, tell
-from sentei.cli.saved import Saved, permit, saved_command
+from sentei.cli.saved import Saved, permit_run, saved_command
 from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE
@@ -81,9 +81,10 @@ class FidelityCommand:
     def execute(self) -> None:
         begin(self.folder)
         options = self
+        refuse_missing_run(self.model)
         if is_started(self.model):
             saved = saved_command(self.model)
-            permit(self.model, [saved.dense.ref, None if self.images.data else saved.data.data], self.trust)
+            permit_run(self.model, saved, self.trust, self.images.data)
             options = replace(self, images=self.images.filled(saved.data))
         data = options.images.load(self.model)
         model, dense = dense_model(*options.source(), data, self.recipe.seed, self.trust)

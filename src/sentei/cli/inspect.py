@@ -12,7 +12,7 @@ import tyro
 from torch import nn
 
 from sentei.cli.networks import build_named, load_run
-from sentei.cli.options import MODEL, AsJson, Limits, Ref, Trust
+from sentei.cli.options import MODEL, AsJson, Limits, Ref, Trust, is_code
 from sentei.cli.running import print_json
 from sentei.cli.saved import permit, quoted, saved_command
 from sentei.console import say, screen
@@ -46,7 +46,7 @@ class Inspect:
         try:
             graph = trace(model, torch.zeros(shape))
         except TraceError as error:
-            if self.input is not None:
+            if self.input is not None or not is_code(self.model):
                 raise
             guess = "x".join(map(str, shape))
             raise TraceError(f"{error}\n{guess} is a guess; --input N,C,H,W gives another") from error

@@ -28,7 +28,7 @@ from sentei.cli.options import (
     resolved_ref,
 )
 from sentei.cli.running import begin, tell
-from sentei.cli.saved import Saved, permit, quoted, saved_command, trust_flag
+from sentei.cli.saved import Saved, permit_run, quoted, saved_command, trust_flag
 from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE, METHODS, prune
@@ -127,11 +127,7 @@ class Prune:
         if not is_started(self.model):
             return self
         saved = saved_command(self.model)
-        permit(
-            self.model,
-            [None if self.code else saved.dense.ref, None if self.images.data else saved.data.data],
-            self.trust,
-        )
+        permit_run(self.model, saved, self.trust, self.images.data, self.code)
         return replace(self, images=self.images.filled(saved.data))
 
     def source(self) -> tuple[str, str | None]:

@@ -63,11 +63,11 @@ class Resume:
         saved = saved_command(self.run)
         build, show = VERBS[saved.verb]
         if is_finished(self.run):
+            refuse_damaged_run(self.run, saved.verb)
             if is_half_cleaned(self.run):
                 lock = FolderLock(self.run)
                 clean_up(self.run)
                 lock.release()
-            refuse_damaged_run(self.run, saved.verb)
             say(f"{self.run} is finished already.")
             tell(show, self.run, self.as_json)
             return

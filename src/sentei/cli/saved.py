@@ -60,6 +60,13 @@ def permit(folder: str | Path, code: Sequence[str | None], trust: bool, otherwis
         )
 
 
+def permit_run(
+    folder: str | Path, saved: Saved, trust: bool, data: str | None = None, code: str | None = None
+) -> None:
+    """`permit` for what it takes to build model and data of a run again; `data` and `code` are what is named anew."""
+    permit(folder, [None if code else saved.dense.ref, None if data else saved.data.data], trust)
+
+
 def trust_flag(folder: str | Path | None) -> str:
     """" --trust" if the run can only be used with it."""
     try:

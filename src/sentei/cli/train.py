@@ -12,7 +12,7 @@ import torch
 import tyro
 from torch import nn
 
-from sentei.cli.networks import announce, dense_model, random_parameter
+from sentei.cli.networks import announce, dense_model, random_parameter, refuse_missing_run
 from sentei.cli.options import (
     AsJson,
     DataOptions,
@@ -66,6 +66,7 @@ class Train:
         return self.run or default_folder(self.model, self.images.data or "data")
 
     def execute(self) -> None:
+        refuse_missing_run(self.model)
         begin(self.folder, self.overwrite)
         data = self.images.load()
         ref, weights = resolved_ref(self.model), absolute_or_none(self.weights)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sentei.errors import SurgeryError
 from sentei.graph.outputs import output_tensors
-from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept, named_modules, set_attribute
+from sentei.graph.resize import Attribute, computed_by_hooks, modes_kept, set_attribute
 
 EMPTY = frozenset((dict, OrderedDict, set, list))
 PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
@@ -27,14 +27,11 @@ def rebuilt(model: nn.Module, tensors: Mapping[int, Tensor], attrs: Iterable[Att
     functions kept on modules are bound to the copy wherever they were bound to the model, also through a closure.
     """
     memo: dict[int, Any] = dict(tensors)
-    plain = [m for _, m in named_modules(model) if _copies_plainly(_class(m))]
+    plain = [m for m in model.modules() if _copies_plainly(m)]
     memo.update({id(m): type(m).__new__(type(m)) for m in plain})
     try:
         for module in plain:
-            memo[id(module)].__dict__.update({
-                k: v if (kind := type(v)) in PLAIN else kind() if kind in EMPTY and not v else _copied(v, memo)
-                for k, v in vars(module).items()
-            })
+            memo[id(module)].__dict__.update({k: _copied(v, memo) for k, v in vars(module).items()})
         new: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise SurgeryError(
@@ -107,13 +104,14 @@ def _is_filled(cell: CellType) -> bool:
     return True
 
 
-def _class(module: nn.Module) -> Any:
-    return type(module)
+def _copies_plainly(module: nn.Module) -> bool:
+    """Whether a module leaves copying to its attributes."""
+    kind: Any = type(module)
+    return _plain_class(kind)
 
 
 @functools.cache
-def _copies_plainly(kind: Any) -> bool:
-    """Whether modules of a class leave copying to their attributes."""
+def _plain_class(kind: Any) -> bool:
     own = kind.__setstate__.__module__  # PyTorch's own only update old pickles, or note that a module is new
     hooks = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__")
     same = all(getattr(kind, n, None) is getattr(nn.Module, n, None) for n in hooks)

@@ -22,7 +22,7 @@ from torch import nn
 
 from sentei.graph import labels as lab
 from sentei.graph.record import Read, Site, Trace
-from sentei.graph.resize import is_layer, named_modules
+from sentei.graph.resize import is_layer
 from sentei.graph.tracer import LabelMode
 
 Path = tuple[Any, ...]
@@ -123,7 +123,7 @@ def reads_noted(mode: LabelMode, model: nn.Module) -> Iterator[None]:
     """
     hidden: dict[int, dict[str, Any]] = {}
     names = {}
-    for name, module in named_modules(model):
+    for name, module in model.named_modules():
         held = {k: v for k, v in settings_of(module).items() if not hasattr(type(module), k)}
         if held:
             hidden[id(module)], names[id(module)] = held, name
@@ -153,7 +153,7 @@ def fields(model: nn.Module, record: Trace) -> list[Field]:
     sizes = _sizes(record)
     read = {(r.module, r.attr) for r in record.reads}
     out = []
-    for name, module in named_modules(model):
+    for name, module in model.named_modules():
         for attr, value in settings_of(module).items():
             seen = (name, attr) in read or hasattr(type(module), attr)
             scope = _caller(name, sizes) if seen else name
@@ -263,7 +263,7 @@ def _root(number: float, size: int) -> bool:
 
 def site_values(model: nn.Module, sites: Iterable[Site], count: Mapping[int, int]) -> list[tuple[nn.Module, str, Any]]:
     """The attributes that the sites set, with the new numbers: `count[i]` belongs to the site at place i."""
-    modules = dict(named_modules(model))
+    modules = dict(model.named_modules())
     new: dict[tuple[str, str], Any] = {}
     for i, site in enumerate(sites):
         if i in count:

@@ -15,7 +15,7 @@ from sentei.graph import labels as lab
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
 from sentei.graph.record import Seen
-from sentei.graph.resize import is_layer, named_modules
+from sentei.graph.resize import is_layer
 from sentei.graph.tracer import Failure, LabelMode, first_line
 from sentei.graph.whole import kept_whole
 
@@ -23,7 +23,7 @@ from sentei.graph.whole import kept_whole
 @contextmanager
 def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
     """Follow which module runs, and switch off kernels that would hide operations from the mode."""
-    names = {id(m): n for n, m in named_modules(model)}
+    names = {id(m): n for n, m in model.named_modules()}
     call = nn.Module.__call__
 
     def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

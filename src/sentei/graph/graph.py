@@ -20,15 +20,11 @@ from sentei.graph.cost import Cost, CostModel, Costs
 from sentei.graph.fields import Field, site_values
 from sentei.graph.groups import Group, Grouping
 from sentei.graph.inputs import Inputs
+from sentei.graph.labels import stay
 from sentei.graph.memory import emptied
 from sentei.graph.record import Site, Trace
 from sentei.graph.resize import Attribute, Cuts, attributes, named_tensors
 from sentei.graph.structure import Structure
-
-
-def _stay(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Which elements of a label vector stay; what carries no label does."""
-    return np.asarray((labels < 0) | kept[np.maximum(labels, 0)])
 
 
 class HasKeep(Protocol):
@@ -190,18 +186,18 @@ class ChannelGraph:
                 out.setdefault(name, []).append((dim, np.flatnonzero(part)))
         return out
 
-    def attributes(self, model: nn.Module, plan: HasKeep, cuts: Cuts | None = None) -> list[Attribute]:
-        """Module attributes that the plan changes, with their new values; `cuts` are those of the plan, if at hand."""
+    def attributes(self, model: nn.Module, plan: HasKeep, cuts: Cuts) -> list[Attribute]:
+        """Module attributes that the plan changes, with their new values; `cuts` are those of the plan."""
         kept = self.kept_labels(plan)
         names = {id(t): n for n, t in named_tensors(model).items()}
         counts = {}
         for i, site in enumerate(self.sites):
-            stay = _stay(site.labels.numpy(), kept)
-            if not stay.all():
-                counts[i] = int(stay.sum())
-        lost = [m for m in self.trace_record.memories if not _stay(m.labels.numpy(), kept).all()]
+            left = stay(site.labels.numpy(), kept)
+            if not left.all():
+                counts[i] = int(left.sum())
+        lost = [m for m in self.trace_record.memories if not stay(m.labels.numpy(), kept).all()]
         given = [*site_values(model, self.sites, counts), *emptied(model, lost)]
-        return attributes(model, names, self.cuts(plan) if cuts is None else cuts, given)
+        return attributes(model, names, cuts, given)
 
     def without_memory(self, model: nn.Module) -> nn.Module:
         """The model, or a copy that holds no features of earlier passes if it does."""
@@ -211,7 +207,7 @@ class ChannelGraph:
     def stale(self, plan: HasKeep) -> tuple[str, ...]:
         """Plain numbers of modules that may speak of a width that the plan changes, and that a cut leaves alone."""
         kept = self.kept_labels(plan)
-        return tuple(f.name for f in self.unfollowed if any(not _stay(v, kept).all() for v in f.vectors))
+        return tuple(f.name for f in self.unfollowed if any(not stay(v, kept).all() for v in f.vectors))
 
     @property
     def unread(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,11 @@ def varying(layer: Tensor) -> tuple[int, ...]:
     """Dimensions along which the layer changes."""
     strides = layer.stride()
     return tuple([d for d, n in enumerate(layer.shape) if n > 1 and strides[d]])
+
+
+def stay(labels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Which elements of a label vector stay where the labels are `kept`; what carries no label does."""
+    return np.asarray((labels < 0) | kept[np.maximum(labels, 0)])
 
 
 def narrow(layer: Tensor, keep: Sequence[int]) -> Tensor:

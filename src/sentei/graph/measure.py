@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from sentei.graph.labels import stay
 from sentei.graph.record import At, Contraction, Trace, Vector
 
 
@@ -100,7 +101,4 @@ def _size(size: Vector) -> int:
 
 def left(size: Vector, kept: np.ndarray) -> int:
     """How much of a size a plan leaves."""
-    if isinstance(size, int):
-        return size
-    labels = size.numpy()
-    return int(((labels < 0) | kept[np.maximum(labels, 0)]).sum())
+    return size if isinstance(size, int) else int(stay(size.numpy(), kept).sum())

@@ -17,13 +17,13 @@ from sentei.graph import labels as lab
 from sentei.graph.fields import BASE
 from sentei.graph.outputs import output_tensors
 from sentei.graph.record import Memory
-from sentei.graph.resize import ABSENT, Attribute, is_layer, named_modules
+from sentei.graph.resize import ABSENT, Attribute, is_layer
 
 
 def memories(model: nn.Module, actor: nn.Module) -> list[Memory]:
     """The attributes in which a copy of the model kept features in a pass, where the model itself holds none."""
     out = []
-    for (name, module), after in zip(named_modules(model), actor.modules(), strict=True):
+    for (name, module), after in zip(model.named_modules(), actor.modules(), strict=True):
         for attr, value in () if is_layer(after) else vars(after).items():
             labels = _labels(value) if attr not in BASE else None
             before = vars(module).get(attr, ABSENT)
@@ -34,7 +34,7 @@ def memories(model: nn.Module, actor: nn.Module) -> list[Memory]:
 
 def emptied(model: nn.Module, found: Iterable[Memory]) -> list[Attribute]:
     """The attributes of a model that hold features of earlier passes, with what they are to hold instead."""
-    modules = dict(named_modules(model))
+    modules = dict(model.named_modules())
     held = [(modules[m.module], m) for m in found if m.module in modules]
     return [(module, m.attr, _copied(m.before)) for module, m in held if output_tensors(vars(module).get(m.attr))]
 

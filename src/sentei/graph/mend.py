@@ -165,7 +165,8 @@ class Mender:
         inner = np.unique(comp[np.concatenate([v.numpy() for v in record.contracted])])
         hit = [s for s in record.splits if s.view and np.isin(comp[s.labels.numpy().reshape(-1)], inner).any()]
         kinds = [(s.signature[0], s.labels.shape[-2:]) for s in hit]  # q, k and v together
-        if len({(module, size) for module, (_, size) in kinds}) < len(set(kinds)) and self._let_heads_go(hit, True):
+        several = len({(module, size) for module, (_, size) in kinds}) < len(set(kinds))
+        if several and self._let_heads_go(hit, all_or_none=True):  # stages that differ in the number of heads only
             return
         for kind in dict.fromkeys(reversed(kinds)):
             self._let_heads_go([s for s, other in zip(hit, kinds, strict=True) if other == kind])

@@ -34,28 +34,11 @@ def is_layer(module: nn.Module) -> bool:
     return _layer_type(kind)
 
 
-def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """What nn.Module.named_modules yields, in a fifth of the time."""
-    out: list[tuple[str, nn.Module]] = []
-    seen: set[int] = set()
-
-    def visit(name: str, module: nn.Module) -> None:
-        if id(module) not in seen:
-            seen.add(id(module))
-            out.append((name, module))
-            for key, child in module._modules.items():
-                if child is not None:
-                    visit(f"{name}.{key}" if name else key, child)
-
-    visit("", model)
-    return out
-
-
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by their first name; a tied tensor appears once."""
     out: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for prefix, module in named_modules(model):
+    for prefix, module in model.named_modules():
         for store in (module._parameters, module._buffers):
             for key, t in store.items():
                 if t is not None and id(t) not in seen:
@@ -99,7 +82,7 @@ def attributes(model: nn.Module, names: Mapping[int, str], cuts: Cuts, given: Se
         return None if t is None or name is None or name not in cuts else cut_shape(t.shape, cuts[name])
 
     site_groups = {id(m): v for m, attr, v in out if attr == "groups"}
-    for _, module in named_modules(model):
+    for module in model.modules():
         size = shape(module, "weight")
         if isinstance(module, _ConvNd):
             if size:
