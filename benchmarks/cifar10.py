@@ -27,8 +27,9 @@ from sentei.methods import METHODS, prune
 from sentei.models import build_model
 from sentei.plan import Budget
 from sentei.runfiles import is_finished, read_summary
-from sentei.train import Data, Recipe, load_data
-from sentei.train.threads import set_threads
+from sentei.data import Data, load_data
+from sentei.train import Recipe
+from sentei.threads import set_threads
 
 SEARCHES = ("abc", "evolution", "random_search", "abc_train")
 

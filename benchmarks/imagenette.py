@@ -27,8 +27,9 @@ from sentei.methods import METHODS, prune
 from sentei.models import build_model
 from sentei.plan import Budget
 from sentei.runfiles import is_finished, read_summary
-from sentei.train import Data, Recipe, evaluate, fit, load_data
-from sentei.train.threads import set_threads
+from sentei.data import Data, load_data
+from sentei.train import Recipe, evaluate, fit
+from sentei.threads import set_threads
 
 MODEL, SIZE = "torchvision:mobilenet_v2", 160
 

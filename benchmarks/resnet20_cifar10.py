@@ -17,11 +17,11 @@ import sentei
 from sentei.atomic import write_atomic
 from sentei.models.resnet import resnet20
 from sentei.train.checkpoint import save_weights
-from sentei.train.data import load_data
+from sentei.data import load_data
 from sentei.train.evaluate import evaluate
 from sentei.train.loop import fit
 from sentei.train.recipe import Recipe
-from sentei.train.threads import set_threads
+from sentei.threads import set_threads
 
 FIRST = Recipe(epochs=40, batch_size=128, lr=0.2, weight_decay=5e-4, warmup_epochs=2, seed=0)
 RESTART = Recipe(epochs=36, batch_size=128, lr=0.2, weight_decay=5e-4, warmup_epochs=1, seed=1)

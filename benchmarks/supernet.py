@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 import sentei
-from sentei.methods.genes import searched_groups
-from sentei.methods.summary import machine
+from sentei.methods.common.genes import searched_groups
+from sentei.methods.common.summary import machine
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.plan.criteria import l1
@@ -30,7 +30,7 @@ from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Supernet, SupernetLoss
 from sentei.train.recipe import bf16_supported
-from sentei.train.threads import set_threads
+from sentei.threads import set_threads
 
 
 def main() -> None:

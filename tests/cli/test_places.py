@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sentei.models import build_model
-from sentei.train import load_data
+from sentei.data import load_data
 from tests.cli.conftest import Killed
 
 MINE = """

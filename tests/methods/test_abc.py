@@ -11,11 +11,12 @@ import sentei
 from sentei.errors import BudgetError, ConfigError, DataError
 from sentei.methods import METHODS, prune
 from sentei.methods.abc import Abc
-from sentei.methods.method import deciding
+from sentei.methods.common.method import deciding
 from sentei.methods.registry import method_of
 from sentei.models import build_model
 from sentei.plan import Constraints
-from sentei.train import Recipe, evaluate, fit, load_data
+from sentei.data import load_data
+from sentei.train import Recipe, evaluate, fit
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.02, limit=256)
 QUICK = {"recipe": RECIPE, "images": 128, "evaluations": 24, "constraints": Constraints(round_to=1, max_ratio=0.9)}

@@ -10,11 +10,12 @@ from scipy import stats
 import sentei
 from sentei.cli import main
 from sentei.errors import ConfigError
-from sentei.methods.fidelity import PROXIES, Fidelity, correlation, measure_fidelity
+from sentei.methods.stagewise.fidelity import PROXIES, Fidelity, correlation, measure_fidelity
 from sentei.plan import Constraints
 from sentei.report.scatter import scatter
 from sentei.runs import Run
-from sentei.train import Recipe, fit, load_data
+from sentei.data import load_data
+from sentei.train import Recipe, fit
 from tests.methods.networks import Three
 
 QUICK = {

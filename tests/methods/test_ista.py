@@ -12,11 +12,12 @@ from sentei.errors import BudgetError, ConfigError
 from sentei.methods import ista as module
 from sentei.methods import prune
 from sentei.methods.ista import Ista
-from sentei.methods.ista_round import Round, diagnose, next_rho, starting_point
+from sentei.methods.ista.rounds import Round, diagnose, next_rho, starting_point
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import read_summary
-from sentei.train import Recipe, evaluate, fit, load_data
+from sentei.data import load_data
+from sentei.train import Recipe, evaluate, fit
 
 FREE = Constraints(round_to=1, max_ratio=0.9)
 RECIPE = Recipe(epochs=2, batch_size=64, lr=0.05)

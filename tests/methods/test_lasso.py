@@ -7,9 +7,9 @@ from torch import nn
 
 import sentei
 from sentei.errors import ConfigError
-from sentei.methods.genes import inner_groups
+from sentei.methods.common.genes import inner_groups
 from sentei.methods.ista import shrinking
-from sentei.methods.lasso import Proximal, costs_of_units, lasso, live_plan, penalised
+from sentei.methods.ista.lasso import Proximal, costs_of_units, lasso, live_plan, penalised
 from sentei.models import build_model
 from sentei.train.loop import parameter_groups
 

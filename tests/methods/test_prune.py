@@ -13,7 +13,8 @@ from sentei.methods import METHODS, prune
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import read_summary
-from sentei.train import Recipe, evaluate, load_data
+from sentei.data import load_data
+from sentei.train import Recipe, evaluate
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.02, limit=256)
 HALF = sentei.Budget(macs=0.5)
@@ -170,7 +171,7 @@ def test_a_model_from_python_resumes_by_calling_again(model, data, tmp_path):
 
 def test_a_run_resumed_with_other_weights_is_refused(model, data, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sentei.methods.pruning.save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("sentei.methods.common.pruning.save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prune(model, data, recipe=RECIPE, images=64, run_dir=tmp_path)
     torch.manual_seed(5)

@@ -9,10 +9,11 @@ import torch
 import sentei
 from sentei.errors import BudgetError, CheckpointError, ConfigError, SearchError
 from sentei.methods import prune
-from sentei.methods.measure import measure
+from sentei.methods.common.measuring import measure
 from sentei.methods.stagewise import Stagewise, reinitialise
 from sentei.plan import Constraints
-from sentei.train import Recipe, fit, load_data
+from sentei.data import load_data
+from sentei.train import Recipe, fit
 from sentei.train.journal import Journal
 from tests.methods.networks import Three
 
@@ -129,7 +130,7 @@ def kill_in(phase, monkeypatch):
     elif phase == "cut":
         monkeypatch.setattr(stagewise.Supernet, "unsorted", stop)
     elif phase == "finetune":
-        monkeypatch.setattr("sentei.methods.pruning.fit", stop)
+        monkeypatch.setattr("sentei.methods.common.pruning.fit", stop)
     else:
         save = sentei.train.loop._Run.save
 
@@ -173,7 +174,7 @@ def test_a_supernet_of_other_settings_is_refused(options, text, model, data, tmp
 
 def test_the_test_images_are_not_seen_before_the_end(model, data, monkeypatch):
     seen = []
-    monkeypatch.setattr("sentei.methods.pruning.Pruning.measure", lambda self, tuned: seen.append(1) or stop())
+    monkeypatch.setattr("sentei.methods.common.pruning.Pruning.measure", lambda self, tuned: seen.append(1) or stop())
     monkeypatch.setattr(type(data.test), "batches", guarded(data.test, type(data.test).batches))
     with pytest.raises(KeyboardInterrupt):
         run(model, data)
@@ -252,7 +253,7 @@ def test_measure_asks_once_and_tells_failures(tmp_path):
 
 
 def test_settings_are_plain_values():
-    from sentei.methods.method import like, settings_of
+    from sentei.methods.common.method import like, settings_of
 
     method = Stagewise(stages=("a", "b"), rule="sandwich")
     assert like(Stagewise(), json.loads(json.dumps(settings_of(method)))) == method

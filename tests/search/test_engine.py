@@ -19,7 +19,8 @@ from sentei.search import (
     open_executor,
 )
 from sentei.search.testing import small_space
-from sentei.train import Recipe, evaluate, load_data
+from sentei.data import load_data
+from sentei.train import Recipe, evaluate
 from sentei.train.journal import Journal
 from tests.search.fakes import Fake
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import sentei
 from sentei.errors import BudgetError, ConfigError
-from sentei.methods.genes import inner_groups, searched_groups
+from sentei.methods.common.genes import inner_groups, searched_groups
 from sentei.models import build_model, input_shape_of
 from sentei.plan import Constraints, rescaler, uniform
 from sentei.search import budgeted, tenths

@@ -16,7 +16,9 @@ from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Supernet, SupernetLoss, full_pass, stage_losses, training_bytes
 from sentei.surgery import cut
-from sentei.train import Recipe, distillation_loss, evaluate, fit, load_data, recalibrate
+from sentei.data import load_data
+from sentei.tasks import distillation_loss
+from sentei.train import Recipe, evaluate, fit, recalibrate
 from tests.methods.networks import Three
 
 FREE = Constraints(round_to=1, max_ratio=0.9)

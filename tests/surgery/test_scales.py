@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sentei
-from sentei.methods.genes import searched_groups
+from sentei.methods.common.genes import searched_groups
 from sentei.models import build_model
 from sentei.surgery.scales import rescale, scales_of, unsilenced
 from tests.random_networks import Block, conv, randomise

@@ -10,8 +10,9 @@ from sentei.plan import Constraints, criterion
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Supernet, SupernetLoss
-from sentei.train import Augment, Data, Recipe, fit
-from sentei.train.splits import TensorSplit
+from sentei.data import Augment, Data
+from sentei.train import Recipe, fit
+from sentei.data.splits import TensorSplit
 
 SIZE, CLASSES = 56, 4
 

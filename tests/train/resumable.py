@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from sentei.models import build_model
-from sentei.train import Recipe, fit, load_data
+from sentei.data import load_data
+from sentei.train import Recipe, fit
 from sentei.train.checkpoint import save_weights
 
 RECIPE = Recipe(epochs=6, batch_size=64, lr=0.1, ema_decay=0.9, label_smoothing=0.1, cutout=2, seed=5)

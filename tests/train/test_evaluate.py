@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from sentei.errors import DataError, TrainError
 from sentei.models import build_model
-from sentei.train import Data, evaluate, load_data, recalibrate
+from sentei.data import Data, load_data
+from sentei.train import evaluate, recalibrate
 from sentei.train.evaluate import logits
-from sentei.train.threads import available_cpus, data_workers, set_threads
+from sentei.threads import available_cpus, data_workers, set_threads
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from sentei.errors import TrainError
 from sentei.models import build_model
-from sentei.train import Data, Recipe, distillation_loss, evaluate, fit, load_data
+from sentei.data import Data, load_data
+from sentei.tasks import distillation_loss
+from sentei.train import Recipe, evaluate, fit
 from sentei.train.loop import parameter_groups
 
 SHORT = Recipe(epochs=1, batch_size=128, lr=0.1, bf16=False)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sentei.errors import ConfigError
-from sentei.train import Augment, Recipe
+from sentei.data import Augment
+from sentei.train import Recipe
 from sentei.train.recipe import bf16_supported
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from sentei.errors import CheckpointError
 from sentei.models import build_model
-from sentei.train import Recipe, fit, load_data
+from sentei.data import load_data
+from sentei.train import Recipe, fit
 from sentei.train.journal import Journal
 
 SCRIPT = Path(__file__).with_name("resumable.py")

@@ -25,7 +25,7 @@ from sentei.cli.train import Train
 from sentei.console import stderr, talk_on_stderr
 from sentei.errors import ConfigError, SenteiError
 from sentei.runfiles import has_progress, is_finished, version
-from sentei.train.threads import set_threads
+from sentei.threads import set_threads
 
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 ABOUT = (

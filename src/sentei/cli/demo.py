@@ -20,7 +20,8 @@ from sentei.models import build_model
 from sentei.plan import Budget, Constraints
 from sentei.report.tables import count, percent, table
 from sentei.surgery import load
-from sentei.train import Data, Recipe, evaluate, fit, load_data
+from sentei.data import Data, load_data
+from sentei.train import Recipe, evaluate, fit
 
 TRAIN = Recipe(epochs=12, batch_size=64, lr=0.1)
 LIMITS = Constraints(round_to=1, max_ratio=0.9)

@@ -36,7 +36,8 @@ from sentei.errors import ConfigError
 from sentei.graph import trace
 from sentei.report.tables import count, percent, table
 from sentei.runfiles import is_started, read_summary
-from sentei.train import Data, evaluate
+from sentei.data import Data
+from sentei.train import evaluate
 
 
 @dataclass(frozen=True)

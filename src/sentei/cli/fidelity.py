@@ -30,9 +30,9 @@ from sentei.cli.saved import Saved, permit_run, saved_command
 from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE
-from sentei.methods.fidelity import ABOUT, Fidelity, measure_fidelity
-from sentei.methods.method import deciding, settings_of
-from sentei.methods.pruning import DEFAULT_CONSTRAINTS
+from sentei.methods.stagewise.fidelity import ABOUT, Fidelity, measure_fidelity
+from sentei.methods.common.method import deciding, settings_of
+from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
 from sentei.models.user_file import code_of
 from sentei.plan import Budget, Constraints
 from sentei.report.scatter import scatter
@@ -41,9 +41,10 @@ from sentei.runfiles import CONFIG, is_started
 from sentei.runs import JustFinished, Run
 from sentei.schema import validated
 from sentei.search.executors import worker_threads
-from sentei.train import Data, Recipe
+from sentei.data import Data
+from sentei.train import Recipe
 from sentei.train.checkpoint import digest
-from sentei.train.threads import computed_on
+from sentei.threads import computed_on
 
 PLOT = "fidelity.svg"
 

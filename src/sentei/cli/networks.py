@@ -21,7 +21,7 @@ from sentei.runfiles import is_started
 from sentei.surgery import load
 from sentei.surgery.files import refuse_damaged
 from sentei.tensorfile import read_tensors
-from sentei.train import Data
+from sentei.data import Data
 
 FEW = 500
 """Validation images, below which a choice by accuracy is shaky."""

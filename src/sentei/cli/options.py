@@ -13,12 +13,12 @@ from torch import nn
 from tyro.constructors import PrimitiveConstructorSpec
 
 from sentei.errors import ConfigError
-from sentei.methods.pruning import DEFAULT_CONSTRAINTS
+from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import is_started
-from sentei.train import Data, load_data
-from sentei.train.data import located
+from sentei.data import Data, load_data
+from sentei.data.load import located
 
 Ref = tyro.conf.Positional[str]
 MODEL = "zoo name, sentei:NAME, torchvision:NAME, timm:NAME, FILE.py:FUNCTION, or the folder of a finished run"

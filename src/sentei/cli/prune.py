@@ -32,7 +32,7 @@ from sentei.cli.saved import Saved, permit_run, quoted, saved_command, trust_fla
 from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE, METHODS, prune
-from sentei.methods.method import settings_of
+from sentei.methods.common.method import settings_of
 from sentei.plan import Budget
 from sentei.report.tables import before_after, percent, search_table, widths_table, within_error
 from sentei.runfiles import CONFIG, is_started

@@ -28,14 +28,15 @@ from sentei.cli.running import begin, tell
 from sentei.cli.saved import Saved, quoted, trust_flag
 from sentei.console import say, screen
 from sentei.graph import trace
-from sentei.methods.pruning import accuracy_of
-from sentei.methods.summary import machine
+from sentei.methods.common.pruning import accuracy_of
+from sentei.methods.common.summary import machine
 from sentei.models.user_file import code_of
 from sentei.report.tables import count, percent, table
 from sentei.runs import JustFinished, Run
-from sentei.train import Data, Recipe, fit
+from sentei.data import Data
+from sentei.train import Recipe, fit
 from sentei.train.checkpoint import digest, save_weights
-from sentei.train.threads import computed_on
+from sentei.threads import computed_on
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from sentei.errors import ConfigError
-from sentei.methods.genes import searched_groups
-from sentei.methods.pruning import Pruning
-from sentei.methods.searching import WidthSearch, whole_numbers
+from sentei.methods.common.genes import searched_groups
+from sentei.methods.common.pruning import Pruning
+from sentei.methods.common.searching import WidthSearch, whole_numbers
 from sentei.search import Colony, Evolution, RandomSearch, Space, Strategy, tenths
 from sentei.search.colony import Onlookers
 

@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from sentei.errors import ConfigError
-from sentei.methods.method import Method
-from sentei.methods.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, PruneResult, Pruning, Say
+from sentei.methods.common.method import Method
+from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, PruneResult, Pruning, Say
 from sentei.methods.registry import method_of
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
 from sentei.surgery.history import as_dense
-from sentei.train import Data, Recipe, load_data
+from sentei.data import Data, load_data
+from sentei.train import Recipe
 
 
 def prune(

@@ -14,7 +14,8 @@ from sentei.errors import ConfigError, DataError
 from sentei.graph import ChannelGraph
 from sentei.search.inherit import Inherit, Inheritance
 from sentei.surgery.cut import cut
-from sentei.train import Data, Recipe, fit, recalibrate
+from sentei.data import Data
+from sentei.train import Recipe, fit, recalibrate
 from sentei.train.evaluate import evaluating, logits
 from sentei.train.recipe import bf16_supported
 

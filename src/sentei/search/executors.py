@@ -17,7 +17,7 @@ import numpy as np
 
 from sentei.errors import ConfigError, SearchError, SenteiError
 from sentei.search.evaluators import Evaluator
-from sentei.train.threads import available_cpus
+from sentei.threads import available_cpus
 
 Where = Literal["here", "process", "ray"]
 RETRIES = 2

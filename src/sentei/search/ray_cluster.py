@@ -12,7 +12,7 @@ from sentei.search.children import Child
 from sentei.search.evaluators import Evaluator
 from sentei.search.executors import Job, Outcome
 from sentei.search.payload import pack
-from sentei.train.threads import available_cpus
+from sentei.threads import available_cpus
 
 DONE = "done"
 PATIENCE = 20.0

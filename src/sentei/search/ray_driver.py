@@ -19,7 +19,7 @@ from sentei.search.children import be_a_child
 from sentei.search.executors import RETRIES, Job, Outcome, attempt
 from sentei.search.payload import unpack
 from sentei.search.ray_cluster import DONE
-from sentei.train.threads import available_cpus, set_threads
+from sentei.threads import available_cpus, set_threads
 
 
 class Held:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, TextColumn
-
-from sentei.console import say, screen
+from sentei.bars import live_bar
+from sentei.console import say
 from sentei.search.store import Record
 from sentei.search.strategy import FAILED, Batch
 
@@ -17,17 +17,16 @@ class SearchView:
 
     Args:
         total: structures to be evaluated if the search runs to its end, an estimate.
+        told: a fitness as text.
     """
 
-    def __init__(self, total: int | None, shown: bool = True) -> None:
-        console = screen()
+    def __init__(self, total: int | None, shown: bool = True, told: Callable[[float], str] = "{:.2%}".format) -> None:
+        self.fitness = told
         self.total, self.shown = total, shown
         self.best, self.done, self.known, self.failed = FAILED, 0, 0, 0
         self.started = time.perf_counter()
         self.batch = Batch("start", 0, [])
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[status]}")]
-        off = not shown or not console.is_terminal
-        self.bar = Progress(*columns, console=console, disable=off, transient=True)
+        self.bar = live_bar(shown, times=False)
         self.task = self.bar.add_task("search", total=total, status="")
 
     def __enter__(self) -> SearchView:
@@ -59,7 +58,7 @@ class SearchView:
     def status(self) -> str:
         """One line on where the search stands."""
         spent = max(time.perf_counter() - self.started, 1e-9)
-        parts = [f"best {self.best:.2%}" if self.best > FAILED else "best -"]
+        parts = [f"best {self.fitness(self.best)}" if self.best > FAILED else "best -"]
         parts.append(f"{self.done} evaluated, {self.known} known, {self.failed} failed")
         if self.done:
             rate = self.done / spent

@@ -8,7 +8,7 @@ from sentei.search.children import be_a_child
 from sentei.search.executors import attempt
 from sentei.search.payload import unpack
 from sentei.search.processes import HELLO, READY
-from sentei.train.threads import set_threads
+from sentei.threads import set_threads
 
 
 def main(descriptor: int, parent: int) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sentei.supernet.training import Supernet, Target, full_pass, stage_losses
-from sentei.train import Data, recalibrate
+from sentei.data import Data
+from sentei.train import recalibrate
 from sentei.train.evaluate import evaluating, logits
 from sentei.train.recipe import bf16_supported
-from sentei.train.splits import Split
+from sentei.data.splits import Split
 
 Batch = tuple[Tensor, Tensor]
 BATCH = 250

@@ -28,7 +28,7 @@ from sentei.plan import Plan
 from sentei.search import Space
 from sentei.supernet.stages import Stages, visiting
 from sentei.surgery import permute, slim
-from sentei.train import distillation_loss
+from sentei.tasks import distillation_loss
 from sentei.train.checkpoint import digest
 from sentei.train.evaluate import check_logits, logits
 

@@ -1,58 +1,99 @@
-"""Accuracy and loss of a classifier on a split."""
+"""What a network measures on a split, by its task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from sentei.data import Split
+from sentei.data.batches import tensors_of
 from sentei.errors import DataError, TrainError
-from sentei.train.splits import Split
+from sentei.tasks import Classification, Task
+from sentei.tasks.task import Figures, checked_figures, plainly
+
+CLASSIFICATION = Classification()
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    accuracy: float
-    """Share of images whose highest logit is the label, 0 to 1."""
-    loss: float
-    """Mean cross entropy in nats."""
+    """Figures of a network over so many samples; `value` is the one that decides."""
+
+    figures: Figures
+    metric: str
     images: int
-    majority: float = 0.0
-    """Share of the most frequent label: what answering it always would reach."""
+
+    @property
+    def value(self) -> float:
+        return self.figures[self.metric]
 
 
 def evaluate(
-    model: nn.Module, split: Split, *, batch_size: int = 500, bf16: bool = False, limit: int | None = None
+    model: nn.Module,
+    split: Split,
+    *,
+    task: Task = CLASSIFICATION,
+    batch_size: int = 500,
+    bf16: bool = False,
+    limit: int | None = None,
+    finite: bool = True,
 ) -> Evaluation:
-    """Measure a classifier; the model keeps its modes, weights and statistics.
+    """Measure a network; it keeps its modes, weights and statistics.
 
-    >>> evaluate(model, data.test).accuracy  # doctest: +SKIP
+    >>> evaluate(model, data.test).value  # doctest: +SKIP
     0.9173
 
-    The model must already be where the split's images are. ``limit`` measures only so many, evenly spaced.
+    The model must already be where the split's batches are. ``limit`` measures only so many samples, evenly spaced where
+    the split can. Raises DataError for an empty split, TrainError if the task's `measure` fails, or returns no finite
+    metric (with ``finite=False`` the metric only has to be there).
     """
     if len(split) == 0:
         raise DataError("Cannot evaluate on an empty split. Load the data with a validation split (val above 0).")
-    correct, loss, images = torch.zeros(()), torch.zeros((), dtype=torch.float64), 0
-    labels: list[Tensor] = []
-    with evaluating(model), torch.inference_mode():
-        for x, y in split.batches(batch_size, limit=limit):
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-                scores = logits(model(x)).float()
-            if images == 0:
-                check_logits(scores, y)
-                correct, loss = correct.to(x.device), loss.to(x.device)
-            correct += (scores.argmax(dim=1) == y).sum()
-            loss += F.cross_entropy(scores, y, reduction="sum")
-            images += len(y)
-            labels.append(y)
-    most = int(torch.cat(labels).bincount().max())
-    return Evaluation(float(correct) / images, float(loss) / images, images, most / images)
+    return measured(model, split.batches(batch_size, limit=limit), task, bf16, finite)
+
+
+def measured(
+    model: nn.Module, batches: Iterable[Any], task: Task, bf16: bool = False, finite: bool = True
+) -> Evaluation:
+    """As `evaluate`, on batches that are at hand."""
+    seen = _Seen(model, task)
+    with evaluating(model), torch.no_grad(), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
+        with plainly(task, "measure"):
+            figures = task.measure(model, seen.passing(batches))
+    return Evaluation(checked_figures(task, figures, finite), task.metric, seen.count)
+
+
+class _Seen:
+    """Counts the samples of batches on their way."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        self.model, self.task, self.count = model, task, 0
+
+    def passing(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if self.count == 0:
+                check_device(self.model, self.task, batch)
+            self.count += self.task.count(batch)
+            yield batch
+
+
+def check_device(model: nn.Module, task: Task, batch: Any) -> None:
+    """TrainError if model and batch are not in the same place."""
+    with plainly(task, "inputs"):
+        found = {t.device for t in tensors_of(task.inputs(batch))}
+    if found and device_of(model) not in found:
+        raise TrainError(
+            f"the model is on {device_of(model)}, its inputs on {', '.join(map(str, found))}: move the model, or give "
+            "the data's device (Data.of(..., device=...), load_data(..., device=...))"
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
@@ -65,34 +106,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def logits(output: Any) -> Tensor:
-    """The class scores a model returned: a tensor, a tuple led by it, or a mapping (``logits``, ``out``)."""
-    if isinstance(output, Tensor):
-        return output
-    for name in ("logits", "out"):
-        found = output.get(name) if isinstance(output, dict) else getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise TrainError(f"The model returned a {type(output).__name__}; expected class scores as a tensor N,classes.")
-
-
-def classification_loss(output: Any, labels: Tensor) -> Tensor:
-    """Mean cross entropy of what a model returned."""
-    return F.cross_entropy(logits(output), labels)
-
-
-def check_logits(scores: Tensor, labels: Tensor) -> None:
-    """Refuse scores that cannot be compared with the labels, before any work is lost."""
-    if scores.ndim != 2 or len(scores) != len(labels):
-        raise TrainError(
-            f"The model returned scores of shape {tuple(scores.shape)}; expected ({len(labels)}, classes)."
-        )
-    if int(labels.max()) >= scores.shape[1]:
-        raise TrainError(
-            f"The model scores {scores.shape[1]} classes, but the data has labels up to {int(labels.max())}. "
-            "Build the model with the data's number of classes."
-        )

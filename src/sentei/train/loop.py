@@ -1,4 +1,4 @@
-"""Train a classifier: resumable to the bit, journalled, with nothing hidden."""
+"""Train a network by its task: resumable to the bit, journalled, with nothing hidden."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sentei.errors import CheckpointError, TrainError
+from sentei.data import Data
+from sentei.data.batches import mapped
+from sentei.errors import CheckpointError, ConfigError, TrainError
 from sentei.layout import arranged, training_layout
+from sentei.tasks import Task
+from sentei.tasks.task import called, plainly
 from sentei.train.checkpoint import load_checkpoint, save_checkpoint
-from sentei.train.data import Data
-from sentei.train.distill import distillation_loss
-from sentei.train.evaluate import check_logits, evaluate, evaluating, logits
+from sentei.train.evaluate import CLASSIFICATION, check_device, evaluate, evaluating
 from sentei.train.journal import Journal
+from sentei.train.optimizers import Factory, Optimizers, factory_name
 from sentei.train.progress import Progress
 from sentei.train.recipe import Recipe
-from sentei.train.splits import training_batches
 
 Record = dict[str, Any]
 AfterStep = Callable[[nn.Module, float], None]
@@ -33,7 +34,7 @@ AfterStep = Callable[[nn.Module, float], None]
 class Objective(Protocol):
     """What a step minimises, where that is more than the recipe's loss of the model itself."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Add the gradients of one batch to the model's parameters; returns the loss to be shown."""
         ...
 
@@ -55,10 +56,10 @@ class FitResult:
     model: nn.Module
     """The model that was given, trained in place (its averaged weights where the recipe averages)."""
     history: list[Record]
-    """One record an epoch: epoch, loss, lr, accuracy, val_loss, seconds, images_per_second."""
-    accuracy: float | None
-    """Validation accuracy after the last epoch, in the recipe's precision; None if there was none."""
-    best_accuracy: float | None
+    """One record an epoch: epoch, loss, lr, the task's metric and its other figures, seconds, images_per_second."""
+    value: float | None
+    """The metric on validation data after the last epoch, in the recipe's precision; None if there was none."""
+    best: float | None
     seconds: float
     """Training time over all sessions, validation included."""
     images_per_second: float
@@ -69,31 +70,37 @@ def fit(
     data: Data,
     recipe: Recipe,
     *,
+    task: Task = CLASSIFICATION,
     run_dir: Path | None = None,
     name: str = "train",
     teacher: nn.Module | None = None,
     after_step: AfterStep | None = None,
     plain: Sequence[str] = (),
     objective: Objective | None = None,
+    optimizer: Factory | None = None,
     on_epoch: Callable[[Record], None] | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Train a model in place on ``data.train``, measuring on ``data.val``; ``data.test`` is never touched.
 
-    >>> fit(model, data, Recipe(epochs=10), run_dir=Path("runs/x")).accuracy  # doctest: +SKIP
+    >>> fit(model, data, Recipe(epochs=10), run_dir=Path("runs/x")).value  # doctest: +SKIP
     0.91
 
     With a ``run_dir`` each epoch ends in a checkpoint ``NAME.ckpt`` and a line in ``journal.jsonl``. Called
     again with the same model, data and recipe it goes on after the last complete epoch, and ends with the
     very weights of a run that was never stopped: the random numbers of an epoch depend on the seed and its
-    number only. A finished run returns at once.
+    number only. A finished run returns at once. Before the first step one validation batch is measured, so that what
+    the task cannot measure is found before work is lost.
 
     Args:
+        task: what the network is for: its loss and its figures; image classification unless given.
         teacher: dense network to distil from, weighted by ``recipe.distill_weight``.
         after_step: called with the model and the learning rate after each optimizer step (a proximal step,
             for instance).
         plain: names of parameters that take plain gradient steps, without momentum and weight decay.
         objective: replaces the loss, its backward pass included; it knows what it needs of the recipe.
+        optimizer: makes an optimizer of parameter groups, ``lambda groups: torch.optim.RAdam(groups, lr=1e-3)`` for
+            instance, in place of the recipe's own; its learning rates follow the recipe's schedule in proportion.
         on_epoch: called with the record of each epoch as it completes.
 
     Raises:
@@ -101,9 +108,10 @@ def fit(
             the model does not fit the data.
         CheckpointError: the checkpoint in ``run_dir`` is damaged or belongs to another model or recipe.
     """
-    run = _Run(model, data, recipe, name, run_dir, teacher, after_step, tuple(plain), objective)
+    run = _Run(model, data, recipe, task, name, run_dir, teacher, after_step, tuple(plain), objective, optimizer)
     run.resume()
-    with Progress(name, recipe.epochs, run.steps, start=len(run.history), shown=progress) as bar:
+    run.rehearse()
+    with Progress(name, recipe.epochs, run.steps, len(run.history), task, shown=progress) as bar:
         for epoch in range(len(run.history), recipe.epochs):
             record = run.epoch(epoch, bar)
             run.save(record)
@@ -120,12 +128,14 @@ class _Run:
     model: nn.Module
     data: Data
     recipe: Recipe
+    task: Task
     name: str
     run_dir: Path | None
     teacher: nn.Module | None
     after_step: AfterStep | None
     plain: tuple[str, ...]
     objective: Objective | None
+    factory: Factory | None
     history: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -136,16 +146,13 @@ class _Run:
             module.to(device).to(memory_format=self.layout)
         if len(self.data.train) == 0:
             raise TrainError("There are no training images.")
-        count = min(recipe.limit or len(self.data.train), len(self.data.train))
-        self.steps = training_batches(count, recipe.batch_size)
+        self.task = self.task.with_settings(recipe.label_smoothing, recipe.temperature)
+        if self.teacher is not None and recipe.distill_weight > 0:
+            refuse_teacher(self.task)
+        self.steps = self.data.train.steps(recipe.batch_size, recipe.limit)
         self.bf16 = recipe.autocast(device)
         self.forward = torch.compile(self.model) if recipe.compile else self.model
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(self.model, recipe.weight_decay, self.plain),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-        )
+        self.optimizers = Optimizers(self.model, recipe, self.plain, self.factory)
         self.average: AveragedModel | None = None
         if recipe.ema_decay is not None:
             decay = get_ema_multi_avg_fn(recipe.ema_decay)
@@ -157,6 +164,11 @@ class _Run:
     @property
     def measured(self) -> nn.Module:
         return self.average.module if self.average is not None else self.model
+
+    def rehearse(self) -> None:
+        """Measure one batch before any work, for what can go wrong there."""
+        if not self.history and self.recipe.epochs and len(self.data.val):
+            evaluate(self.measured, self.data.val, task=self.task, limit=1, finite=False)
 
     def epoch(self, epoch: int, bar: Progress) -> Record:
         started = time.perf_counter()
@@ -170,8 +182,9 @@ class _Run:
         if self.objective is not None:
             record |= self.objective.measured()
         if len(self.data.val):
-            result = evaluate(self.measured, self.data.val, bf16=self.bf16)
-            record |= {"accuracy": result.accuracy, "val_loss": result.loss}
+            found = evaluate(self.measured, self.data.val, task=self.task, bf16=self.bf16)
+            others = {f"val_{name}": value for name, value in found.figures.items() if name != self.task.metric}
+            record |= {self.task.key: found.value, **others}
         seconds = time.perf_counter() - started
         return record | {"seconds": round(seconds, 3), "images_per_second": round(images / trained, 1)}
 
@@ -179,7 +192,7 @@ class _Run:
         return self.recipe.lr_at(epoch * self.steps + step, self.steps)
 
     def _train(self, epoch: int, bar: Progress) -> tuple[float, int]:
-        recipe, images = self.recipe, 0
+        recipe, images, done = self.recipe, 0, 0
         self.model.train()
         batches = self.data.train.batches(
             recipe.batch_size,
@@ -194,50 +207,52 @@ class _Run:
         total = torch.zeros((), device=self.data.device)
         teaching = evaluating(self.teacher) if self.teacher is not None else nullcontext()
         with teaching:
-            for step, (x, y) in enumerate(batches):
-                x = arranged(x, self.layout)
-                lr = self._lr(epoch, step)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr
-                self.optimizer.zero_grad(set_to_none=True)
-                total += self._gradients(x, y, first=images == 0)
-                images += len(y)
+            for step, batch in enumerate(batches):
+                batch = mapped(batch, self._arranged)
+                if step == 0:
+                    check_device(self.model, self.task, batch)
+                lr, count = self._lr(epoch, step), self.task.count(batch)
+                self.optimizers.zero_grad()
+                total += self._gradients(batch)
+                images, done = images + count, step + 1
                 if step % every == 0 or step == self.steps - 1:
                     self._check_finite(float(total), epoch, step, every)
                 if recipe.clip_grad is not None:
                     nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
-                self.optimizer.step()
+                self.optimizers.step(lr)
                 if self.after_step is not None:
                     self.after_step(self.model, lr)
                 if self.average is not None:
                     self.average.update_parameters(self.model)
                 status = self.objective.status() if self.objective is not None and step % every == 0 else ""
-                bar.step_done(len(y), float(total) / (step + 1) if step % every == 0 else None, status)
-        return float(total) / max(self.steps, 1), images
+                bar.step_done(count, float(total) / done if step % every == 0 else None, status)
+        return float(total) / max(done, 1), images
 
-    def _gradients(self, x: Tensor, y: Tensor, first: bool) -> Tensor:
+    def _arranged(self, x: Tensor) -> Tensor:
+        return arranged(x, self.layout)
+
+    def _gradients(self, batch: Any) -> Tensor:
         """Backward pass of one batch; returns its loss."""
-        if self.objective is not None:
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-                return self.objective(self.model, x, y).detach()
-        loss = self._loss(x, y, first)
+        with torch.autocast(self.data.device.type, torch.bfloat16, enabled=self.bf16):
+            if self.objective is not None:
+                return self.objective(self.model, batch).detach()
+            with plainly(self.task, "the loss"):
+                loss = self._loss(batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise TrainError(f"the loss of task {self.task.name} is {_short(loss)}; expected a scalar with a gradient")
         loss.backward()
         return loss.detach()
 
-    def _loss(self, x: Tensor, y: Tensor, first: bool) -> Tensor:
-        recipe = self.recipe
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            scores = logits(self.forward(x))
-            if first:
-                check_logits(scores, y)
-            if self.teacher is not None and recipe.distill_weight > 0:
-                with torch.no_grad():
-                    target = logits(self.teacher(x))
-        loss = F.cross_entropy(scores.float(), y, label_smoothing=recipe.label_smoothing)
-        if self.teacher is not None and recipe.distill_weight > 0:
-            soft = distillation_loss(scores, target, recipe.temperature)
-            loss = (1 - recipe.distill_weight) * loss + recipe.distill_weight * soft
-        return loss
+    def _loss(self, batch: Any) -> Tensor:
+        share = self.recipe.distill_weight
+        if self.teacher is None or share == 0:
+            return self.task.step(self.forward, batch)
+        inputs = self.task.inputs(batch)
+        output = called(self.forward, inputs)
+        with torch.no_grad():
+            target = called(self.teacher, inputs)
+        hard, soft = self.task.loss(output, batch), self.task.imitate(output, target, batch)
+        return (1 - share) * hard + share * soft
 
     def _check_finite(self, total: float, epoch: int, step: int, every: int) -> None:
         if not math.isfinite(total):
@@ -270,7 +285,8 @@ class _Run:
             "recipe": self.recipe.to_dict(),
             "history": self.history,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizers.main.state_dict(),
+            "factory": factory_name(self.factory),
             "average": self.average.state_dict() if self.average is not None else None,
         }
         save_checkpoint(self.checkpoint, state)
@@ -285,6 +301,7 @@ class _Run:
             return
         state = load_checkpoint(self.checkpoint)
         given, saved = self.recipe.to_dict(), state.get("recipe", {})
+        given["factory"], saved = factory_name(self.factory), {**saved, "factory": state.get("factory")}
         changed = [f"{k} was {saved.get(k)!r}, now {given[k]!r}" for k in given if saved.get(k) != given[k]]
         if changed:
             raise CheckpointError(
@@ -293,7 +310,7 @@ class _Run:
             )
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizers.main.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
         except (KeyError, RuntimeError, ValueError) as error:
@@ -314,26 +331,28 @@ class _Run:
         if self.average is not None and self.history:
             self.model.load_state_dict(self.average.module.state_dict())
         self.model.eval()
-        accuracies = [r["accuracy"] for r in self.history if "accuracy" in r]
+        values = [r[key] for r in self.history if (key := self.task.key) in r]
+        best = min if self.task.lower_is_better else max
         seconds = sum(r["seconds"] for r in self.history)
         speeds = [r["images_per_second"] for r in self.history]
         return FitResult(
             self.model,
             self.history,
-            accuracies[-1] if accuracies else None,
-            max(accuracies, default=None),
+            values[-1] if values else None,
+            best(values, default=None),
             seconds,
             len(speeds) / sum(1 / s for s in speeds) if speeds else 0.0,
         )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, plain: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Weights with decay; norms, biases and other vectors without; those named `plain` without momentum either."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not named:
-        raise TrainError("The model has no parameter that requires a gradient.")
-    trained = [p for name, p in named if name not in plain]
-    groups = [([p for p in trained if p.ndim > 1], weight_decay), ([p for p in trained if p.ndim <= 1], 0.0)]
-    found: list[dict[str, Any]] = [{"params": params, "weight_decay": decay} for params, decay in groups if params]
-    still = [p for name, p in named if name in plain]
-    return found + ([{"params": still, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False}] if still else [])
+def refuse_teacher(task: Task) -> None:
+    """ConfigError if a task cannot learn from another network's outputs."""
+    if not task.imitates:
+        raise ConfigError(
+            f"task {task.name} does not say how to imitate a teacher, so it cannot distil: leave out --distill "
+            "(distill=True, a teacher), or write `imitate`"
+        )
+
+
+def _short(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -6,32 +6,20 @@ import time
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
-from rich.progress import Progress as RichProgress
-from rich.text import Text
-
-from sentei.console import say, screen
-
-
-class Times(ProgressColumn):
-    """Time spent and time left, by name."""
-
-    def render(self, task: Task) -> Text:
-        left = "-" if task.time_remaining is None else f"{task.time_remaining:,.0f} s"
-        return Text(f"{task.elapsed or 0:,.0f} s spent, {left} left")
+from sentei.bars import live_bar
+from sentei.console import say
+from sentei.tasks import Task
 
 
 class Progress:
-    """Shows epochs, images/s, loss and validation accuracy of one training run."""
+    """Shows epochs, images/s, loss and validation metric of one training run."""
 
-    def __init__(self, name: str, epochs: int, steps: int, start: int = 0, shown: bool = True) -> None:
+    def __init__(self, name: str, epochs: int, steps: int, start: int, task: Task, shown: bool = True) -> None:
+        self.key, self.told = task.key, task.told
         self.name, self.epochs, self.steps, self.epoch, self.shown = name, epochs, steps, start, shown
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[status]}")]
-        console = screen()
-        off = not shown or not console.is_terminal
-        self.bar = RichProgress(*columns, Times(), console=console, disable=off, transient=True)
+        self.bar = live_bar(shown)
         self.task = self.bar.add_task(self._title(), total=epochs * steps, completed=start * steps, status="")
-        self.accuracy = self.note = ""
+        self.value = self.note = ""
         self.images, self.since = 0, time.perf_counter()
         self.started, self.first = time.perf_counter(), start
 
@@ -54,18 +42,18 @@ class Progress:
             return
         speed = self.images / max(time.perf_counter() - self.since, 1e-9)
         self.note = f"  {note}" if note else ""
-        status = f"{speed:,.0f} images/s  loss {loss:.3f}{self.note}{self.accuracy}"
+        status = f"{speed:,.0f} images/s  loss {loss:.3f}{self.note}{self.value}"
         self.bar.update(self.task, advance=1, status=status)
 
     def epoch_done(self, record: dict[str, Any]) -> None:
         self.epoch += 1
-        self.accuracy = f"  val {record['accuracy']:.2%}" if "accuracy" in record else ""
+        self.value = f"  val {self.told(record[self.key])}" if self.key in record else ""
         self.bar.update(self.task, completed=self.epoch * self.steps, description=self._title())
         if self.shown:
             spent = time.perf_counter() - self.started
             left = spent / (self.epoch - self.first) * (self.epochs - self.epoch)
             say(
-                f"{self.name} {self.epoch}/{self.epochs}  loss {record['loss']:.3f}{self.note}{self.accuracy}  "
+                f"{self.name} {self.epoch}/{self.epochs}  loss {record['loss']:.3f}{self.note}{self.value}  "
                 f"{record['images_per_second']:,.0f} images/s  {left:,.0f} s left"
             )
         self.images, self.since = 0, time.perf_counter()

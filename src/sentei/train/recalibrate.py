@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sentei.errors import DataError, TrainError
-from sentei.train.evaluate import evaluating
+from sentei.tasks import Task
+from sentei.tasks.task import called
+from sentei.train.evaluate import CLASSIFICATION, evaluating
 
-Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
 
-
-def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
+def recalibrate(model: nn.Module, batches: Iterable[Any], task: Task = CLASSIFICATION) -> int:
     """Replace the running statistics of every BatchNorm by their plain average over these batches.
 
     >>> recalibrate(model, data.train.batches(256, train=True, limit=2048))  # doctest: +SKIP
@@ -24,8 +25,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
 
     Only the normalisation layers see training mode, so dropout stays off; weights, modes and momentum are as
     before. Give the same batches to get the same statistics, and images augmented as in training: the weights were
-    trained under such statistics, and those of clean images can cost points of accuracy. Returns the number of
-    layers; a model without BatchNorm statistics is left alone, with a note in the log.
+    trained under such statistics, and those of clean images can cost points of accuracy. The task tells what of a batch
+    the model is called with. Returns the number of layers; a model without BatchNorm statistics is left alone, with a note in the log.
 
     Raises:
         DataError: there are no batches. TrainError: the statistics are not finite (the old ones are kept).
@@ -47,7 +48,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
                 norm.momentum = None  # cumulative average
                 norm.training = True
             for batch in itertools.chain([first], stream):
-                model(batch if isinstance(batch, Tensor) else batch[0])
+                called(model, task.inputs(batch))
             if not all(bool(torch.isfinite(b).all()) for n in norms for b in n.buffers()):
                 raise TrainError(
                     "Recalibration gave statistics that are not finite: the weights or the images are not."

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from sentei.data import Augment
 from sentei.errors import ConfigError
-from sentei.train.splits import Augment
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum, linear warm-up and cosine decay to zero; the defaults train small CIFAR networks.
+    """SGD with momentum or AdamW, linear warm-up and cosine decay to zero; the defaults train small CIFAR networks.
 
     >>> Recipe(epochs=10, lr=0.05).lr_at(step=100, steps_per_epoch=100)
     0.05
@@ -26,10 +26,14 @@ class Recipe:
     """Images a step."""
     lr: float = 0.1
     """Peak learning rate, reached after the warm-up."""
+    optimizer: str = "sgd"
+    """``sgd`` with momentum, or ``adamw``, whose learning rates are more like 0.001."""
     momentum: float = 0.9
+    """Of sgd."""
     nesterov: bool = True
+    """Of sgd."""
     weight_decay: float = 5e-4
-    """L2 penalty on weights; norms and biases are never decayed."""
+    """Decay of weights: an L2 penalty with sgd, decoupled with adamw; norms and biases are never decayed."""
     warmup_epochs: float = 1.0
     """Epochs of linear rise to the peak; cut to a quarter of the run where that is shorter."""
     schedule: str = "cosine"
@@ -67,6 +71,7 @@ class Recipe:
             "epochs": (self.epochs >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "lr": (math.isfinite(self.lr) and self.lr >= 0, "0 or more"),
+            "optimizer": (self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'"),
             "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
             "nesterov": (not self.nesterov or self.momentum > 0, "False where momentum is 0"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from sentei.errors import BudgetError, ConfigError
-from sentei.methods.genes import Genes, searched_groups
-from sentei.methods.method import CHANGES_NOTHING, Found, Method, deciding
-from sentei.methods.pruning import Pruning
-from sentei.methods.stagesearch import StageSearch
+from sentei.methods.common.genes import Genes, searched_groups
+from sentei.methods.common.method import CHANGES_NOTHING, Found, Method, deciding
+from sentei.methods.common.pruning import Pruning
+from sentei.methods.stagewise.search import StageSearch
 from sentei.plan import Plan, criterion, note_on_use
 from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
 from sentei.search.evaluators import check_validation

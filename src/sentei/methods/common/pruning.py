@@ -17,17 +17,18 @@ from torch import nn
 
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
-from sentei.methods.method import Found, Method, deciding
-from sentei.methods.summary import machine
-from sentei.methods.timing import clock
+from sentei.methods.common.method import Found, Method, deciding
+from sentei.methods.common.summary import machine
+from sentei.methods.common.timing import clock
 from sentei.models.user_file import code_of
 from sentei.plan import Budget, Constraints, Plan
 from sentei.runs import Run
 from sentei.surgery import check, cut, save
-from sentei.train import Data, Evaluation, Recipe, evaluate, fit, recalibrate
+from sentei.data import Data
+from sentei.train import Evaluation, Recipe, evaluate, fit, recalibrate
 from sentei.train.checkpoint import digest
-from sentei.train.splits import Split
-from sentei.train.threads import computed_on
+from sentei.data.splits import Split
+from sentei.threads import computed_on
 
 Say = Callable[[str], None]
 

@@ -10,9 +10,9 @@ import numpy as np
 from torch import nn
 
 from sentei.errors import ConfigError
-from sentei.methods.genes import Genes, searched_groups
-from sentei.methods.method import CHANGES_NOTHING, Found, Method
-from sentei.methods.pruning import Pruning, accuracy_of
+from sentei.methods.common.genes import Genes, searched_groups
+from sentei.methods.common.method import CHANGES_NOTHING, Found, Method
+from sentei.methods.common.pruning import Pruning, accuracy_of
 from sentei.plan import Plan, note_on_use
 from sentei.search import (
     Recalibrate,

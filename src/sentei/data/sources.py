@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sentei.errors import DataError
-from sentei.train.splits import Augment
+from sentei.data.splits import Augment
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 

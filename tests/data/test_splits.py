@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sentei.train.splits import Augment, TensorSplit, training_batches
+from sentei.data.splits import Augment, TensorSplit, training_batches
 
 
 def split_of(count: int = 40, side: int = 8, channels: int = 3, augment: Augment | None = None) -> TensorSplit:

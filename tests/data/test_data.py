@@ -11,9 +11,9 @@ from torchvision import datasets
 from torchvision.transforms.v2.functional import resize
 
 from sentei.errors import DataError
-from sentei.train import load_data
-from sentei.train.data import stratified_split
-from sentei.train.splits import TensorSplit
+from sentei.data import load_data
+from sentei.data.load import stratified_split
+from sentei.data.splits import TensorSplit
 
 
 def labels_of(split: object) -> torch.Tensor:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sentei.methods.measure import measure
-from sentei.methods.pruning import Pruning
+from sentei.methods.common.measuring import measure
+from sentei.methods.common.pruning import Pruning
 from sentei.supernet.proxies import StageDistances, SubnetAccuracy
 from sentei.supernet.tables import Proposer, Tables, distances_of
 from sentei.supernet.training import Supernet

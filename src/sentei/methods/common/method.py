@@ -12,7 +12,7 @@ from torch import nn
 from sentei.plan import Plan
 
 if TYPE_CHECKING:
-    from sentei.methods.pruning import Pruning
+    from sentei.methods.common.pruning import Pruning
 
 
 @dataclass(frozen=True)

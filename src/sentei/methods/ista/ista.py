@@ -20,19 +20,19 @@ from torch import Tensor, nn
 
 from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
-from sentei.methods.genes import Genes, searched_groups
-from sentei.methods.ista_round import Round, collapsed, diagnose, next_rho, starting_point
-from sentei.methods.ista_view import LassoView, picture
-from sentei.methods.lasso import CostKind, Proximal, costs_of_units, lasso, live_plan, penalised
-from sentei.methods.method import Found, Method
-from sentei.methods.pruning import Pruning, accuracy_of
+from sentei.methods.common.genes import Genes, searched_groups
+from sentei.methods.ista.rounds import Round, collapsed, diagnose, next_rho, starting_point
+from sentei.methods.ista.view import LassoView, picture
+from sentei.methods.ista.lasso import CostKind, Proximal, costs_of_units, lasso, live_plan, penalised
+from sentei.methods.common.method import Found, Method
+from sentei.methods.common.pruning import Pruning, accuracy_of
 from sentei.plan import Budget, Constraints, Plan, allocate, note_on_widths, uniform
 from sentei.runfiles import CURVE, remove_curve
 from sentei.surgery import cut, save
 from sentei.surgery.fold import Folded, Mode, fold
 from sentei.surgery.scales import rescale, scales_of, unsilenced
 from sentei.train import fit, recalibrate
-from sentei.train.splits import training_batches
+from sentei.data.splits import training_batches
 
 
 @dataclass(frozen=True, kw_only=True)

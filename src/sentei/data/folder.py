@@ -13,11 +13,20 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from sentei.data.dataset import Data, describe
+from sentei.data.sources import Statistics
+from sentei.data.splits import (
+    Augment,
+    Batches,
+    content_of,
+    epoch_generator,
+    epoch_order,
+    epoch_steps,
+    stratified_split,
+    training_batches,
+)
 from sentei.errors import DataError
-from sentei.train.data import Data, describe, stratified_split
-from sentei.train.sources import Statistics
-from sentei.train.splits import Augment, Batches, content_of, epoch_generator, epoch_order, training_batches
-from sentei.train.threads import data_workers
+from sentei.threads import data_workers
 
 Sample = tuple[Tensor | str, int]
 
@@ -97,6 +106,9 @@ class FolderSplit:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def steps(self, batch_size: int, limit: int | None = None) -> int:
+        return epoch_steps(len(self), batch_size, limit)
 
     def content(self) -> str:
         """Of the images' names below the root, their sizes in bytes and classes: no image is read for it."""

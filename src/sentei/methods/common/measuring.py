@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from sentei.console import screen
+from sentei.bars import live_bar
 from sentei.errors import SearchError
 from sentei.search import Evaluator, Job, Outcome, Store, open_executor
 from sentei.search.executors import Where
 from sentei.train.journal import Journal
-from sentei.train.progress import Times
 
 
 def measure(
@@ -36,10 +34,10 @@ def measure(
     store = Store(evaluator.settings, journal)
     missing = {tuple(w.tolist()): w for w in structures if store.get(w, 1.0) is None}
     jobs = [Job(i, widths) for i, widths in enumerate(missing)]
-    columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), Times()]
-    hidden = not shown or not jobs or not screen().is_terminal
-    workers_of = open_executor(where, evaluator, workers)
-    with Progress(*columns, console=screen(), disable=hidden, transient=True) as bar, workers_of as executor:
+    with (
+        live_bar(shown and bool(jobs), counted=True) as bar,
+        open_executor(where, evaluator, workers) as executor,
+    ):
         task = bar.add_task(title, total=len(jobs))
         for outcome in executor.run(jobs):
             store.add(missing[outcome.job.widths], 1.0, _record(outcome))

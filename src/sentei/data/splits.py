@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+from sentei.errors import DataError
+
+Batches = Iterator[Any]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
+    def steps(self, batch_size: int, limit: int | None = None) -> int:
+        """Training batches of an epoch."""
+        ...
+
     def content(self) -> str:
         """A checksum of what it holds, whatever it is called and wherever it lies."""
         ...
@@ -66,7 +73,7 @@ class Split(Protocol):
         limit: int | None = None,
         augment: Augment | None = None,
     ) -> Batches:
-        """Yield (images, labels) on the device: float32 N,C,H,W, normalised, channels last; int64 N.
+        """Yield batches on the device: of images (float32 N,C,H,W, normalised, channels last; int64 labels N) here.
 
         With ``train`` the order and the augmentation follow from (seed, epoch) alone and an incomplete last
         batch is dropped; without it every image comes once, in order. ``limit`` takes only so many images:
@@ -94,6 +101,30 @@ def training_batches(count: int, batch_size: int) -> int:
     return max(count // batch_size, min(count, 1))
 
 
+def epoch_steps(size: int, batch_size: int, limit: int | None) -> int:
+    return training_batches(min(limit or size, size), batch_size)
+
+
+def stratified_split(labels: np.ndarray[Any, Any], val: int | float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the kept and of the held-out images, each in rising order, classes in equal proportion."""
+    from sklearn.model_selection import train_test_split
+
+    size, classes = len(labels), len(np.unique(labels))
+    count = round(val * size) if isinstance(val, float) and val < 1 else int(val)
+    if val == 0:
+        return torch.arange(size), torch.arange(0)
+    if not classes <= count <= size - classes:
+        raise DataError(
+            f"A validation split of {val} does not fit {size} training images of {classes} classes. "
+            f"Give a fraction below 1 or a number from {classes} to {size - classes}; 0 means none."
+        )
+    try:
+        kept, held = train_test_split(np.arange(size), test_size=count, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise DataError(f"The training images cannot be split by class: {error}") from error
+    return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
+
+
 class TensorSplit:
     """Images in memory on the device: uint8 or float, stored N,H,W,C so that a gather yields channels last.
 
@@ -119,6 +150,9 @@ class TensorSplit:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def steps(self, batch_size: int, limit: int | None = None) -> int:
+        return epoch_steps(len(self), batch_size, limit)
 
     def content(self) -> str:
         return content_of(self.images, self.labels, self.mul, self.add)

@@ -11,10 +11,10 @@ from torch import nn
 
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
-from sentei.methods.method import Found, Method
-from sentei.methods.pruning import Pruning
-from sentei.methods.remaining import Remaining
-from sentei.methods.timing import clock
+from sentei.methods.common.method import Found, Method
+from sentei.methods.common.pruning import Pruning
+from sentei.methods.oneshot.remaining import Remaining
+from sentei.methods.common.timing import clock
 from sentei.plan import Budget, Plan, allocate, criterion, uniform
 from sentei.plan.compose import compose
 from sentei.surgery import cut

@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sentei.data import sources
+from sentei.data.dataset import Data, describe
+from sentei.data.folder import load_folder
+from sentei.data.sources import IMAGENET, Source, Statistics
+from sentei.data.splits import TensorSplit, stratified_split
 from sentei.errors import DataError
-from sentei.train import sources
-from sentei.train.sources import IMAGENET, Source, Statistics
-from sentei.train.splits import Split, TensorSplit, content_of
 
 NAMES = ("digits", "cifar10", "cifar100", "fashion-mnist")
 Normalize = str | tuple[Sequence[float], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set in three splits; ``val`` is carved from train, ``test`` is for the final number."""
-
-    name: str
-    train: Split
-    val: Split
-    test: Split
-    num_classes: int
-    input_shape: tuple[int, int, int]
-    """Channels, height, width of what the model receives."""
-    device: torch.device
-    description: dict[str, Any] = field(default_factory=dict)
-    """Everything resolved, as plain values for a config file."""
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """The description with a checksum of the content, and without names and places: the same for the same data."""
-        splits = (self.train, self.val, self.test)
-        content = content_of(*(split.content() for split in splits if hasattr(split, "content")))
-        sizes = dict(zip(("train", "val", "test"), map(len, splits), strict=True))
-        known = {"classes": self.num_classes, "input_shape": list(self.input_shape), **sizes}
-        return {**self.description, **known, "data": kind_of(self.name), "content": content}
-
-
-def kind_of(ref: str) -> str:
-    """What a reference says apart from where the data lie.
-
-    >>> kind_of("digits"), kind_of("imagefolder:/home/me/photos"), kind_of("mine.py:images")
-    ('digits', 'imagefolder', 'file.py')
-    """
-    return "file.py" if ".py:" in ref else ref.partition(":")[0]
 
 
 def located(ref: str, root: str | Path | None) -> tuple[str, str | None]:
@@ -100,7 +64,7 @@ def load_data(
 
     Args:
         ref: ``digits``, ``cifar10``, ``cifar100``, ``fashion-mnist``, ``imagefolder:PATH`` (with train/ and
-            val/ or test/ inside), or ``path/to/file.py:function`` (see `sentei.train.sources.from_function`).
+            val/ or test/ inside), or ``path/to/file.py:function`` (see `sentei.data.sources.from_function`).
         root: where the files are; else the environment's SENTEI_DATA, else ./data. Missing data is downloaded
             by torchvision where there is a network.
         val: images, or fraction of the training images, for validation; None is the data set's own default
@@ -115,8 +79,6 @@ def load_data(
             was looked for and how to get it.
     """
     if ref.startswith("imagefolder:"):
-        from sentei.train.folder import load_folder
-
         path = _folder(ref, root)
         statistics = _statistics(normalize, 3, IMAGENET)
         return load_folder(
@@ -176,40 +138,6 @@ def _in_memory(
     shape = (channels, height, width)
     described = describe(ref, splits, classes, shape, seed, mean, std)
     return Data(ref, splits["train"], splits["val"], splits["test"], classes, shape, device, described)
-
-
-def describe(
-    ref: str,
-    splits: Any,
-    classes: int,
-    shape: tuple[int, int, int],
-    seed: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> dict[str, Any]:
-    sizes = {name: len(split) for name, split in splits.items()}
-    stats = {"mean": [round(v, 6) for v in mean], "std": [round(v, 6) for v in std]}
-    return {"data": ref, **sizes, "classes": classes, "input_shape": list(shape), "split_seed": seed, **stats}
-
-
-def stratified_split(labels: np.ndarray[Any, Any], val: int | float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the kept and of the held-out images, each in rising order, classes in equal proportion."""
-    from sklearn.model_selection import train_test_split
-
-    size, classes = len(labels), len(np.unique(labels))
-    count = round(val * size) if isinstance(val, float) and val < 1 else int(val)
-    if val == 0:
-        return torch.arange(size), torch.arange(0)
-    if not classes <= count <= size - classes:
-        raise DataError(
-            f"A validation split of {val} does not fit {size} training images of {classes} classes. "
-            f"Give a fraction below 1 or a number from {classes} to {size - classes}; 0 means none."
-        )
-    try:
-        kept, held = train_test_split(np.arange(size), test_size=count, stratify=labels, random_state=seed)
-    except ValueError as error:
-        raise DataError(f"The training images cannot be split by class: {error}") from error
-    return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
 
 
 def _check_parts(ref: str, parts: dict[str, tuple[Tensor, Tensor]], classes: int) -> None:

@@ -19,11 +19,11 @@ from torch import nn
 
 from sentei.errors import ConfigError
 from sentei.graph import trace
-from sentei.methods.measure import measure
-from sentei.methods.method import CHANGES_NOTHING, deciding
-from sentei.methods.pruning import DEFAULT_CONSTRAINTS, Pruning
+from sentei.methods.common.measuring import measure
+from sentei.methods.common.method import CHANGES_NOTHING, deciding
+from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Pruning
 from sentei.methods.stagewise import Stagewise, reinitialise, resets
-from sentei.methods.summary import machine
+from sentei.methods.common.summary import machine
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
 from sentei.search import Evaluator, Recalibrate, Train, budgeted
@@ -32,7 +32,8 @@ from sentei.search.executors import Where
 from sentei.supernet.proxies import StageDistances, SubnetAccuracy
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Rule, Supernet
-from sentei.train import Data, Recipe
+from sentei.data import Data
+from sentei.train import Recipe
 from sentei.train.checkpoint import digest
 
 Proxy = Literal["stagewise", "stagewise-distance", "sandwich", "random-path", "recalibrate", "train"]

@@ -1,0 +1,172 @@
+"""Batches from a user's own loader: counted, moved to the device, and repeatable by seed and epoch."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from sentei.data.batches import count_of, moved, tensors_of
+from sentei.data.splits import Augment, Batches, content_of
+from sentei.errors import DataError
+
+END = object()
+
+
+class LoaderSplit:
+    """A split whose batches a user's loader makes; see `Data.of`."""
+
+    def __init__(self, loader: Iterable[Any], device: torch.device, name: str = "train") -> None:
+        self.loader, self.device, self.name, self.augment = loader, device, name, Augment()
+        kind = type(loader).__name__
+        if isinstance(loader, Iterator) or not hasattr(loader, "__iter__"):
+            raise DataError(
+                f"{name} is a {kind}; expected something that can be iterated once an epoch, such as a DataLoader or a "
+                "list of batches. A generator can be used up only once: put its batches into a list"
+            )
+        try:
+            self.number = len(loader)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise DataError(
+                f"{name} is a {kind} without a length, so nobody knows when an epoch ends: give it __len__, or put its "
+                "batches into a list"
+            ) from error
+
+    def on(self, device: torch.device) -> LoaderSplit:
+        other = copy.copy(self)
+        other.device = device
+        return other
+
+    def refuse_empty(self) -> None:
+        if self.number == 0:
+            raise DataError(f"{self.name} has no batches")
+
+    @cached_property
+    def first(self) -> Any:
+        """The first batch of seed 0, where the loader put it."""
+        return next(self._fetched(0, 0), None)
+
+    @cached_property
+    def images(self) -> int:
+        loader = self.loader
+        if isinstance(loader, (list, tuple)):
+            return sum(count_of(batch) for batch in loader)
+        if isinstance(loader, DataLoader) and loader.batch_size is not None and hasattr(loader.sampler, "__len__"):
+            return min(len(loader.sampler), self.number * loader.batch_size)
+        return self.number * count_of(self.first) if self.number else 0
+
+    def __len__(self) -> int:
+        return self.images
+
+    def steps(self, batch_size: int, limit: int | None = None) -> int:
+        each = max(count_of(self.first), 1)
+        return self.number if limit is None else min(self.number, -(-limit // each))
+
+    @cached_property
+    def note(self) -> str | None:
+        """Why its batches do not follow from the seed; None if they do."""
+        if isinstance(self.loader, (list, tuple)) or self._same_again():
+            return None
+        return (
+            f"the batches of {self.name} ({type(self.loader).__name__}) do not follow from seed and epoch: a run that is "
+            "repeated or resumed ends in other bits. Let it draw from torch's, NumPy's or Python's global random numbers"
+        )
+
+    def _same_again(self) -> bool:
+        if self.number == 0:
+            return True
+        mine, other = tensors_of(self.first), tensors_of(next(self._fetched(0, 0), None))
+        return len(mine) == len(other) and all(map(torch.equal, mine, other))
+
+    def content(self) -> str:
+        """Of every batch in a list, of the first one of a loader."""
+        seen = self.loader if isinstance(self.loader, (list, tuple)) else [self.first]
+        seen = [] if self.note else seen
+        return content_of(f"{self.number} batches", *tensors_of(list(seen)))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        limit: int | None = None,
+        augment: Augment | None = None,
+    ) -> Batches:
+        """The loader's own batches, until `limit` samples are reached; see `Split.batches`."""
+        seen = 0
+        for batch in self._fetched(seed, epoch if train else -1):
+            if limit is not None and seen >= limit:
+                return
+            seen += count_of(batch)
+            yield moved(batch, self.device)
+
+    def _fetched(self, seed: int, epoch: int) -> Iterator[Any]:
+        numbers = Numbers((seed * 1_000_003 + epoch * 7_919 + 17) % 2**31)
+        with numbers:
+            self._seed(numbers.seed, epoch)
+            batches = iter(self.loader)
+        while True:
+            with numbers:
+                batch = next(batches, END)
+            if batch is END:
+                return
+            yield batch
+
+    def _seed(self, seed: int, epoch: int) -> None:
+        """What draws from numbers of its own: generators of the loader and its samplers; samplers told the epoch."""
+        sampler = getattr(self.loader, "sampler", None)
+        batching = getattr(self.loader, "batch_sampler", None)
+        parts = (self.loader, sampler, batching, getattr(self.loader, "dataset", None))
+        for part in parts:
+            if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+                generator.manual_seed(seed)
+            if epoch >= 0 and callable(tell := getattr(part, "set_epoch", None)):
+                tell(epoch)
+
+
+class Numbers:
+    """Random numbers of torch, NumPy and Python that belong to one stream of batches and to nobody else."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        with _kept():
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  what users' datasets draw from
+            self.inside = _states()
+
+    def __enter__(self) -> None:
+        self.outside = _states()
+        _restore(self.inside)
+
+    def __exit__(self, *_: object) -> None:
+        self.inside = _states()
+        _restore(self.outside)
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    before = _states()
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _states() -> tuple[Any, Any, Any]:
+    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def _restore(states: tuple[Any, Any, Any]) -> None:
+    torch.default_generator.set_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    random.setstate(states[2])
