@@ -40,7 +40,7 @@ from sentei.report.tables import percent, table
 from sentei.runfiles import CONFIG, is_started
 from sentei.runs import JustFinished, Run
 from sentei.schema import validated
-from sentei.search.executors import worker_threads
+from sentei.search.jobs import worker_threads
 from sentei.data import Data
 from sentei.train import Recipe
 from sentei.train.checkpoint import digest

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from sentei.tasks import Task
+
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Threads, versions and processor: what a reader needs to judge times."""
@@ -28,3 +30,9 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def measured_task(task: Task) -> dict[str, Any]:
+    """The task and the metric that decides, as a summary names them."""
+    metric = {"name": task.metric, "lower_is_better": task.lower_is_better, "percent": task.percent}
+    return {"task": task.name, "metric": metric}

@@ -1,0 +1,13 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from sentei.data import Data
+from sentei.tasks.classification import Classification
+from sentei.tasks.task import Task
+
+TASKS: dict[str, Task] = {"classification": Classification()}
+
+
+def task_of(given: str | Task | None, data: Data) -> Task:
+    return given if isinstance(given, Task) else TASKS[given or "classification"]
