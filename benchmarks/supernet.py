@@ -29,8 +29,8 @@ from sentei.supernet.proxies import StageDistances, SubnetMetric
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Supernet, SupernetLoss
-from sentei.train.recipe import bf16_supported
 from sentei.threads import set_threads
+from sentei.train.recipe import bf16_supported
 
 
 def main() -> None:

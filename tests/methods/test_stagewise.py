@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import sentei
+from sentei.data import load_data
 from sentei.errors import BudgetError, CheckpointError, ConfigError, SearchError
 from sentei.methods import prune
 from sentei.methods.common.measuring import measure
 from sentei.methods.stagewise import Stagewise, reinitialise
 from sentei.plan import Constraints
-from sentei.data import load_data
 from sentei.train import Recipe, fit
 from sentei.train.journal import Journal
 from tests.methods.networks import Three

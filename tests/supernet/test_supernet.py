@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sentei
+from sentei.data import load_data
 from sentei.models import build_model
 from sentei.plan import CRITERIA, Constraints
 from sentei.supernet.proxies import StageDistances, SubnetMetric, batch_statistics, even_batches
@@ -16,7 +17,6 @@ from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Supernet, SupernetLoss, full_pass, stage_losses, training_bytes
 from sentei.surgery import cut
-from sentei.data import load_data
 from sentei.tasks import distillation_loss
 from sentei.train import Recipe, evaluate, fit, recalibrate
 from tests.methods.networks import Three

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sentei.data import sources
-from sentei.data.dataset import Data, describe
+from sentei.data.dataset import Data, describe, kind_of
 from sentei.data.folder import load_folder
 from sentei.data.sources import IMAGENET, Source, Statistics
 from sentei.data.splits import TensorSplit, stratified_split
@@ -30,16 +30,28 @@ def located(ref: str, root: str | Path | None) -> tuple[str, str | None]:
     if ".py:" in ref:
         file, _, function = ref.rpartition(":")
         ref = f"{Path(file).expanduser().resolve()}:{function}"
-    elif ref.startswith("imagefolder:"):
-        ref = f"imagefolder:{_folder(ref, root).resolve()}"
+    elif in_folder(ref) is not None:
+        ref = f"{kind_of(ref)}:{_folder(ref, root).resolve()}"
     elif root is None and ref != "digits":
         held = [r for r in sources.candidate_roots(None) if r.is_dir()]
         root = next((r for r in held if sources.holds(r, ref)), held[0] if held else None)
     return ref, None if root is None else str(Path(root).expanduser().resolve())
 
 
+FOLDERS = ("imagefolder:", "segmentation:", "coco:")
+
+
+def in_folder(ref: str) -> str | None:
+    """The folder that a reference names; None for other references.
+
+    >>> in_folder("imagefolder:photos"), in_folder("digits")
+    ('photos', None)
+    """
+    return next((ref.removeprefix(kind) for kind in FOLDERS if ref.startswith(kind)), None)
+
+
 def _folder(ref: str, root: str | Path | None) -> Path:
-    path = Path(ref.removeprefix("imagefolder:")).expanduser()
+    path = Path(in_folder(ref) or ref).expanduser()
     if not path.is_dir() and not path.is_absolute():
         path = next((r / path for r in sources.candidate_roots(root) if (r / path).is_dir()), path)
     return path

@@ -19,7 +19,7 @@ from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.method import Found, Method, deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, Pruning, Say, silent
-from sentei.methods.common.summary import machine, measured_task
+from sentei.methods.common.summary import figures_of, machine, measured_task, tested
 from sentei.methods.common.timing import clock
 from sentei.methods.registry import method_of
 from sentei.models.user_file import code_of
@@ -75,8 +75,8 @@ def prune(
 
     Args:
         data: a `Data` (`Data.of` makes one of your own loaders), or a reference for `load_data`.
-        task: what the network is for: a `Task`, "classification", "segmentation", "detection", or FILE.py:CLASS; what the
-            data are for unless given.
+        task: what the network is for: a `Task`, "classification", "segmentation", "detection", or FILE.py:CLASS; what
+            the data are for unless given.
         method: a name in `METHODS`, or a method with settings of its own, such as `OneShot("taylor", steps=3)`.
         budget: half the MACs if nothing is given; a method that decides the size itself takes none.
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
@@ -105,7 +105,7 @@ def prune(
         budget or Budget(macs=0.5 if chosen.budgeted else 1.0),
         constraints,
         recipe if seed is None else replace(recipe, seed=seed),
-        task_of(task, data),
+        task_of(task, data.name),
         optimizer,
         distill,
         images,
@@ -200,8 +200,11 @@ def _measure(pruning: Pruning, tuned: nn.Module) -> dict[str, Any]:
     if len(data.test):
         pruning.say(f"Measuring both networks on {len(data.test):,} test images ...")
     with clock(seconds, "evaluate"):
-        tested = [evaluate(m, data.test, task=task).figures if len(data.test) else {} for m in (pruning.base, tuned)]
-        found = {"base_test": tested[0], "pruned_val": pruning.value(tuned), "pruned_test": tested[1]}
+        found = {
+            "base_test": figures_of(pruning.base, data.test, task),
+            "pruned_val": pruning.value(tuned),
+            "pruned_test": figures_of(tuned, data.test, task),
+        }
     return {**found, "seconds": seconds}
 
 
@@ -221,11 +224,12 @@ def _summary(
         "method": pruning.name,
         "model": pruning.source or type(pruning.base).__name__,
         "data": data.name,
+        "inputs": graph.inputs.spec(),
         "budget": pruning.budget.limits if method.budgeted else None,
         "seed": pruning.recipe.seed,
-        "base": {**_tested(final["base_test"], task), val: final["base_val"], "macs": full.macs, "params": full.params},
+        "base": {**tested(final["base_test"], task), val: final["base_val"], "macs": full.macs, "params": full.params},
         "pruned": {
-            **_tested(final["pruned_test"], task), val: final["pruned_val"], "macs": cost.macs, "params": cost.params
+            **tested(final["pruned_test"], task), val: final["pruned_val"], "macs": cost.macs, "params": cost.params
         },
         "after_cut": {val: last["value"]},
         "check": {
@@ -248,9 +252,3 @@ def _summary(
         "warnings": list(warnings),
         **found.report,
     }  # fmt: skip
-
-
-def _tested(figures: Mapping[str, float], task: Task) -> dict[str, Any]:
-    """The metric on test data under its name, and all other figures beside it."""
-    others = {name: value for name, value in figures.items() if name != task.metric}
-    return {task.metric: figures.get(task.metric), **({"test": others} if others else {})}

@@ -116,9 +116,8 @@ class Train:
         optimizer: Factory | None = None,
     ) -> None:
         check_validation(data, task)
-        self.settings = {"fitness": "train", "inherit": inherit, "seed": seed, "recipe": recipe.to_dict()}
-        if optimizer is not None:
-            self.settings["optimizer"] = factory_name(optimizer)
+        factory = {} if optimizer is None else {"optimizer": factory_name(optimizer)}
+        self.settings = {"fitness": "train", "inherit": inherit, "seed": seed, "recipe": recipe.to_dict(), **factory}
         self.model, self.graph, self.recipe, self.task, self.optimizer = model, graph, recipe, task, optimizer
         self.data = replace(data, test=data.val)
         self.inheritance = Inheritance(model, graph, inherit, seed)

@@ -2,9 +2,9 @@
 
 Three rules of training, all on `slim`, hence for every network that can be traced:
 
-- ``stagewise``: each step trains the full network on its task's loss, and the narrowest and some random subnets to imitate
-  it stage by stage, each stage from the full network's features (after Zhang et al. 2020, arXiv 2011.04908; the losses
-  are ours, see docs/stagewise.md).
+- ``stagewise``: each step trains the full network on its task's loss, and the narrowest and some random subnets to
+  imitate it stage by stage, each stage from the full network's features (after Zhang et al. 2020, arXiv 2011.04908; the
+  losses are ours, see docs/stagewise.md).
 - ``sandwich``: the same subnets imitate the outputs only (Yu and Huang 2019, arXiv 1903.05134).
 - ``random-path``: random subnets alone, on the task's loss (Guo et al. 2019, arXiv 1904.00420).
 """
@@ -156,7 +156,8 @@ def stage_losses(
 
     `targets` are the full network's features at the boundaries, `outputs` what leaves it, detached. Boundaries count by
     `Target.distance` over the channels that the narrow network has, the last stage by what its task calls imitation
-    (for classes the Kullback-Leibler divergence of the scores), failing that like a boundary. One pass of the network: at each boundary it goes on with the full network's features.
+    (for classes the Kullback-Leibler divergence of the scores), failing that like a boundary. One pass of the network:
+    at each boundary it goes on with the full network's features.
     """
     losses: list[Tensor] = []
 

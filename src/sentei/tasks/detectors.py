@@ -7,7 +7,7 @@ values. Both go on as they were around a part that was cut.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -74,6 +74,6 @@ def _proposals(model: FasterRCNN, objectness: Iterable[Tensor]) -> int:
 def _pooled(features: Mapping[str, Tensor], pool: nn.Module, boxes: int) -> Tensor:
     """The features of an image in the size of a box, boxes times over: all levels that boxes may be taken from."""
     levels = [f for name, f in features.items() if name in getattr(pool, "featmap_names", features)]
-    first, *others = (adaptive_avg_pool2d(f, pool.output_size) for f in levels)
+    first, *others = (adaptive_avg_pool2d(f, cast(tuple[int, int], pool.output_size)) for f in levels)
     whole = sum(others, first)
     return whole[:, None].expand(-1, boxes, -1, -1, -1).flatten(0, 1) if whole.is_meta else whole

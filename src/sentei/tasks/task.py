@@ -78,6 +78,10 @@ class Task(ABC):
         """Samples in a batch."""
         return count_of(self.inputs(batch))
 
+    def classes(self, data: Data) -> int | None:
+        """Classes that a model for these data is built with."""
+        return data.num_classes
+
     def needed(self, data: Data) -> int:
         """Validation samples below which a figure says nothing."""
         return 1

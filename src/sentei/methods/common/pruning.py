@@ -15,7 +15,8 @@ from sentei.graph import ChannelGraph, trace
 from sentei.methods.common.timing import clock
 from sentei.plan import Budget, Constraints, Plan
 from sentei.runs import Run
-from sentei.surgery import check, cut
+from sentei.surgery.check import check
+from sentei.surgery.cut import cut
 from sentei.tasks import Task
 from sentei.train import Recipe, evaluate, fit, recalibrate
 from sentei.train.evaluate import CLASSIFICATION

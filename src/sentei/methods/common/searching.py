@@ -25,8 +25,8 @@ from sentei.search import (
     budgeted,
     open_executor,
 )
-from sentei.search.jobs import Where, count_workers, worker_threads
 from sentei.search.inherit import Inherit
+from sentei.search.jobs import Where, count_workers, worker_threads
 from sentei.search.view import SearchView
 from sentei.surgery import cut
 from sentei.train import Recipe
@@ -124,9 +124,8 @@ class WidthSearch(Method):
         return Found(network, plan, [done], {"search": self._report(space, found)})
 
     def _tell(self, pruning: Pruning, found: SearchResult) -> None:
-        report = found.report
-        pruning.say(f"Best of {report['evaluations']} structures: {pruning.task.told_fitness(found.fitness)} on the images of the "
-                    "search")  # fmt: skip
+        report, best = found.report, pruning.task.told_fitness(found.fitness)
+        pruning.say(f"Best of {report['evaluations']} structures: {best} on the images of the search")
         if report["exhausted"] and report["evaluations"] < self.evaluations:
             finer = "" if self.coarsest(pruning) == 1 else "; widths in smaller steps (--round-to 1) give more"
             pruning.say(f"  Every structure within reach was tried, {report['evaluations']} of at most "
@@ -144,8 +143,9 @@ class WidthSearch(Method):
                 inherit=self.inherit or "l1", seed=seed, optimizer=pruning.optimizer,
             )  # fmt: skip
         return Recalibrate(
-            base, graph, data, task=pruning.task, inherit=self.inherit or "l1", calibration_images=self.calibration_images,
-            validation_images=self.validation_images, bf16=pruning.recipe.bf16, seed=seed,
+            base, graph, data, task=pruning.task, inherit=self.inherit or "l1",
+            calibration_images=self.calibration_images, validation_images=self.validation_images,
+            bf16=pruning.recipe.bf16, seed=seed,
         )  # fmt: skip
 
     def search(self, pruning: Pruning, space: Space, evaluator: Recalibrate | Train) -> SearchResult:

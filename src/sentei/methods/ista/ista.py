@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
-from sentei.methods.ista.rounds import Round, diagnose, next_rho, starting_point
-from sentei.methods.ista.view import LassoView, picture
-from sentei.methods.ista.lasso import CostKind, Proximal, costs_of_units, lasso, live_plan, penalised
 from sentei.methods.common.method import Found, Method
 from sentei.methods.common.pruning import Pruning
+from sentei.methods.ista.lasso import CostKind, Proximal, costs_of_units, lasso, live_plan, penalised
+from sentei.methods.ista.rounds import Round, diagnose, next_rho, starting_point
+from sentei.methods.ista.view import LassoView, picture
 from sentei.plan import Budget, Constraints, Plan, allocate, note_on_widths, uniform
 from sentei.runfiles import CURVE, remove_curve
 from sentei.surgery import cut, save
@@ -261,7 +261,8 @@ class _Search:
         advice = diagnose(rounds, self._collapsed(start["value"]), pruning.task.guessing(pruning.data))
         report = {
             "alpha": self.alpha, "rho": rounds[-1].rho, "left_whole": self.left, "not_rescaled": self.scaling.refused,
-            "curve": [r.point(pruning.task.metric) for r in rounds], "fold": done["fold"], "closed": done["closed"], "diagnosis": advice,
+            "curve": [r.point(pruning.task.metric) for r in rounds], "fold": done["fold"], "closed": done["closed"],
+            "diagnosis": advice,
         }  # fmt: skip
         if pruning.run.folder is not None:
             before = {g.name: g.norms(pruning.base).cpu() for g in self.groups}

@@ -12,8 +12,8 @@ from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.method import Found, Method
 from sentei.methods.common.pruning import Pruning
-from sentei.methods.oneshot.remaining import Remaining
 from sentei.methods.common.timing import clock
+from sentei.methods.oneshot.remaining import Remaining
 from sentei.plan import Budget, Plan, allocate, criterion, uniform
 from sentei.plan.compose import compose
 from sentei.surgery import cut

@@ -16,23 +16,23 @@ import numpy as np
 from scipy import stats
 from torch import nn
 
+from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.methods.common.measuring import measure
 from sentei.methods.common.method import CHANGES_NOTHING, deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Pruning, silent
-from sentei.methods.stagewise import Stagewise, reinitialise, resets
 from sentei.methods.common.summary import machine, measured_task
+from sentei.methods.stagewise import Stagewise, reinitialise, resets
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
 from sentei.search import Evaluator, Recalibrate, Train, budgeted
 from sentei.search.evaluators import check_validation
 from sentei.search.jobs import Where
-from sentei.supernet.proxies import StageDistances, SubnetMetric
+from sentei.supernet.proxies import StageDistances
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Rule, Supernet
-from sentei.data import Data
-from sentei.train import Recipe
 from sentei.tasks import Task, task_of
+from sentei.train import Recipe
 from sentei.train.checkpoint import digest
 
 Proxy = Literal["stagewise", "stagewise-distance", "sandwich", "random-path", "recalibrate", "train"]
@@ -142,7 +142,7 @@ def measure_fidelity(
     90 % interval of tau by resampling structures; `across_tau` is over all structures where there are others. Each
     training and measurement is in the run's journal, and a call after a kill goes on where it stopped.
     """
-    task = task_of(task, data)
+    task = task_of(task, data.name)
     check_validation(data, task)
     if how.start == "scratch":
         resets(model)
