@@ -4,11 +4,23 @@ from sentei.data import Data
 from sentei.errors import SenteiError
 from sentei.graph import ChannelGraph, Cost, Group, Slice, trace
 from sentei.methods import PruneResult, prune
-from sentei.plan import Budget, Constraints, Plan, compose, uniform
-from sentei.surgery import check, cut, load, permute, retrace, save, slim
+from sentei.plan import Budget, Constraints, Plan, allocate, compose, uniform, widths
+from sentei.surgery import (
+    carry_optimizer,
+    check,
+    check_optimizer,
+    cut,
+    fold,
+    load,
+    permute,
+    retrace,
+    save,
+    slim,
+)
 from sentei.tasks import Task
 
 __all__ = [
     "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Group", "Plan", "PruneResult", "SenteiError", "Slice",
-    "Task", "check", "compose", "cut", "load", "permute", "prune", "retrace", "save", "slim", "trace", "uniform",
+    "Task", "allocate", "carry_optimizer", "check", "check_optimizer", "compose", "cut", "fold", "load", "permute",
+    "prune", "retrace", "save", "slim", "trace", "uniform", "widths",
 ]  # fmt: skip
