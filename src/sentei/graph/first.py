@@ -11,13 +11,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from sentei.errors import SurgeryError, TraceError
 from sentei.graph.copying import rebuilt
+from sentei.graph.dispatch import Dispatcher
 from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.outputs import output_tensors
 from sentei.graph.part import Forward, name_of, part_of, whose
 from sentei.graph.record import Trace
 from sentei.graph.refusals import untraceable
 from sentei.graph.rehearsal import rehearse
-from sentei.graph.tracer import LabelMode
 
 
 def first_pass(
@@ -33,7 +33,7 @@ def first_pass(
     `choices` are the axes along which splits shrink (see `Split`). TraceError if the model cannot be run so, or if
     there is nothing that could be pruned or proven.
     """
-    mode = LabelMode({}, _labelled_dims(model, named), choices)
+    mode = Dispatcher({}, _labelled_dims(model, named), choices)
     try:
         rehearse(mode, model, inputs, forward=forward)
     except SurgeryError as error:
@@ -68,16 +68,14 @@ def _labelled_dims(model: nn.Module, named: Mapping[str, Tensor]) -> set[tuple[s
 
 
 def _refusal(
-    model: nn.Module, inputs: Inputs, forward: Forward | None, example: Any, mode: LabelMode, error: Exception
+    model: nn.Module, inputs: Inputs, forward: Forward | None, example: Any, mode: Dispatcher, error: Exception
 ) -> TraceError:
     where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
     own = _own_failure(model, forward, example)
     if own is None:
         what = "the model" if forward is None else f"the part of the model that {name_of(forward)!r} runs"
         return TraceError(untraceable(error, mode.failed.where if mode.failed else "", what))
-    return TraceError(
-        f"{whose(forward)} failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}"
-    )
+    return TraceError(f"{whose(forward)} failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}")
 
 
 def _own_failure(model: nn.Module, forward: Forward | None, example: Any) -> Exception | None:
