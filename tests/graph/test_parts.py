@@ -282,6 +282,7 @@ def decides(model, x):
     return scores if scores.max() > 0 else -scores
 
 
+OTHER = conv(3, 4).double()
 REFUSED = [
     ("part", r"forward is 'part'; expected a function .* forward\(model, \*inputs\)"),
     (finder(), r"forward is a module \(Finder\); expected a function"),
@@ -289,8 +290,20 @@ REFUSED = [
     (nothing, "the output of the given forward 'nothing' holds no tensor"),
     (broken, "the given forward 'broken' failed on the example inputs .*ValueError: no such thing"),
     (decides, "the part of the model that 'decides' runs cannot be traced.*depends on values"),
-    (lambda model, x: x + 1, "nothing to prune: the given forward '<lambda>' runs no convolution.*is called with"),
+    (lambda model, x: OTHER(x), "nothing to prune: the given forward '<lambda>' reads no channels of the model"),
+    (lambda model, x: x + 1, "nothing to prune: the given forward '<lambda>' runs no convolution"),
 ]
+
+
+def test_a_forward_that_runs_the_model_from_outside_is_told():
+    model = finder()
+    for forward, what in (
+        (lambda _, x: model.scores(model.down(model.body(x))), "module 'body' of the model"),
+        (lambda m, x: model.scores(m.down(m.body(x))), "module 'scores' of the model"),
+        (lambda m, x: type(m).forward(model, x)[0], "module 'body' of the model"),
+    ):
+        with pytest.raises(TraceError, match=f"runs {what} that was given to trace: it has to use its first argument"):
+            sentei.trace(model, X, forward=forward)
 
 
 @pytest.mark.parametrize(("forward", "why"), REFUSED)

@@ -120,3 +120,5 @@ def test_a_detector_on_one_feature_map():
 def test_other_models_are_refused_with_the_ones_that_are_known():
     with pytest.raises(ConfigError, match=r"no part of a Sequential is known.*Mask R-CNN.*SSDlite.*trace\(model, inp"):
         detector_part(nn.Sequential(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match="no part of a Conv2d is known"):
+        sentei.trace(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8), forward=detector_part)

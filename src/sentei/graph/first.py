@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from sentei.errors import SurgeryError, TraceError
+from sentei.errors import SenteiError, SurgeryError, TraceError
 from sentei.graph.copying import rebuilt
 from sentei.graph.dispatch import Dispatcher
 from sentei.graph.inputs import Inputs, arguments
@@ -18,6 +18,7 @@ from sentei.graph.part import Forward, name_of, part_of, whose
 from sentei.graph.record import Trace
 from sentei.graph.refusals import untraceable
 from sentei.graph.rehearsal import rehearse
+from sentei.graph.tracer import LabelMode
 
 
 def first_pass(
@@ -38,8 +39,12 @@ def first_pass(
         rehearse(mode, model, inputs, forward=forward)
     except SurgeryError as error:
         raise TraceError(str(error)) from error
+    except SenteiError:  # a given forward that knows what it cannot run
+        raise
     except Exception as error:
+        _check_own_modules(model, mode, forward)
         raise _refusal(model, inputs, forward, example, mode, error) from error
+    _check_own_modules(model, mode, forward)
     if not mode.trace.output_shapes:
         source = "the model's output" if forward is None else f"the output of {whose(forward)}"
         raise TraceError(
@@ -47,11 +52,20 @@ def first_pass(
             "or object that holds them (not a function, a generator or the model itself)"
         )
     if not mode.trace.contractions:
-        of_it = "" if forward is None else " of the model that it is called with"
-        raise TraceError(
-            f"nothing to prune: {whose(forward)} runs no convolution, matrix product or recurrent layer{of_it}"
-        )
+        raise TraceError(f"nothing to prune: {whose(forward)} runs no convolution, matrix product or recurrent layer")
+    if not mode.trace.slots:
+        raise TraceError(f"nothing to prune: {whose(forward)} reads no channels of the model's parameters")
     return mode.trace
+
+
+def _check_own_modules(model: nn.Module, mode: LabelMode, forward: Forward | None) -> None:
+    """TraceError if a given forward runs the model that it knows from elsewhere, not the copy that it is given."""
+    name = next((n for n, m in model.named_modules() if id(m) in mode.strangers), None)
+    if forward is not None and name is not None:
+        raise TraceError(
+            f"{whose(forward)} runs {f'module {name!r} of ' if name else ''}the model that was given to trace: it has "
+            "to use its first argument, because copies of the model run"
+        )
 
 
 def _labelled_dims(model: nn.Module, named: Mapping[str, Tensor]) -> set[tuple[str, int]]:
@@ -68,7 +82,7 @@ def _labelled_dims(model: nn.Module, named: Mapping[str, Tensor]) -> set[tuple[s
 
 
 def _refusal(
-    model: nn.Module, inputs: Inputs, forward: Forward | None, example: Any, mode: Dispatcher, error: Exception
+    model: nn.Module, inputs: Inputs, forward: Forward | None, example: Any, mode: LabelMode, error: Exception
 ) -> TraceError:
     where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
     own = _own_failure(model, forward, example)

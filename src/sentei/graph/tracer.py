@@ -67,6 +67,8 @@ class LabelMode(TorchDispatchMode):
         self.made: dict[tuple[str, str, int], int] = defaultdict(int)
         self.aliases: dict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
         self.failed: Failure | None = None
+        self.strangers: set[int] = set()
+        """Modules that ran and are none of the model's, by id."""
         self.count_cost = True
 
     # -- where we are
