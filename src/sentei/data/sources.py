@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sentei.errors import DataError
 from sentei.data.splits import Augment
+from sentei.errors import DataError
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
