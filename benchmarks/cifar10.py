@@ -22,14 +22,14 @@ from typing import Any
 import torchvision
 from torch import nn
 
+from sentei.data import Data, load_data
 from sentei.errors import ConfigError
 from sentei.methods import METHODS, prune
 from sentei.models import build_model
 from sentei.plan import Budget
 from sentei.runfiles import is_finished, read_summary
-from sentei.data import Data, load_data
-from sentei.train import Recipe
 from sentei.threads import set_threads
+from sentei.train import Recipe
 
 SEARCHES = ("abc", "evolution", "random_search", "abc_train")
 

@@ -22,14 +22,14 @@ import torchvision
 from torch import nn
 
 import sentei
+from sentei.data import Data, load_data
 from sentei.errors import ConfigError
 from sentei.methods import METHODS, prune
 from sentei.models import build_model
 from sentei.plan import Budget
 from sentei.runfiles import is_finished, read_summary
-from sentei.data import Data, load_data
-from sentei.train import Recipe, evaluate, fit
 from sentei.threads import set_threads
+from sentei.train import Recipe, evaluate, fit
 
 MODEL, SIZE = "torchvision:mobilenet_v2", 160
 

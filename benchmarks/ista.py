@@ -29,18 +29,18 @@ from torch import nn
 
 import sentei
 from sentei.atomic import write_atomic
+from sentei.data import Data, load_data
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import inner_groups
+from sentei.methods.common.summary import machine
 from sentei.methods.ista import Ista
 from sentei.methods.ista.lasso import Proximal, costs_of_units, penalised
-from sentei.methods.common.summary import machine
 from sentei.models import build_model
 from sentei.plan import Budget, Constraints
 from sentei.runfiles import is_finished, read_summary
 from sentei.surgery.scales import rescale
-from sentei.data import Data, load_data
-from sentei.train import Recipe, evaluate, fit
 from sentei.threads import set_threads
+from sentei.train import Recipe, evaluate, fit
 
 SOURCE = "sentei:resnet20-cifar10"
 POINTS = (("params", 0.63), ("macs", 0.5), ("params", 0.32))

@@ -15,13 +15,13 @@ import torch
 
 import sentei
 from sentei.atomic import write_atomic
-from sentei.models.resnet import resnet20
-from sentei.train.checkpoint import save_weights
 from sentei.data import load_data
+from sentei.models.resnet import resnet20
+from sentei.threads import set_threads
+from sentei.train.checkpoint import save_weights
 from sentei.train.evaluate import evaluate
 from sentei.train.loop import fit
 from sentei.train.recipe import Recipe
-from sentei.threads import set_threads
 
 FIRST = Recipe(epochs=40, batch_size=128, lr=0.2, weight_decay=5e-4, warmup_epochs=2, seed=0)
 RESTART = Recipe(epochs=36, batch_size=128, lr=0.2, weight_decay=5e-4, warmup_epochs=1, seed=1)

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 import sentei
+from sentei.data import load_data
 from sentei.methods.common.genes import inner_groups
 from sentei.methods.common.summary import machine
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.search import Colony, Evolution, Job, RandomSearch, Recalibrate, Space, Strategy, budgeted, open_executor
-from sentei.search.executors import Where
+from sentei.search.jobs import Where
 from sentei.search.testing import Synthetic, play
-from sentei.data import load_data
 from sentei.threads import available_cpus, set_threads
 
 LIMITS = Constraints(max_ratio=0.9)

@@ -22,16 +22,16 @@ from torch import nn
 
 import sentei
 from sentei.console import say
-from sentei.methods.stagewise.fidelity import ABOUT, Fidelity, measure_fidelity
+from sentei.data import Data, load_data
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
+from sentei.methods.stagewise.fidelity import ABOUT, Fidelity, measure_fidelity
 from sentei.models import build_model
 from sentei.plan import Budget
 from sentei.runfiles import is_finished, read_summary
 from sentei.runs import Run
-from sentei.data import Data, load_data
+from sentei.threads import set_threads
 from sentei.train import Recipe
 from sentei.train.checkpoint import digest
-from sentei.threads import set_threads
 
 METHODS = ("stagewise", "abc", "uniform", "random")
 

@@ -25,12 +25,12 @@ from sentei.methods.common.summary import machine
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.plan.criteria import l1
-from sentei.supernet.proxies import StageDistances, SubnetAccuracy
+from sentei.supernet.proxies import StageDistances, SubnetMetric
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Supernet, SupernetLoss
-from sentei.train.recipe import bf16_supported
 from sentei.threads import set_threads
+from sentei.train.recipe import bf16_supported
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def candidates(net: Supernet, options: argparse.Namespace) -> tuple[float, float
     widths = [net.space.widths(net.space.random(rng)) for _ in range(options.candidates)]
     rates = []
     fast = bf16_supported(images.device)
-    for proxy in (SubnetAccuracy(net, small, batches, fast), StageDistances(net, small[:2], bf16=fast)):
+    for proxy in (SubnetMetric(net, small, batches, fast), StageDistances(net, small[:2], bf16=fast)):
         proxy(widths[0])
         started = time.perf_counter()
         for w in widths[1:]:

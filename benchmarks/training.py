@@ -28,12 +28,12 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from sentei.models import build_model
 from sentei.data import load_data
+from sentei.models import build_model
+from sentei.threads import set_threads
 from sentei.train import Recipe
 from sentei.train.loop import fit
 from sentei.train.recipe import bf16_supported
-from sentei.threads import set_threads
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

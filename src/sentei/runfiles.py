@@ -15,7 +15,7 @@ import yaml
 from sentei.atomic import write_atomic
 from sentei.errors import CheckpointError, ConfigError
 from sentei.lock import LOCK
-from sentei.schema import SUMMARIES, Config, Summary, validated
+from sentei.schema import SUMMARIES, Config, Summary, validated, with_metric
 from sentei.sealed import is_sealed_yaml, read_json, sealed_yaml
 
 CONFIG, JOURNAL, SUMMARY = "config.yaml", "journal.jsonl", "summary.json"
@@ -196,7 +196,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     summary = read_json(_read(file, folder))
     if summary is None:
         raise CheckpointError(_altered(file))
-    validated(SUMMARIES[validated(Summary, summary, file).task], summary, file)
+    summary = with_metric(summary)
+    validated(SUMMARIES[validated(Summary, summary, file).verb], summary, file)
     return summary
 
 

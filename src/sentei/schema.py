@@ -48,7 +48,7 @@ class Open(BaseModel):
 
 
 class Images(Open):
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, int, int] | None
 
 
 class Resolved(Open):
@@ -66,15 +66,15 @@ class Config(Open):
     resolved: Resolved
 
 
+class Metric(Open):
+    name: str
+    lower_is_better: bool
+    percent: bool
+
+
 class Measured(Open):
-    accuracy: float | None
-    val_accuracy: float | None
     macs: int
     params: int
-
-
-class AfterCut(Open):
-    val_accuracy: float | None
 
 
 class Check(Open):
@@ -107,28 +107,28 @@ class DataDescription(Open):
 
 
 class Summary(Open):
-    """summary.json, whatever the task."""
+    """summary.json, whatever the command."""
 
-    task: Literal["train", "prune", "fidelity"]
+    verb: Literal["train", "prune", "fidelity"]
+    task: str
+    metric: Metric
     model: str
     data: str
 
 
 class TrainSummary(Summary):
-    task: Literal["train"]
-    accuracy: float | None
-    val_accuracy: float | None
+    verb: Literal["train"]
     macs: int
     params: int
     data_description: DataDescription
 
 
 class PruneSummary(Summary):
-    task: Literal["prune"]
+    verb: Literal["prune"]
     method: str
     base: Measured
     pruned: Measured
-    after_cut: AfterCut
+    after_cut: dict[str, float | None]
     check: Check
     widths: dict[str, tuple[int, int]]
     note: str
@@ -152,11 +152,19 @@ class Structure(Open):
 
 
 class FidelitySummary(Summary):
-    task: Literal["fidelity"]
+    verb: Literal["fidelity"]
     epochs: int
     agreement: float | None
     proxies: dict[str, Proxy]
     structures: list[Structure]
+
+
+def with_metric(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary as it is written now; the first versions knew classification alone, and called the command a task."""
+    if "verb" in summary or "task" not in summary:
+        return summary
+    metric = {"name": "accuracy", "lower_is_better": False, "percent": True}
+    return {**summary, "verb": summary["task"], "task": "classification", "metric": metric}
 
 
 SUMMARIES: dict[str, type[Summary]] = {"train": TrainSummary, "prune": PruneSummary, "fidelity": FidelitySummary}

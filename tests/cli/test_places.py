@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sentei.models import build_model
 from sentei.data import load_data
+from sentei.models import build_model
 from tests.cli.conftest import Killed
 
 MINE = """

@@ -10,10 +10,10 @@ import torch
 from torchvision import datasets
 from torchvision.transforms.v2.functional import resize
 
-from sentei.errors import DataError
 from sentei.data import load_data
 from sentei.data.load import stratified_split
 from sentei.data.splits import TensorSplit
+from sentei.errors import DataError
 
 
 def labels_of(split: object) -> torch.Tensor:

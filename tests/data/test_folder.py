@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sentei.errors import DataError
 from sentei.data import Augment, load_data
+from sentei.errors import DataError
 
 
 def make_folder(path: Path, parts: tuple[str, ...] = ("train", "val"), classes: int = 3, count: int = 12) -> Path:

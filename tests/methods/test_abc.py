@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sentei
+from sentei.data import load_data
 from sentei.errors import BudgetError, ConfigError, DataError
 from sentei.methods import METHODS, prune
 from sentei.methods.abc import Abc
@@ -15,7 +16,6 @@ from sentei.methods.common.method import deciding
 from sentei.methods.registry import method_of
 from sentei.models import build_model
 from sentei.plan import Constraints
-from sentei.data import load_data
 from sentei.train import Recipe, evaluate, fit
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.02, limit=256)

@@ -9,12 +9,12 @@ from scipy import stats
 
 import sentei
 from sentei.cli import main
+from sentei.data import load_data
 from sentei.errors import ConfigError
 from sentei.methods.stagewise.fidelity import PROXIES, Fidelity, correlation, measure_fidelity
 from sentei.plan import Constraints
 from sentei.report.scatter import scatter
 from sentei.runs import Run
-from sentei.data import load_data
 from sentei.train import Recipe, fit
 from tests.methods.networks import Three
 

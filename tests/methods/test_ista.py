@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import sentei
+from sentei.data import load_data
 from sentei.errors import BudgetError, ConfigError
 from sentei.methods import ista as module
 from sentei.methods import prune
@@ -16,7 +17,6 @@ from sentei.methods.ista.rounds import Round, diagnose, next_rho, starting_point
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import read_summary
-from sentei.data import load_data
 from sentei.train import Recipe, evaluate, fit
 
 FREE = Constraints(round_to=1, max_ratio=0.9)

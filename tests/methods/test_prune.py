@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import sentei
+from sentei.data import load_data
 from sentei.errors import BudgetError, ConfigError
 from sentei.methods import METHODS, prune
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import read_summary
-from sentei.data import load_data
 from sentei.train import Recipe, evaluate
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.02, limit=256)

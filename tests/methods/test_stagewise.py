@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import sentei
+from sentei.data import load_data
 from sentei.errors import BudgetError, CheckpointError, ConfigError, SearchError
 from sentei.methods import prune
 from sentei.methods.common.measuring import measure
 from sentei.methods.stagewise import Stagewise, reinitialise
 from sentei.plan import Constraints
-from sentei.data import load_data
 from sentei.train import Recipe, fit
 from sentei.train.journal import Journal
 from tests.methods.networks import Three
@@ -85,7 +85,7 @@ def test_the_structure_found_beats_the_narrowest_everywhere(model, data):
     assert sum(wider) > 3 * len(wider)
 
 
-LATE = ("SubnetAccuracy", "cut", "finetune")
+LATE = ("SubnetMetric", "cut", "finetune")
 PHASES = ("stagewise", "StageDistances", *(pytest.param(phase, marks=pytest.mark.slow) for phase in LATE))
 
 
@@ -116,7 +116,7 @@ def kill_in(phase, monkeypatch):
     from sentei.methods import stagewise
     from sentei.supernet import proxies
 
-    if phase in ("StageDistances", "SubnetAccuracy"):
+    if phase in ("StageDistances", "SubnetMetric"):
         kind, count = getattr(proxies, phase), [0]
         call = kind.__call__
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sentei
+from sentei.data import load_data
 from sentei.errors import ConfigError, DataError, SearchError
 from sentei.models import build_model
 from sentei.search import (
@@ -19,7 +20,6 @@ from sentei.search import (
     open_executor,
 )
 from sentei.search.testing import small_space
-from sentei.data import load_data
 from sentei.train import Recipe, evaluate
 from sentei.train.journal import Journal
 from tests.search.fakes import Fake

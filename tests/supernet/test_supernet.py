@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import sentei
+from sentei.data import load_data
 from sentei.models import build_model
 from sentei.plan import CRITERIA, Constraints
-from sentei.supernet.proxies import StageDistances, SubnetAccuracy, batch_statistics, even_batches
+from sentei.supernet.proxies import StageDistances, SubnetMetric, batch_statistics, even_batches
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Supernet, SupernetLoss, full_pass, stage_losses, training_bytes
 from sentei.surgery import cut
-from sentei.data import load_data
 from sentei.tasks import distillation_loss
 from sentei.train import Recipe, evaluate, fit, recalibrate
 from tests.methods.networks import Three
@@ -147,7 +147,7 @@ def test_accuracy_is_that_of_the_recalibrated_cut(net):
     data = load_data("digits")
     model = Three()
     net = Supernet.of(model, net.graph, net.stages, net.space, CRITERIA["l1"](model, net.graph))
-    proxy, widths = SubnetAccuracy.of(net, data, images=180, recalibrate=200), drawn(net)
+    proxy, widths = SubnetMetric.of(net, data, images=180, recalibrate=200), drawn(net)
     small = cut(net.unsorted(), net.graph, net.plan(widths))
     recalibrate(small, proxy.calibration)
     assert proxy(widths)["accuracy"] == pytest.approx(evaluate(small, data.val).accuracy, abs=0.02)
@@ -218,7 +218,7 @@ def test_training_makes_narrow_networks_work():
     data, model = load_data("digits"), Three()
     fit(model, data, Recipe(epochs=6, batch_size=64, lr=0.1), progress=False)
     net = supernet(model, torch.zeros(1, *data.input_shape))
-    accuracy = SubnetAccuracy.of(net, data, images=180, recalibrate=500)
+    accuracy = SubnetMetric.of(net, data, images=180, recalibrate=500)
     widths = [net.tiny, *(drawn(net, i) for i in range(4))]
     distance = StageDistances.of(net, data, 180)
     before = [(accuracy(w)["accuracy"], distance(w)) for w in widths]

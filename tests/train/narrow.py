@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 import sentei
+from sentei.data import Augment, Data
+from sentei.data.splits import TensorSplit
 from sentei.plan import Constraints, criterion
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Supernet, SupernetLoss
-from sentei.data import Augment, Data
 from sentei.train import Recipe, fit
-from sentei.data.splits import TensorSplit
 
 SIZE, CLASSES = 56, 4
 

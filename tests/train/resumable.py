@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sentei.models import build_model
 from sentei.data import load_data
+from sentei.models import build_model
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import save_weights
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sentei.data import Data, load_data
 from sentei.errors import DataError, TrainError
 from sentei.models import build_model
-from sentei.data import Data, load_data
+from sentei.threads import available_cpus, data_workers, set_threads
 from sentei.train import evaluate, recalibrate
 from sentei.train.evaluate import logits
-from sentei.threads import available_cpus, data_workers, set_threads
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sentei.data import Data, load_data
 from sentei.errors import TrainError
 from sentei.models import build_model
-from sentei.data import Data, load_data
 from sentei.tasks import distillation_loss
 from sentei.train import Recipe, evaluate, fit
 from sentei.train.loop import parameter_groups

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sentei.errors import ConfigError
 from sentei.data import Augment
+from sentei.errors import ConfigError
 from sentei.train import Recipe
 from sentei.train.recipe import bf16_supported
 

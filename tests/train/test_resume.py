@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sentei.data import load_data
 from sentei.errors import CheckpointError
 from sentei.models import build_model
-from sentei.data import load_data
 from sentei.train import Recipe, fit
 from sentei.train.journal import Journal
 

@@ -15,12 +15,12 @@ import tyro
 from torch import nn
 
 from sentei.console import say, screen
+from sentei.data import Data, load_data
 from sentei.methods import METHODS, prune
 from sentei.models import build_model
 from sentei.plan import Budget, Constraints
 from sentei.report.tables import count, percent, table
 from sentei.surgery import load
-from sentei.data import Data, load_data
 from sentei.train import Recipe, evaluate, fit
 
 TRAIN = Recipe(epochs=12, batch_size=64, lr=0.1)
@@ -61,7 +61,7 @@ class Demo:
         torch.manual_seed(self.seed)
         model = build_model("digitsnet")
         fit(model, data, TRAIN, progress=screen().is_terminal)
-        dense = evaluate(model, data.test).accuracy
+        dense = evaluate(model, data.test).value
         say(f"2. Train: a small residual network, {TRAIN.epochs} epochs, {percent(dense)} of the test images right.")
         say("3. Prune: half of the multiply-accumulates, by removing whole channels, then fine-tune.")
         with self.kept() as home:
@@ -76,7 +76,7 @@ class Demo:
             model, data, method=method, budget=Budget(macs=0.5), constraints=LIMITS, run_dir=folder, recipe=TUNE,
             seed=self.seed, source="digitsnet", overwrite=True, **OWN.get(method, {}),
         ).summary  # fmt: skip
-        loaded = evaluate(load(build_model("digitsnet"), folder), data.test).accuracy
+        loaded = evaluate(load(build_model("digitsnet"), folder), data.test).value
         about = METHODS[method].about if method in METHODS else ""
         say(f"   {method}: {about}")
         return {**summary, "loaded": loaded}

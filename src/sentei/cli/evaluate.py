@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from torch import nn
 
@@ -32,12 +31,14 @@ from sentei.cli.options import (
 from sentei.cli.running import print_json
 from sentei.cli.saved import permit_run, saved_command
 from sentei.console import say, screen
+from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.graph import trace
-from sentei.report.tables import count, percent, table
+from sentei.methods.common.summary import measured_task
+from sentei.report.tables import count, table
 from sentei.runfiles import is_started, read_summary
-from sentei.data import Data
-from sentei.train import evaluate
+from sentei.tasks import Task
+from sentei.train import Evaluation, evaluate
 
 
 @dataclass(frozen=True)
@@ -57,50 +58,54 @@ class Evaluate:
     """Print the result as JSON, and nothing else, on stdout."""
 
     def execute(self) -> None:
-        model, data, recorded = self.run() if is_started(self.model) else self.named()
+        model, data, task, recorded = self.run() if is_started(self.model) else self.named()
         model = model.to(device_of(self.images.device))
-        cost = trace(model, torch.zeros(1, *data.input_shape, device=data.device)).cost()
-        found = evaluate(model, getattr(data, self.split))
+        cost = trace(model, task.example(model, data), forward=task.part).cost()
+        found = evaluate(model, getattr(data, self.split), task=task)
         result = {
-            "model": self.model, "data": data.name, "split": self.split, "accuracy": found.accuracy, "loss": found.loss,
+            "model": self.model, "data": data.name, "split": self.split, **measured_task(task), **found.figures,
             "images": found.images, **asdict(cost), "recorded": recorded,
         }  # fmt: skip
         if self.as_json:
             print_json(result)
         else:
-            self.show(result)
+            self.show(result, task, found)
 
-    def show(self, result: dict[str, Any]) -> None:
+    def show(self, result: dict[str, Any], task: Task, found: Evaluation) -> None:
         out = table(f"{self.model} on {result['data']}", "", "measured")
-        out.add_row(f"{self.split} accuracy", percent(result["accuracy"]))
-        out.add_row("cross entropy", f"{result['loss']:.4f}")
+        out.add_row(f"{self.split} {task.metric}", task.told(found.value))
+        for name, value in found.figures.items():
+            if name not in (task.metric, "majority"):
+                out.add_row(name, f"{value:.4f}")
         out.add_row("images", f"{result['images']:,}")
         out.add_row("MACs", count(result["macs"]))
         out.add_row("parameters", count(result["params"]))
         screen().print(out)
         recorded = result["recorded"]
         if recorded is not None:
-            same = abs(recorded - result["accuracy"]) < 0.5 / result["images"]
-            say(f"The run recorded {'the same' if same else percent(recorded)}.")
+            same = abs(recorded - found.value) < max(0.5 / found.images, 1e-6 * abs(recorded))
+            say(f"The run recorded {'the same' if same else task.told(recorded)}.")
 
-    def run(self) -> tuple[nn.Module, Data, float | None]:
-        """Network and data of a run, and the accuracy that its summary has for the same images."""
+    def run(self) -> tuple[nn.Module, Data, Task, float | None]:
+        """Network, data and task of a run, and the metric that its summary has for the same images."""
         if self.weights is not None:
             raise ConfigError(f"{self.model} is a run and has its own weights; leave out --weights")
         summary, saved = read_summary(self.model), saved_command(self.model)
-        permit_run(self.model, saved, self.trust, self.images.data, self.code)
+        permit_run(self.model, saved, self.trust, self.images, self.code)
         options = replace(self, images=self.images.filled(saved.data))
         model, data = load_run(self.model, self.trust, self.code), options.images.load()
         part = summary.get("pruned", summary)
         same = data.identity["content"] == summary["data_description"]["content"]
-        return model, data, part["accuracy" if self.split == "test" else "val_accuracy"] if same else None
+        task = options.images.purpose()
+        return model, data, task, part.get(f"{'val_' * (self.split == 'val')}{task.metric}") if same else None
 
-    def named(self) -> tuple[nn.Module, Data, None]:
+    def named(self) -> tuple[nn.Module, Data, Task, None]:
         """A model by reference, with weights, and the data that are asked for."""
         refuse_missing_run(self.model)
         data = self.images.load(self.model)
         weights = absolute_or_none(self.weights)
         ref = packaged_weights(self.model, self.images.data) if weights is None else self.model
-        model, dense = dense_model(resolved_ref(ref), weights, data, 0, code=self.code)
-        announce(self.model, dense, data, random_parameter(dense))
-        return model, data, None
+        task = self.images.purpose()
+        model, dense = dense_model(resolved_ref(ref), weights, data, task, 0, code=self.code)
+        announce(self.model, dense, data, task, random_parameter(dense))
+        return model, data, task, None

@@ -28,11 +28,12 @@ from sentei.cli.options import (
 from sentei.cli.running import begin, tell
 from sentei.cli.saved import Saved, permit_run, saved_command
 from sentei.console import say, screen
+from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE
-from sentei.methods.stagewise.fidelity import ABOUT, Fidelity, measure_fidelity
 from sentei.methods.common.method import deciding, settings_of
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
+from sentei.methods.stagewise.fidelity import ABOUT, Fidelity, measure_fidelity
 from sentei.models.user_file import code_of
 from sentei.plan import Budget, Constraints
 from sentei.report.scatter import scatter
@@ -40,11 +41,11 @@ from sentei.report.tables import percent, table
 from sentei.runfiles import CONFIG, is_started
 from sentei.runs import JustFinished, Run
 from sentei.schema import validated
-from sentei.search.executors import worker_threads
-from sentei.data import Data
+from sentei.search.jobs import worker_threads
+from sentei.tasks import Task
+from sentei.threads import computed_on
 from sentei.train import Recipe
 from sentei.train.checkpoint import digest
-from sentei.threads import computed_on
 
 PLOT = "fidelity.svg"
 
@@ -85,20 +86,21 @@ class FidelityCommand:
         refuse_missing_run(self.model)
         if is_started(self.model):
             saved = saved_command(self.model)
-            permit_run(self.model, saved, self.trust, self.images.data)
+            permit_run(self.model, saved, self.trust, self.images)
             options = replace(self, images=self.images.filled(saved.data))
         data = options.images.load(self.model)
-        model, dense = dense_model(*options.source(), data, self.recipe.seed, self.trust)
+        task = options.images.purpose()
+        model, dense = dense_model(*options.source(), data, task, self.recipe.seed, self.trust)
         bare = random_parameter(dense)
         if bare or dense.fresh:
             raise ConfigError(f"{self.model} is not trained: train it first, or give --weights FILE")
-        announce(self.model, dense, data, bare)
+        announce(self.model, dense, data, task, bare)
         constraints = replace(DEFAULT_CONSTRAINTS, round_to=self.round_to)
-        identity = self.identity(data, digest(model), dense.ref, constraints)
+        identity = self.identity(data, task, digest(model), dense.ref, constraints)
         with suppress(JustFinished), Run.open(self.folder, identity, options.command(dense)) as run:
             summary = measure_fidelity(
-                model, data, self.how, recipe=self.recipe, budget=Budget(macs=self.macs), constraints=constraints,
-                run=run, source=dense.ref, say=say, progress=True,
+                model, data, self.how, recipe=self.recipe, task=task, budget=Budget(macs=self.macs),
+                constraints=constraints, run=run, source=dense.ref, say=say, progress=True,
             )  # fmt: skip
             write_atomic(self.folder / PLOT, plot(summary).encode())
             run.finish(summary)
@@ -111,13 +113,14 @@ class FidelityCommand:
             ref = packaged_weights(ref, self.images.data)
         return ref, absolute_or_none(self.weights)
 
-    def identity(self, data: Data, base: str, ref: str, constraints: Constraints) -> dict[str, Any]:
+    def identity(self, data: Data, task: Task, base: str, ref: str, constraints: Constraints) -> dict[str, Any]:
         """What makes a run this one and no other."""
         workers = worker_threads(self.how.executor, self.how.supernet.workers)
         return {
-            "task": "fidelity", "base_sha256": base, "code": code_of(ref), "data": data.identity, "macs": self.macs,
-            "round_to": constraints.round_to, **deciding(self.how), "recipe": self.recipe.to_dict(),
-            **computed_on(data.device), **({} if workers is None else {"worker_threads": workers}),
+            "verb": "fidelity", "task": task.settings, "base_sha256": base, "code": code_of(ref),
+            "data": data.identity, "macs": self.macs, "round_to": constraints.round_to, **deciding(self.how),
+            "recipe": self.recipe.to_dict(), **computed_on(data.device),
+            **({} if workers is None else {"worker_threads": workers}),
         }  # fmt: skip
 
     def command(self, dense: Dense) -> dict[str, Any]:

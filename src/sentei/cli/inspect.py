@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -18,9 +18,12 @@ from sentei.cli.saved import permit, quoted, saved_command
 from sentei.console import say, screen
 from sentei.errors import ConfigError, TraceError
 from sentei.graph import ChannelGraph, trace
+from sentei.graph.inputs import Inputs
 from sentei.models import input_shape_of
 from sentei.report.tables import cost_table, frozen_table, group_table, smallest
-from sentei.runfiles import is_started, read_config
+from sentei.runfiles import is_finished, is_started, read_config, read_summary
+from sentei.tasks import task_of
+from sentei.tasks.task import Forward
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Inspect:
     """List every group."""
     num_classes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of classes; the model's own unless given."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
+    """What the network is for, where only a part of it is traced: detection, or FILE.py:CLASS."""
     limits: Limits = field(default_factory=Limits)
     """What the smallest reachable size depends on; the defaults are those of sentei prune."""
     trust: Trust = False
@@ -42,13 +47,13 @@ class Inspect:
     """Print the result as JSON, and nothing else, on stdout."""
 
     def execute(self) -> None:
-        model, shape = self.build()
+        model, example, part = self.build()
         try:
-            graph = trace(model, torch.zeros(shape))
+            graph = trace(model, example, forward=part)
         except TraceError as error:
             if self.input is not None or not is_code(self.model):
                 raise
-            guess = "x".join(map(str, shape))
+            guess = "x".join(map(str, example.shape))
             raise TraceError(f"{error}\n{guess} is a guess; --input N,C,H,W gives another") from error
         if self.as_json:
             print_json(self.result(graph))
@@ -87,23 +92,39 @@ class Inspect:
             "groups": [{"name": g.name, "width": g.width, "frozen": g.why if g.frozen else None} for g in graph.groups],
         }
 
-    def build(self) -> tuple[nn.Module, tuple[int, ...]]:
-        """The model, and the shape of an input."""
-        given = None if self.input is None else parse_shape(self.input)
+    def build(self) -> tuple[nn.Module, Any, Forward | None]:
+        """The model, example inputs, and the part of it that is traced."""
+        given = None if self.input is None else torch.zeros(parse_shape(self.input))
         if is_started(self.model):
-            shape = input_of_run(self.model)
-            if (Path(self.model) / "model.safetensors").is_file():
-                return load_run(self.model, self.trust), given or (1, *shape)
-            dense = saved_command(self.model).dense
-            permit(self.model, [dense.ref], self.trust)
-            return dense.build(), given or (1, *shape)
-        shape = given or (1, *input_shape_of(self.model))
-        channels = shape[1] if given and len(given) > 1 and not self.model.startswith("torchvision:") else None
-        return build_named(self.model, self.num_classes, channels), shape
+            model, part = self.of_run()
+            return model, given if given is not None else example_of_run(self.model), part
+        shape = (1, *input_shape_of(self.model)) if given is None else given.shape
+        channels = shape[1] if given is not None and len(shape) > 1 and not is_torchvision(self.model) else None
+        part = None if self.task is None else task_of(self.task).part
+        return build_named(self.model, self.num_classes, channels), torch.zeros(shape), part
+
+    def of_run(self) -> tuple[nn.Module, Forward | None]:
+        saved = saved_command(self.model)
+        permit(self.model, [saved.dense.ref, None if self.task else saved.data.task], self.trust)
+        part = replace(saved.data, task=self.task or saved.data.task).purpose().part
+        if (Path(self.model) / "model.safetensors").is_file():
+            return load_run(self.model, self.trust), part
+        return saved.dense.build(), part
 
 
-def input_of_run(folder: str) -> tuple[int, ...]:
-    return tuple(read_config(folder)["resolved"]["data"]["input_shape"])
+def is_torchvision(ref: str) -> bool:
+    return ref.startswith("torchvision:")
+
+
+def example_of_run(folder: str) -> Any:
+    """Inputs as those that a run was traced on; an image of its data while it has not been."""
+    if is_finished(folder) and (spec := read_summary(folder).get("inputs")):
+        inputs = Inputs.from_spec(spec)
+        return inputs.args or dict(inputs.kwargs)
+    shape = read_config(folder)["resolved"]["data"]["input_shape"]
+    if shape is None:
+        raise ConfigError(f"the run in {folder} is not finished, and what its network takes is not known: give --input")
+    return torch.zeros(1, *shape)
 
 
 def unread_line(graph: ChannelGraph) -> str | None:

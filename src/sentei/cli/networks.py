@@ -14,14 +14,15 @@ from torch import nn
 from sentei.cli.options import Dense, is_code, resolved_ref
 from sentei.cli.saved import Saved, permit, resume_hint, saved_command
 from sentei.console import say
+from sentei.data import Data
 from sentei.errors import CheckpointError, ConfigError
 from sentei.models import build_model, load_weights
 from sentei.models.reference import TRAINED
 from sentei.runfiles import is_started
 from sentei.surgery import load
 from sentei.surgery.files import refuse_damaged
+from sentei.tasks import Task
 from sentei.tensorfile import read_tensors
-from sentei.data import Data
 
 FEW = 500
 """Validation images, below which a choice by accuracy is shaky."""
@@ -33,7 +34,7 @@ def packaged_weights(ref: str, data: str | None) -> str:
 
 
 def dense_model(
-    ref: str, weights: str | None, data: Data, seed: int, trust: bool = False, code: str | None = None
+    ref: str, weights: str | None, data: Data, task: Task, seed: int, trust: bool = False, code: str | None = None
 ) -> tuple[nn.Module, Dense]:
     """Build a model for the data, with weights from a file, a run or the package; random ones follow from the seed.
 
@@ -41,19 +42,20 @@ def dense_model(
     """
     torch.manual_seed(seed)
     if is_started(ref):
-        return _from_run(ref, weights, data, trust, code)
+        return _from_run(ref, weights, task.classes(data), trust, code)
     if code is not None:
         raise ConfigError(f"{ref} is not the folder of a run; leave out --model {code}, or give it alone")
-    channels = data.input_shape[0]
+    channels = None if data.input_shape is None else data.input_shape[0]
     in_channels = None if ref.startswith("torchvision:") and channels == 3 else channels
-    dense = Dense(ref, weights, data.num_classes, in_channels)
+    classes = task.classes(data)
+    dense = Dense(ref, weights, classes, in_channels)
     model = dense.build()
-    fresh = load_weights(model, weights, new_head=data.num_classes) if weights is not None else []
+    fresh = load_weights(model, weights, new_head=classes) if weights is not None else []
     return model, replace(dense, fresh=tuple(fresh))
 
 
 def _from_run(
-    ref: str, weights: str | None, data: Data, trust: bool, code: str | None
+    ref: str, weights: str | None, classes: int | None, trust: bool, code: str | None
 ) -> tuple[nn.Module, Dense]:
     folder, saved = Path(ref), saved_command(ref)
     if weights is not None:
@@ -67,8 +69,8 @@ def _from_run(
     if not file.is_file():
         raise CheckpointError(f"the run in {ref} is not finished. Go on with:  {resume_hint(ref)}")
     dense = _dense(ref, saved, trust, code)
-    if dense.num_classes != data.num_classes:
-        raise ConfigError(f"{ref} was trained for {dense.num_classes} classes, the data has {data.num_classes}")
+    if dense.num_classes != classes:
+        raise ConfigError(f"{ref} was trained for {dense.num_classes} classes, the data has {classes}")
     model = dense.build()
     load_weights(model, file, checked=True)
     return model, replace(dense, weights=str(file.resolve()), fresh=())
@@ -89,7 +91,7 @@ def load_run(folder: str, trust: bool, code: str | None = None) -> nn.Module:
     saved = saved_command(folder)
     model = _dense(folder, saved, trust, code).build()
     if saved.verb == "prune":
-        return load(model, folder)
+        return load(model, folder, forward=saved.data.purpose().part)
     load_weights(model, Path(folder) / "model.safetensors", checked=True)
     return model
 
@@ -143,13 +145,15 @@ def random_parameter(dense: Dense) -> str | None:
     return next((n for n in first if n not in second or not torch.equal(first[n], second[n])), None)
 
 
-def announce(model: str, dense: Dense, data: Data, bare: str | None) -> None:
+def announce(model: str, dense: Dense, data: Data, task: Task, bare: str | None) -> None:
     """One line each for the data and for where the weights come from; `bare` is a parameter that is random."""
+    classes = f", {data.num_classes} classes" if data.num_classes else ""
+    shape = f", {'x'.join(map(str, data.input_shape))}" if data.input_shape else ""
     say(
         f"Data {data.name}: {len(data.train):,} training, {len(data.val):,} validation, {len(data.test):,} test "
-        f"images, {data.num_classes} classes, {'x'.join(map(str, data.input_shape))}, on {data.device}"
+        f"images{classes}{shape}, on {data.device}"
     )
-    if 0 < len(data.val) < FEW:
+    if 0 < len(data.val) < FEW and task.metric == "accuracy":
         error = 50 / math.sqrt(len(data.val))
         say(f"  Only {len(data.val)} validation images: an accuracy on them is off by up to {error:.1f} points "
             "(one standard error)")  # fmt: skip

@@ -12,17 +12,18 @@ import tyro
 from torch import nn
 from tyro.constructors import PrimitiveConstructorSpec
 
+from sentei.data import Data, load_data
+from sentei.data.load import in_folder, located
 from sentei.errors import ConfigError
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import is_started
-from sentei.data import Data, load_data
-from sentei.data.load import located
+from sentei.tasks import Task, task_of
 
 Ref = tyro.conf.Positional[str]
 MODEL = "zoo name, sentei:NAME, torchvision:NAME, timm:NAME, FILE.py:FUNCTION, or the folder of a finished run"
-DATA = "digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH or FILE.py:FUNCTION"
+DATA = "digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH, segmentation:PATH, coco:PATH or FILE.py:FUNCTION"
 SIZES = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -70,8 +71,11 @@ class DataOptions:
     """Where the images come from and how they are prepared."""
 
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH or FILE.py:FUNCTION. Where MODEL is a run, its
-    data, with the same split, is the default."""
+    """digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH, segmentation:PATH, coco:PATH or FILE.py:FUNCTION.
+    Where MODEL is a run, its data, with the same split, is the default."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
+    """What the network is for: classification, segmentation, detection or FILE.py:CLASS. What the data are for unless
+    given."""
     data_root: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder that holds the data; else SENTEI_DATA, else ./data."""
     image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
@@ -104,11 +108,15 @@ class DataOptions:
             workers=self.workers,
         )
 
+    def purpose(self) -> Task:
+        """What the network is for."""
+        return task_of(self.task, self.data)
+
     def filled(self, run: DataOptions) -> DataOptions:
         """These options, with those of a run for what was not given; another data set shares nothing but the root."""
         own = self.resolved() if self.data is not None else self
         if own.data is not None and own.data != run.data:
-            return self
+            return replace(self, task=self.task or run.task)
         default = DataOptions()
         given = {f.name: v for f in fields(self) if (v := getattr(own, f.name)) != getattr(default, f.name)}
         return replace(run, device=self.device, **{k: v for k, v in given.items() if k != "device"})
@@ -118,7 +126,8 @@ class DataOptions:
         if self.data is None:
             return self
         data, root = located(self.data, self.data_root)
-        return replace(self, data=data, data_root=root)
+        task = resolved_ref(self.task) if is_code(self.task) and self.task else self.task
+        return replace(self, data=data, data_root=root, task=task)
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,7 @@ def path_of(ref: str) -> Path | None:
     >>> path_of("resnet56"), path_of("imagefolder:/photos"), path_of("/nets/mine.py:make")
     (None, PosixPath('/photos'), PosixPath('/nets/mine.py'))
     """
-    path = Path(ref.rpartition(":")[0] if is_code(ref) else ref.removeprefix("imagefolder:"))
+    path = Path(ref.rpartition(":")[0] if is_code(ref) else in_folder(ref) or ref)
     return path if path.is_absolute() else None
 
 

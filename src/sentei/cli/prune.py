@@ -34,10 +34,11 @@ from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE, METHODS, prune
 from sentei.methods.common.method import settings_of
 from sentei.plan import Budget
-from sentei.report.tables import before_after, percent, search_table, widths_table, within_error
+from sentei.report.tables import before_after, search_table, widths_table, within_error
 from sentei.runfiles import CONFIG, is_started
 from sentei.runs import JustFinished
 from sentei.schema import validated
+from sentei.tasks.task import shown
 from sentei.train import Recipe
 
 if TYPE_CHECKING:
@@ -97,14 +98,16 @@ class Prune:
         begin(self.folder, self.overwrite)
         options = self.filled()
         data = options.images.load(self.model)
-        model, dense = dense_model(*options.source(), data, self.recipe.seed, self.trust, self.code)
+        task = options.images.purpose()
+        model, dense = dense_model(*options.source(), data, task, self.recipe.seed, self.trust, self.code)
         bare = random_parameter(dense)
         options.refuse_untrained(dense, bare)
-        announce(self.model, dense, data, bare)
+        announce(self.model, dense, data, task, bare)
         with suppress(JustFinished):
             prune(
                 model,
                 data,
+                task=task,
                 method=self.method,
                 budget=budget,
                 run_dir=self.folder,
@@ -127,7 +130,7 @@ class Prune:
         if not is_started(self.model):
             return self
         saved = saved_command(self.model)
-        permit_run(self.model, saved, self.trust, self.images.data, self.code)
+        permit_run(self.model, saved, self.trust, self.images, self.code)
         return replace(self, images=self.images.filled(saved.data))
 
     def source(self) -> tuple[str, str | None]:
@@ -220,15 +223,17 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
     if within := within_error(summary):
         say(within)
     if "search" in summary:
-        search = summary["search"]
-        console.print(search_table(search))
+        search, metric = summary["search"], summary["metric"]
+        console.print(search_table(search, metric))
         say(
             f"{search['evaluations']} structures of {search['genes']} genes took {search['seconds']:,.0f} s of work, "
             f"{search['failed']} failed."
         )
-    check, cut = summary["check"], summary["after_cut"]["val_accuracy"]
+    metric = summary["metric"]
+    check, cut = summary["check"], summary["after_cut"][f"val_{metric['name']}"]
     if cut is not None:
-        say(f"After the cut and before fine-tuning the validation accuracy was {percent(cut)}.")
+        value = shown(cut, metric["percent"])
+        say(f"After the cut and before fine-tuning the validation {metric['name']} was {value}.")
     if "ista" in summary:
         moved = summary["ista"]["fold"]["error"]
         say(f"Folding constant channels away moved the outputs by {moved:.1e}; cutting them after that by "

@@ -42,6 +42,8 @@ class Resume:
     """The same data, where they lie now."""
     data_root: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder that holds the data now."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:CLASS")] = None
+    """The same task, where its code lies now."""
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """The same model, where it lies now: FILE.py:FUNCTION or the folder of a run."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -73,8 +75,8 @@ class Resume:
             return
         named = {"model": self.model is not None, "data": self.data is not None}
         model = [] if named["model"] else [saved.model, saved.dense.ref if saved.model == saved.dense.ref else None]
-        code = [*model, *([] if named["data"] else [saved.data.data])]
-        permit(self.run, code, self.trust, ", or name it again with --model and --data")
+        code = [*model, None if named["data"] else saved.data.data, None if self.task else saved.data.task]
+        permit(self.run, code, self.trust, ", or name it again with --model, --data and --task")
         command = self._moved(build(self.run, saved))
         self._refuse_lost(command)
         command.execute()
@@ -86,7 +88,7 @@ class Resume:
             given["model"] = resolved_ref(self.model)
         if self.weights is not None:
             given["weights"] = self.weights
-        places = {name: value for name in ("data", "data_root") if (value := getattr(self, name)) is not None}
+        places = {name: value for name in ("data", "data_root", "task") if (value := getattr(self, name)) is not None}
         given["images"] = replace(command.images, **places).resolved() if places else command.images
         if self.supernet is not None:
             how = getattr(command, "how", None)
@@ -100,7 +102,8 @@ class Resume:
         supernet = getattr(getattr(command, "how", None), "supernet", None)
         places = {
             "--model": (command.model, "MODEL"),
-            "--data": (command.images.data, "imagefolder:PATH or FILE.py:FUNCTION"),
+            "--data": (command.images.data, "KIND:PATH or FILE.py:FUNCTION"),
+            "--task": (command.images.task, "FILE.py:CLASS"),
             "--weights": (command.weights, "FILE"),
             "--supernet": (supernet, "RUN"),
         }

@@ -32,7 +32,7 @@ class Saved:
     @property
     def code(self) -> list[str]:
         """The functions of users' files that it takes to build model and data again."""
-        named = [self.model, self.dense.ref, self.data.data]
+        named = [self.model, self.dense.ref, self.data.data, self.data.task]
         return list(dict.fromkeys(ref for ref in named if ref is not None and is_code(ref)))
 
 
@@ -61,10 +61,11 @@ def permit(folder: str | Path, code: Sequence[str | None], trust: bool, otherwis
 
 
 def permit_run(
-    folder: str | Path, saved: Saved, trust: bool, data: str | None = None, code: str | None = None
+    folder: str | Path, saved: Saved, trust: bool, images: DataOptions, code: str | None = None
 ) -> None:
-    """`permit` for what it takes to build model and data of a run again; `data` and `code` are what is named anew."""
-    permit(folder, [None if code else saved.dense.ref, None if data else saved.data.data], trust)
+    """`permit` for what it takes to build model, data and task of a run again; `images` and `code` name some anew."""
+    model, old = None if code else saved.dense.ref, saved.data
+    permit(folder, [model, None if images.data else old.data, None if images.task else old.task], trust)
 
 
 def trust_flag(folder: str | Path | None) -> str:

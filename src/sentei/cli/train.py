@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from torch import nn
 
@@ -27,16 +26,17 @@ from sentei.cli.options import (
 from sentei.cli.running import begin, tell
 from sentei.cli.saved import Saved, quoted, trust_flag
 from sentei.console import say, screen
-from sentei.graph import trace
-from sentei.methods.common.pruning import accuracy_of
-from sentei.methods.common.summary import machine
-from sentei.models.user_file import code_of
-from sentei.report.tables import count, percent, table
-from sentei.runs import JustFinished, Run
 from sentei.data import Data
+from sentei.graph import trace
+from sentei.methods.common.summary import figures_of, machine, measured_task, tested
+from sentei.models.user_file import code_of
+from sentei.report.tables import count, table
+from sentei.runs import JustFinished, Run
+from sentei.tasks import Task
+from sentei.tasks.task import shown
+from sentei.threads import computed_on
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import digest, save_weights
-from sentei.threads import computed_on
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Train:
         refuse_missing_run(self.model)
         begin(self.folder, self.overwrite)
         data = self.images.load()
-        ref, weights = resolved_ref(self.model), absolute_or_none(self.weights)
-        model, dense = dense_model(ref, weights, data, self.recipe.seed, self.trust)
-        announce(self.model, dense, data, random_parameter(dense))
+        ref, weights, task = resolved_ref(self.model), absolute_or_none(self.weights), self.images.purpose()
+        model, dense = dense_model(ref, weights, data, task, self.recipe.seed, self.trust)
+        announce(self.model, dense, data, task, random_parameter(dense))
         with suppress(JustFinished):
-            train(self, model, dense, data)
+            train(self, model, dense, data, task)
         tell(show, self.folder, self.as_json)
 
     def command(self, dense: Dense) -> dict[str, Any]:
@@ -86,29 +86,30 @@ class Train:
         return cls(saved.model, saved.data, saved.recipe, folder, None if weights is None else Path(weights))
 
 
-def train(options: Train, model: nn.Module, dense: Dense, data: Data) -> None:
+def train(options: Train, model: nn.Module, dense: Dense, data: Data, task: Task) -> None:
     """Train, measure once on the test set, save."""
     model, recipe = model.to(data.device), options.recipe
     identity = {
-        "task": "train", "base_sha256": digest(model), "code": code_of(dense.ref), "data": data.identity,
-        "recipe": recipe.to_dict(), **computed_on(data.device),
+        "verb": "train", "task": task.settings, "base_sha256": digest(model), "code": code_of(dense.ref),
+        "data": data.identity, "recipe": recipe.to_dict(), **computed_on(data.device),
     }  # fmt: skip
     with Run.open(options.folder, identity, options.command(dense), options.overwrite) as run:
-        found = fit(model, data, recipe, run_dir=run.folder, name="train")
+        found = fit(model, data, recipe, task=task, run_dir=run.folder, name="train")
         save_weights(options.folder / "model.safetensors", found.model)
-        final = run.once(
-            "final", lambda: {"val": accuracy_of(found.model, data.val), "test": accuracy_of(found.model, data.test)}
-        )
-        cost = trace(found.model, torch.zeros(1, *data.input_shape, device=data.device)).cost()
+        final = run.once("final", lambda: {"val": figures_of(found.model, data.val, task),
+                                           "test": figures_of(found.model, data.test, task)})  # fmt: skip
+        graph = trace(found.model, task.example(found.model, data), forward=task.part)
         run.finish(
             {
-                "task": "train",
+                "verb": "train",
+                **measured_task(task),
                 "model": options.model,
                 "data": data.name,
                 "seed": recipe.seed,
-                "accuracy": final["test"],
-                "val_accuracy": final["val"],
-                **asdict(cost),
+                **tested(final["test"], task),
+                f"val_{task.metric}": final["val"].get(task.metric),
+                **asdict(graph.cost()),
+                "inputs": graph.inputs.spec(),
                 "seconds": {"train": round(found.seconds, 2), "evaluate": final["seconds"]["final"]},
                 "images_per_second": round(found.images_per_second, 1),
                 "machine": machine(data.device),
@@ -121,8 +122,9 @@ def train(options: Train, model: nn.Module, dense: Dense, data: Data) -> None:
 
 def show(folder: Path, summary: Mapping[str, Any]) -> None:
     out = table(f"{summary['model']} on {summary['data']}", "", "trained")
-    out.add_row("test accuracy", percent(summary["accuracy"]))
-    out.add_row("validation accuracy", percent(summary["val_accuracy"]))
+    name, percent = summary["metric"]["name"], summary["metric"]["percent"]
+    out.add_row(f"test {name}", shown(summary[name], percent))
+    out.add_row(f"validation {name}", shown(summary[f"val_{name}"], percent))
     out.add_row("MACs", count(summary["macs"]))
     out.add_row("parameters", count(summary["params"]))
     screen().print(out)

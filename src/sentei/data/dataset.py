@@ -65,8 +65,9 @@ class Data:
     def on(self, device: str | torch.device) -> Data:
         """The same batches of your own on another device."""
         where = torch.device(device)
-        splits = {n: s.on(where) for n in ("train", "val", "test") if isinstance(s := getattr(self, n), LoaderSplit)}
-        return replace(self, device=where, **splits)
+        splits = (s.on(where) if isinstance(s, LoaderSplit) else s for s in (self.train, self.val, self.test))
+        train, val, test = splits
+        return replace(self, device=where, train=train, val=val, test=test)
 
     @property
     def notes(self) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sentei.data import sources
 from sentei.data.coco import load_coco
-from sentei.data.dataset import Data, describe
+from sentei.data.dataset import Data, describe, kind_of
 from sentei.data.folder import load_folder
 from sentei.data.segmentation import load_segmentation
 from sentei.data.sources import IMAGENET, Source, Statistics
@@ -20,8 +20,8 @@ from sentei.data.splits import TensorSplit, stratified_split
 from sentei.errors import DataError
 
 NAMES = ("digits", "cifar10", "cifar100", "fashion-mnist")
-FOLDERS = ("imagefolder", "segmentation", "coco")
-"""Kinds of references that go on with ``:PATH``."""
+FOLDERS = ("imagefolder:", "segmentation:", "coco:")
+"""What references to a folder begin with."""
 Normalize = str | tuple[Sequence[float], Sequence[float]]
 
 
@@ -34,26 +34,25 @@ def located(ref: str, root: str | Path | None) -> tuple[str, str | None]:
     if ".py:" in ref:
         file, _, function = ref.rpartition(":")
         ref = f"{Path(file).expanduser().resolve()}:{function}"
-    elif (kind := folder_kind(ref)) is not None:
-        ref = f"{kind}:{_folder(ref, root).resolve()}"
+    elif in_folder(ref) is not None:
+        ref = f"{kind_of(ref)}:{_folder(ref, root).resolve()}"
     elif root is None and ref != "digits":
         held = [r for r in sources.candidate_roots(None) if r.is_dir()]
         root = next((r for r in held if sources.holds(r, ref)), held[0] if held else None)
     return ref, None if root is None else str(Path(root).expanduser().resolve())
 
 
-def folder_kind(ref: str) -> str | None:
-    """What of `FOLDERS` a reference is, if any.
+def in_folder(ref: str) -> str | None:
+    """The folder that a reference names; None for other references.
 
-    >>> folder_kind("coco:/data/cells"), folder_kind("digits")
-    ('coco', None)
+    >>> in_folder("imagefolder:photos"), in_folder("digits")
+    ('photos', None)
     """
-    kind, colon, _ = ref.partition(":")
-    return kind if colon and kind in FOLDERS and ".py:" not in ref else None
+    return next((ref.removeprefix(kind) for kind in FOLDERS if ref.startswith(kind)), None)
 
 
 def _folder(ref: str, root: str | Path | None) -> Path:
-    path = Path(ref.partition(":")[2]).expanduser()
+    path = Path(in_folder(ref) or ref).expanduser()
     if not path.is_dir() and not path.is_absolute():
         path = next((r / path for r in sources.candidate_roots(root) if (r / path).is_dir()), path)
     return path
@@ -97,15 +96,15 @@ def load_data(
         DataError: unknown reference, or data that is missing, damaged or inconsistent; the text says where it
             was looked for and how to get it.
     """
-    if (kind := folder_kind(ref)) is not None:
+    if in_folder(ref) is not None:
         path = _folder(ref, root)
-        if kind == "coco":
+        if kind_of(ref) == "coco":
             if normalize not in (None, "none"):
                 raise DataError(
                     "coco: images are not normalised, as detectors do that themselves: leave normalize out."
                 )
             return load_coco(ref, path, val=val, seed=seed, size=image_size, device=device, workers=workers)
-        load = load_folder if kind == "imagefolder" else load_segmentation
+        load = load_folder if kind_of(ref) == "imagefolder" else load_segmentation
         statistics = _statistics(normalize, 3, IMAGENET)
         return load(
             ref, path, val=val, seed=seed, size=image_size, device=device, statistics=statistics, workers=workers
@@ -125,7 +124,7 @@ def _source(ref: str, root: str | Path | None) -> Source:
     near = get_close_matches(ref, NAMES, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(
-        f"Unknown data set {ref!r}.{hint} Known: {', '.join(NAMES)}, {', '.join(f'{kind}:PATH' for kind in FOLDERS)}, "
+        f"Unknown data set {ref!r}.{hint} Known: {', '.join(NAMES)}, {', '.join(f'{kind}PATH' for kind in FOLDERS)}, "
         "path/to/file.py:function."
     )
 

@@ -24,7 +24,8 @@ class LoaderSplit:
     """A split whose batches a user's loader makes; see `Data.of`."""
 
     def __init__(self, loader: Iterable[Any], device: torch.device, name: str = "train") -> None:
-        self.loader, self.device, self.name, self.augment = loader, device, name, Augment()
+        self.loader: Any = loader
+        self.device, self.name, self.augment = device, name, Augment()
         kind = type(loader).__name__
         if isinstance(loader, Iterator) or not hasattr(loader, "__iter__"):
             raise DataError(
@@ -32,7 +33,7 @@ class LoaderSplit:
                 "list of batches. A generator can be used up only once: put its batches into a list"
             )
         try:
-            self.number = len(loader)  # type: ignore[arg-type]
+            self.number = len(self.loader)
         except TypeError as error:
             raise DataError(
                 f"{name} is a {kind} without a length, so nobody knows when an epoch ends: give it __len__, or put its "
@@ -57,7 +58,7 @@ class LoaderSplit:
     def images(self) -> int:
         loader = self.loader
         if isinstance(loader, (list, tuple)):
-            return sum(count_of(batch) for batch in loader)
+            return sum(map(count_of, loader))
         if isinstance(loader, DataLoader) and loader.batch_size is not None and hasattr(loader.sampler, "__len__"):
             return min(len(loader.sampler), self.number * loader.batch_size)
         return self.number * count_of(self.first) if self.number else 0
@@ -75,8 +76,9 @@ class LoaderSplit:
         if isinstance(self.loader, (list, tuple)) or self._same_again():
             return None
         return (
-            f"the batches of {self.name} ({type(self.loader).__name__}) do not follow from seed and epoch: a run that is "
-            "repeated or resumed ends in other bits. Let it draw from torch's, NumPy's or Python's global random numbers"
+            f"the batches of {self.name} ({type(self.loader).__name__}) do not follow from seed and epoch: a run that "
+            "is repeated or resumed ends in other bits. Let it draw from the global random numbers of torch, NumPy or "
+            "Python"
         )
 
     def _same_again(self) -> bool:

@@ -13,6 +13,7 @@ from sentei.graph.cost import irregular_vectors
 from sentei.graph.graph import ChannelGraph
 from sentei.graph.groups import Group, form_groups
 from sentei.graph.inputs import Inputs
+from sentei.graph.part import Forward
 from sentei.graph.record import Site, Trace
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -24,7 +25,7 @@ class Belief:
     """The record of a forward pass under the `choices` of the axes along which splits shrink, and what else holds.
 
     `sites` are plain values of modules that follow a width, `pairs` groups that must keep the same share, `frozen`
-    labels that must stay, with the reason.
+    labels that must stay, with the reason. `forward` runs the part of the model that is traced.
     """
 
     named: Mapping[str, Tensor]
@@ -34,6 +35,7 @@ class Belief:
     sites: list[Site] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    forward: Forward | None = None
 
     def graph(self, sites: Sequence[Site] = (), pairs: Sequence[Pair] = ()) -> ChannelGraph:
         """The graph, with more sites and pairs than are believed. Groups that cannot keep their share are frozen."""
@@ -47,7 +49,8 @@ class Belief:
             of = grouping.group_of[grouping.unit_of]
             bundles, rigid = _bundles(grouping.groups, of, pairs)
             if not rigid:
-                return ChannelGraph(record, grouping, shapes, self.inputs, [*self.sites, *sites], bundles)
+                every = [*self.sites, *sites]
+                return ChannelGraph(record, grouping, shapes, self.inputs, every, bundles, self.forward)
             frozen += [(np.flatnonzero(of == g), why) for g, why in rigid.items()]
 
 

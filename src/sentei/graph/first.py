@@ -13,6 +13,7 @@ from sentei.errors import SurgeryError, TraceError
 from sentei.graph.copying import rebuilt
 from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.outputs import output_tensors
+from sentei.graph.part import Forward, name_of, part_of, whose
 from sentei.graph.record import Trace
 from sentei.graph.refusals import untraceable
 from sentei.graph.rehearsal import rehearse
@@ -20,7 +21,12 @@ from sentei.graph.tracer import LabelMode
 
 
 def first_pass(
-    model: nn.Module, named: Mapping[str, Tensor], inputs: Inputs, choices: Mapping[int, int], example: Any = None
+    model: nn.Module,
+    named: Mapping[str, Tensor],
+    inputs: Inputs,
+    choices: Mapping[int, int],
+    forward: Forward | None = None,
+    example: Any = None,
 ) -> Trace:
     """The record of a forward pass in which each index of each parameter has a label of its own.
 
@@ -29,18 +35,22 @@ def first_pass(
     """
     mode = LabelMode({}, _labelled_dims(model, named), choices)
     try:
-        rehearse(mode, model, inputs)
+        rehearse(mode, model, inputs, forward=forward)
     except SurgeryError as error:
         raise TraceError(str(error)) from error
     except Exception as error:
-        raise _refusal(model, inputs, example, mode, error) from error
+        raise _refusal(model, inputs, forward, example, mode, error) from error
     if not mode.trace.output_shapes:
+        source = "the model's output" if forward is None else f"the output of {whose(forward)}"
         raise TraceError(
-            "the model's output holds no tensor, so nothing could be proven of a cut: return tensors, or a container "
+            f"{source} holds no tensor, so nothing could be proven of a cut: return tensors, or a container "
             "or object that holds them (not a function, a generator or the model itself)"
         )
     if not mode.trace.contractions:
-        raise TraceError("nothing to prune: the model's forward runs no convolution, matrix product or recurrent layer")
+        of_it = "" if forward is None else " of the model that it is called with"
+        raise TraceError(
+            f"nothing to prune: {whose(forward)} runs no convolution, matrix product or recurrent layer{of_it}"
+        )
     return mode.trace
 
 
@@ -57,17 +67,20 @@ def _labelled_dims(model: nn.Module, named: Mapping[str, Tensor]) -> set[tuple[s
     return {(n, d) for n, t in named.items() for d in range(min(t.ndim, 2) if id(t) in kernels else t.ndim)}
 
 
-def _refusal(model: nn.Module, inputs: Inputs, example: Any, mode: LabelMode, error: Exception) -> TraceError:
+def _refusal(
+    model: nn.Module, inputs: Inputs, forward: Forward | None, example: Any, mode: LabelMode, error: Exception
+) -> TraceError:
     where = f" in module {mode.failed.where!r}" if mode.failed and mode.failed.where else ""
-    own = _own_failure(model, example)
+    own = _own_failure(model, forward, example)
     if own is None:
-        return TraceError(untraceable(error, mode.failed.where if mode.failed else ""))
+        what = "the model" if forward is None else f"the part of the model that {name_of(forward)!r} runs"
+        return TraceError(untraceable(error, mode.failed.where if mode.failed else "", what))
     return TraceError(
-        f"the model's own forward failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}"
+        f"{whose(forward)} failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}"
     )
 
 
-def _own_failure(model: nn.Module, example: Any) -> Exception | None:
+def _own_failure(model: nn.Module, forward: Forward | None, example: Any) -> Exception | None:
     """What a copy of the model raises on real example inputs, without any tracing."""
     if example is None or isinstance(example, Inputs):
         return None
@@ -77,7 +90,7 @@ def _own_failure(model: nn.Module, example: Any) -> Exception | None:
         return None
     try:
         with torch.no_grad():
-            rebuilt(model, {}).eval()(*args, **kwargs)
+            part_of(rebuilt(model, {}).eval(), forward)(*args, **kwargs)
     except Exception as error:
         return error
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sentei.graph import labels as lab
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
+from sentei.graph.part import Forward
 from sentei.graph.record import Seen
 from sentei.graph.resize import is_layer
 from sentei.graph.tracer import Failure, LabelMode, first_line
@@ -21,12 +22,18 @@ from sentei.graph.whole import kept_whole
 
 
 @contextmanager
-def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
-    """Follow which module runs, and switch off kernels that would hide operations from the mode."""
+def tracking(mode: LabelMode, model: nn.Module) -> Iterator[Callable[..., Any]]:
+    """Follow which module runs, and switch off kernels that would hide operations from the mode.
+
+    Yields what follows the call of a function as if it were the forward of the module that it is called with.
+    """
     names = {id(m): n for n, m in model.named_modules()}
-    call = nn.Module.__call__
+    plain = nn.Module.__call__
 
     def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return follow(plain, module, *args, **kwargs)
+
+    def follow(call: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         name = names.get(id(module), mode.where)
         note = mode.units is None and not is_layer(module)
         if note:
@@ -51,21 +58,24 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(setattr, nn.Module, "__call__", call)
+        stack.callback(setattr, nn.Module, "__call__", plain)
         nn.Module.__call__ = watched  # type: ignore[method-assign]
         stack.enter_context(kept_whole())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode)
-        yield
+        yield follow
 
 
-def run(mode: LabelMode, model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """One watched forward pass. Returns the output tensors, whose units are frozen. Raises what the model raises."""
+def run(mode: LabelMode, model: nn.Module, inputs: Inputs, forward: Forward | None = None) -> list[Tensor]:
+    """One watched forward pass of a model, or of the part of it that `forward` runs.
+
+    Returns the output tensors, whose units are frozen. Raises what the model raises.
+    """
     args, kwargs = inputs.copied()
     try:
-        with tracking(mode, model):
-            out = model(*args, **kwargs)
+        with tracking(mode, model) as follow:
+            out = model(*args, **kwargs) if forward is None else follow(forward, model, *args, **kwargs)
     except Exception as error:
         if mode.failed is None or mode.failed.error is not error:
             mode.failed = Failure(first_line(error), "", (), error, mode.at)

@@ -22,6 +22,7 @@ from sentei.graph.groups import Group, Grouping
 from sentei.graph.inputs import Inputs
 from sentei.graph.labels import stay
 from sentei.graph.memory import emptied
+from sentei.graph.part import Forward, name_of
 from sentei.graph.record import Site, Trace
 from sentei.graph.resize import Attribute, Cuts, attributes, named_tensors
 from sentei.graph.structure import Structure
@@ -51,12 +52,15 @@ class ChannelGraph:
         inputs: Inputs,
         sites: Sequence[Site] = (),
         bundles: Sequence[tuple[int, ...]] = (),
+        forward: Forward | None = None,
     ) -> None:
         self.groups: tuple[Group, ...] = grouping.groups
         self.sites = (*trace.sites, *sites)
         self.unfollowed: tuple[Field, ...] = ()
         self.bundles = tuple(bundles)
         self.inputs = inputs
+        self.forward = forward
+        """Runs the part of the model that was traced; None: all of it was."""
         self.trace_record = trace
         self.grouping = grouping
         self.params = dict(params)
@@ -211,7 +215,12 @@ class ChannelGraph:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Parameters that the forward never reads, in eval and in train mode: they cost memory and do nothing."""
+        """Parameters that the forward never reads, in eval and in train mode: they cost memory and do nothing.
+
+        None are known of a model of which a part was traced: the rest of it may read them.
+        """
+        if self.forward is not None:
+            return ()
         return tuple(name for name in self.params if name not in self.trace_record.read)
 
     def mixing(self, plan: HasKeep) -> tuple[str, ...]:
@@ -252,6 +261,7 @@ class ChannelGraph:
             self.cost().macs,
             tuple(self.trace_record.output_shapes),
             tuple(tuple(self.groups[i].name for i in b) for b in self.bundles),
+            None if self.forward is None else name_of(self.forward),
         )
 
     def _places(self, group: Group) -> tuple[tuple[str, int, int], ...]:

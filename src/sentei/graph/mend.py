@@ -219,10 +219,11 @@ class Mender:
     def _retrace(self, choices: dict[int, int]) -> None:
         """Trace anew with other axes."""
         if choices:
-            self.belief.choices = {**self.belief.choices, **choices}
-            self.belief.record = first_pass(self.model, self.belief.named, self.belief.inputs, self.belief.choices)
-            self.belief.sites = renewed(self.belief.sites, self.belief.record)
-            self.fields = fields(self.model, self.belief.record)
+            belief = self.belief
+            belief.choices = {**belief.choices, **choices}
+            belief.record = first_pass(self.model, belief.named, belief.inputs, belief.choices, belief.forward)
+            belief.sites = renewed(belief.sites, belief.record)
+            self.fields = fields(self.model, belief.record)
 
     def _consistent(self) -> bool:
         """Whether the full model itself meets its own channels, under the axes along which splits shrink."""

@@ -81,7 +81,7 @@ def _exported(it: str) -> str:
     )
 
 
-def untraceable(error: BaseException, module: str) -> str:
+def untraceable(error: BaseException, module: str, what: str = "the model") -> str:
     """Why a model whose forward runs on real inputs does not run on meta tensors, with the line of the user's code."""
     where = f" in module {module!r}" if module else ""
     line = _line(error)
@@ -89,11 +89,11 @@ def untraceable(error: BaseException, module: str) -> str:
     said = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
     if any(part in str(error) for part in VALUELESS):
         return (
-            f"the model cannot be traced{where}{at}: its path or a size depends on values of the input or of tensors "
+            f"{what} cannot be traced{where}{at}: its path or a size depends on values of the input or of tensors "
             f"computed from it, and tensors have none while tracing ({said}). "
             "Trace the part without that, or replace the value by a constant"
         )
-    return f"the model cannot be traced{where}{at}, where tensors have no values: {said}"
+    return f"{what} cannot be traced{where}{at}, where tensors have no values: {said}"
 
 
 def _line(error: BaseException) -> str | None:

@@ -17,6 +17,7 @@ from sentei.graph.fields import reads_noted
 from sentei.graph.forward import run
 from sentei.graph.inputs import Inputs
 from sentei.graph.memory import memories
+from sentei.graph.part import Forward
 from sentei.graph.record import Ending
 from sentei.graph.resize import Attribute, Cuts, carries_units, cut_shape, named_tensors
 from sentei.graph.tracer import LabelMode
@@ -31,11 +32,13 @@ def rehearse(
     cuts: Cuts | None = None,
     attrs: Iterable[Attribute] = (),
     training: Ending | None = None,
+    forward: Forward | None = None,
 ) -> None:
     """Run a copy of the model on meta tensors under `mode`, in the shapes and with the attributes that a cut gives it.
 
     First in eval mode and then, where that leaves parameters unread (auxiliary heads, say), in train mode. With known
-    units it runs in train mode if the first trace did, and must end as that did: `training`.
+    units it runs in train mode if the first trace did, and must end as that did: `training`. `forward` runs the part
+    that is traced.
     """
     cuts = cuts or {}
     tensors, names = _stand_ins(model, cuts)
@@ -46,16 +49,18 @@ def rehearse(
     actor.eval()
     first = mode.units is None
     with reads_noted(mode, actor) if first else nullcontext():
-        run(mode, actor, inputs)
+        run(mode, actor, inputs, forward)
     if first:
         mode.trace.memories += memories(model, actor)
     if first and any(own[name].ndim > 1 for name in own.keys() - mode.trace.read):
-        mode.trace.training = _train(mode, actor, inputs)
-    elif not first and training is not None and _train(mode, actor, inputs) != training and mode.failed is not None:
-        raise mode.failed.error
+        mode.trace.training = _train(mode, actor, inputs, forward)
+    elif not first and training is not None:
+        ended = _train(mode, actor, inputs, forward)
+        if ended != training and mode.failed is not None:
+            raise mode.failed.error
 
 
-def _train(mode: LabelMode, actor: nn.Module, inputs: Inputs) -> Ending:
+def _train(mode: LabelMode, actor: nn.Module, inputs: Inputs, forward: Forward | None) -> Ending:
     """A pass in train mode, which may fail (it may want targets): what it showed until then still counts."""
     mode.count_cost = False
     actor.train()
@@ -64,7 +69,7 @@ def _train(mode: LabelMode, actor: nn.Module, inputs: Inputs) -> Ending:
             m.eval()
     before, known, started = len(mode.trace.produced), mode.trace.total, mode.op
     try:
-        run(mode, actor, inputs)
+        run(mode, actor, inputs, forward)
     except Exception as error:
         for vector in mode.trace.produced[before:]:
             mode.freeze(vector[vector >= known], OUTCOME)

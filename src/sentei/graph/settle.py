@@ -14,6 +14,7 @@ from sentei.graph.first import first_pass
 from sentei.graph.graph import ChannelGraph
 from sentei.graph.inputs import Inputs
 from sentei.graph.mend import Mender
+from sentei.graph.part import Forward, check_forward
 from sentei.graph.refusals import refuse
 from sentei.graph.rehearsal import no_garbage_collection
 from sentei.graph.resize import named_tensors
@@ -24,7 +25,7 @@ Fault = tuple[list[int], Keep, Mismatch]
 """Groups whose cut fails, the plan that cuts them, and how it fails."""
 
 
-def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+def trace(model: nn.Module, example_inputs: Any, forward: Forward | None = None) -> ChannelGraph:
     """Find out which slices of which parameters must live or die together.
 
     >>> graph = sentei.trace(model, torch.zeros(1, 3, 224, 224))
@@ -35,12 +36,19 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
 
     Groups that do not survive trial cuts are frozen, and `Group.why` says what happened. Raises TraceError with the
     model's own error if its forward fails on the inputs, and if its output holds no tensor.
+
+    A model that decides by values (a detector that sorts boxes) has a part that does not. `forward(model, *inputs)`
+    runs it, and returns everything that the rest of the model takes from it, in any nesting: that is frozen as the
+    model's outputs are, and parameters that the part never reads stay whole.
+
+    >>> graph = sentei.trace(model, images, forward=lambda model, x: list(model.backbone(x).values()))
     """
+    check_forward(forward)
     refuse(model)
     inputs = example_inputs if isinstance(example_inputs, Inputs) else Inputs.of(example_inputs)
     with no_garbage_collection():
         named = named_tensors(model)
-        belief = Belief(named, inputs, first_pass(model, named, inputs, {}, example_inputs))
+        belief = Belief(named, inputs, first_pass(model, named, inputs, {}, forward, example_inputs), forward=forward)
         return _settled(Mender(model, belief))
 
 

@@ -26,10 +26,12 @@ class Structure:
     """Shapes of what comes out on the traced inputs."""
     bundles: tuple[tuple[str, ...], ...] = ()
     """Groups that keep the same share."""
+    forward: str | None = None
+    """What the function is called that ran the traced part of the model; None: all of it was traced."""
 
     def to_json(self) -> dict[str, Any]:
         number = {name: i for i, name in enumerate(self.params)}
-        return {
+        plain = {
             "fingerprint": self.fingerprint,
             "inputs": self.inputs,
             "params": {k: list(v) for k, v in self.params.items()},
@@ -39,6 +41,7 @@ class Structure:
             "outputs": None if self.outputs is None else [list(shape) for shape in self.outputs],
             "bundles": [list(names) for names in self.bundles],
         }
+        return plain if self.forward is None else {**plain, "forward": self.forward}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Structure:
@@ -53,6 +56,7 @@ class Structure:
             data.get("macs"),
             None if outputs is None else tuple(tuple(shape) for shape in outputs),
             tuple(tuple(names) for names in data.get("bundles", ())),
+            data.get("forward"),
         )
 
     def completed(self, keep: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:

@@ -68,7 +68,7 @@ def mismatch(
     attrs = graph.attributes(model, plan, cuts) if swap else []
     failed = None
     try:
-        rehearse(mode, model, inputs or graph.inputs, cuts, attrs, training=graph.trace_record.training)
+        rehearse(mode, model, inputs or graph.inputs, cuts, attrs, graph.trace_record.training, graph.forward)
     except Exception:
         assert mode.failed is not None
         f = mode.failed

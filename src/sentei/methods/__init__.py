@@ -1,9 +1,9 @@
 """Pruning methods, from a trained network to a smaller, checked and fine-tuned one."""
 
 from sentei.methods.common.method import Found, Method
+from sentei.methods.common.pruning import FINE_TUNE, Pruning
 from sentei.methods.oneshot import OneShot
-from sentei.methods.prune import prune
-from sentei.methods.common.pruning import FINE_TUNE, PruneResult, Pruning
+from sentei.methods.prune import PruneResult, prune
 from sentei.methods.registry import METHODS
 
 __all__ = ["FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "prune"]

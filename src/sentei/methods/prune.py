@@ -1,30 +1,54 @@
-"""`sentei.prune`: from a trained network to a smaller, checked and fine-tuned one."""
+"""`sentei.prune`: from a trained network to a smaller, checked and fine-tuned one.
+
+A method finds and cuts, then everything is fine-tuned, saved and measured alike. Validation data decide everything that
+is decided; test data are read once, at the end, for the original and for the pruned network.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from sentei.errors import ConfigError
-from sentei.methods.common.method import Method
-from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, PruneResult, Pruning, Say
-from sentei.methods.registry import method_of
-from sentei.plan import Budget, Constraints
-from sentei.runs import Run
-from sentei.surgery.history import as_dense
 from sentei.data import Data, load_data
-from sentei.train import Recipe
+from sentei.errors import ConfigError
+from sentei.graph import ChannelGraph
+from sentei.methods.common.method import Found, Method, deciding
+from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, Pruning, Say, silent
+from sentei.methods.common.summary import figures_of, machine, measured_task, tested
+from sentei.methods.common.timing import clock
+from sentei.methods.registry import method_of
+from sentei.models.user_file import code_of
+from sentei.plan import Budget, Constraints, Plan
+from sentei.runs import Run
+from sentei.surgery import save
+from sentei.surgery.history import as_dense
+from sentei.tasks import Task, task_of
+from sentei.threads import computed_on
+from sentei.train import Recipe, evaluate
+from sentei.train.checkpoint import digest
+from sentei.train.optimizers import Factory, factory_name
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned network: `model`, the `plan` of the dense model's `graph` that leads to it, and the `summary`."""
+
+    model: nn.Module
+    plan: Plan
+    graph: ChannelGraph
+    summary: dict[str, Any]
 
 
 def prune(
     model: nn.Module,
     data: Data | str,
     *,
+    task: Task | str | None = None,
     method: str | Method = "l1",
     budget: Budget | None = None,
     run_dir: str | Path | None = None,
@@ -33,6 +57,7 @@ def prune(
     distill: bool = False,
     images: int = 2048,
     seed: int | None = None,
+    optimizer: Factory | None = None,
     source: str | None = None,
     command: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -40,7 +65,7 @@ def prune(
     progress: bool = False,
     **options: Any,
 ) -> PruneResult:
-    """Prune a trained classifier to a budget, prove the cut, fine-tune, and save.
+    """Prune a trained network to a budget, prove the cut, fine-tune, and save.
 
     >>> result = sentei.prune(model, "digits", method="taylor", budget=Budget(macs=0.5), steps=3, run_dir="runs/x")
     >>> result.summary["pruned"]["accuracy"]
@@ -49,19 +74,22 @@ def prune(
     it stopped when it is repeated with the same arguments: the result is the same to the bit.
 
     Args:
-        data: a `Data`, or a reference for `load_data`.
+        data: a `Data` (`Data.of` makes one of your own loaders), or a reference for `load_data`.
+        task: what the network is for: a `Task`, "classification", "segmentation", "detection", or FILE.py:CLASS; what
+            the data are for unless given.
         method: a name in `METHODS`, or a method with settings of its own, such as `OneShot("taylor", steps=3)`.
         budget: half the MACs if nothing is given; a method that decides the size itself takes none.
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
         distill: fine-tune with the original network as a teacher (`recipe.distill_weight`, `recipe.temperature`).
         images: training images that recalibrate BatchNorm, and from which scores are computed.
+        optimizer: makes an optimizer of parameter groups, in place of the recipe's own, wherever something is trained.
         source: the reference of the dense model, to be noted in the files.
         overwrite: replace a run in `run_dir`.
         say: called with one line for each thing done. progress: show bars while training.
         options: settings of the method, such as `steps=3`; each method's class lists them.
 
     Raises ConfigError for settings out of range and for a `run_dir` that is taken, BudgetError for a budget that
-    cannot be met, SurgeryError if a cut is not exact.
+    cannot be met, SurgeryError if a cut is not exact, TrainError if the task cannot measure the network.
     """
     name, chosen = method_of(method, options)
     if budget is not None and not chosen.budgeted:
@@ -69,17 +97,158 @@ def prune(
     for used in chosen.reads if run_dir is not None else ():
         if Path(used).resolve() == Path(run_dir or "").resolve():
             raise ConfigError(f"{used} is used by this run and cannot be its run directory too; choose another")
-    budget = budget or Budget(macs=0.5 if chosen.budgeted else 1.0)
-    recipe = recipe if seed is None else replace(recipe, seed=seed)
-    data = load_data(data) if isinstance(data, str) else data
-    base = as_dense(copy.deepcopy(model).to(data.device).eval())
+    data = data_of(data)
     pruning = Pruning(
-        name, base, data, budget, constraints, recipe, distill, images, Run(None), source,
-        say or _silent, progress,
-    )  # fmt: skip
-    with Run.open(run_dir, pruning.identity(chosen), command, overwrite) as pruning.run:
-        return pruning.result(chosen)
+        name,
+        as_dense(copy.deepcopy(model).to(data.device).eval()),
+        data,
+        budget or Budget(macs=0.5 if chosen.budgeted else 1.0),
+        constraints,
+        recipe if seed is None else replace(recipe, seed=seed),
+        task_of(task, data.name),
+        optimizer,
+        distill,
+        images,
+        source=source,
+        say=say or silent,
+        progress=progress,
+    )
+    with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
+        return _result(pruning, chosen)
 
 
-def _silent(line: str) -> None:
-    pass
+def data_of(data: Data | str) -> Data:
+    """Data, by reference or as they are; ConfigError, with what to do, for a loader."""
+    if isinstance(data, str):
+        return load_data(data)
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"data is a {type(data).__name__}; expected a name such as 'digits', or sentei.Data.of(train=..., val=..., "
+            "test=...), which takes DataLoaders and lists of batches"
+        )
+    return data
+
+
+def settings(pruning: Pruning, method: Method) -> dict[str, Any]:
+    """Everything that decides the result, apart from model and data."""
+    given, factory = pruning.constraints, factory_name(pruning.optimizer)
+    ratio = dict(given.max_ratio) if isinstance(given.max_ratio, Mapping) else given.max_ratio
+    only = {} if given.only is None else {"only": sorted(given.only)}
+    return {
+        "task": pruning.task.settings,
+        "method": pruning.name,
+        **deciding(method),
+        "budget": pruning.budget.limits,
+        "distill": pruning.distill,
+        "images": pruning.images,
+        "constraints": {
+            "round_to": given.round_to, "min_width": given.min_width, "max_ratio": ratio, "keep": list(given.keep),
+            **only,
+        },
+        "recipe": pruning.recipe.to_dict(),
+        **({} if factory is None else {"optimizer": factory}),
+    }  # fmt: skip
+
+
+def identity(pruning: Pruning, method: Method) -> dict[str, Any]:
+    """What makes a run this one and no other; it does not depend on where model and data lie."""
+    workers = {} if method.worker_threads is None else {"worker_threads": method.worker_threads}
+    return {
+        "verb": "prune",
+        "base_sha256": digest(pruning.base),
+        "code": code_of(pruning.source),
+        "data": pruning.data.identity,
+        **settings(pruning, method),
+        **method.identity(),
+        **computed_on(pruning.data.device),
+        **workers,
+    }
+
+
+def _result(pruning: Pruning, method: Method) -> PruneResult:
+    with pruning.timed("trace"):
+        pruning.graph = pruning.trace()
+    pruning.say(f"Traced {pruning.source or type(pruning.base).__name__}: {pruning.graph}")
+    value, warnings = _before(pruning)
+    for warning in warnings:
+        pruning.say(f"Warning: {warning}.")
+    found = method.find(pruning)
+    tuned = pruning.fit(found.model, pruning.recipe, "finetune", found.teacher)
+    if pruning.run.folder is not None:
+        save(tuned, found.plan, pruning.run.folder, source=pruning.source, forward=pruning.task.part)
+    final = pruning.run.once("final", lambda: _measure(pruning, tuned))
+    summary = _summary(pruning, method, found, {**final, "base_val": value}, warnings)
+    pruning.run.finish(summary)
+    return PruneResult(tuned, found.plan, pruning.graph, summary)
+
+
+def _before(pruning: Pruning) -> tuple[float | None, list[str]]:
+    """The original network's metric on validation data, and what is worth a warning. Not stored, so that a budget that
+    is refused after it leaves nothing."""
+    data, task = pruning.data, pruning.task
+    if not len(data.val):
+        return None, data.notes
+    found = evaluate(pruning.base, data.val, task=task)
+    doubt = task.doubt(found.figures, found.images)
+    return found.value, [*data.notes, *([doubt] if doubt else [])]
+
+
+def _measure(pruning: Pruning, tuned: nn.Module) -> dict[str, Any]:
+    """The only place where the test set is read."""
+    seconds: dict[str, float] = {}
+    data, task = pruning.data, pruning.task
+    if len(data.test):
+        pruning.say(f"Measuring both networks on {len(data.test):,} test images ...")
+    with clock(seconds, "evaluate"):
+        found = {
+            "base_test": figures_of(pruning.base, data.test, task),
+            "pruned_val": pruning.value(tuned),
+            "pruned_test": figures_of(tuned, data.test, task),
+        }
+    return {**found, "seconds": seconds}
+
+
+def _summary(
+    pruning: Pruning, method: Method, found: Found, final: Mapping[str, Any], warnings: Sequence[str]
+) -> dict[str, Any]:
+    cuts, plan, graph, task = found.cuts, found.plan, pruning.graph, pruning.task
+    for done in (*cuts, final):
+        for name, value in done["seconds"].items():
+            pruning.seconds[name] = pruning.seconds.get(name, 0.0) + value
+    full, cost, last = graph.cost(), graph.cost(plan), cuts[-1]
+    seconds = {name: round(value, 2) for name, value in pruning.seconds.items()}
+    data, val = pruning.data, f"val_{task.metric}"
+    return {
+        "verb": "prune",
+        **measured_task(task),
+        "method": pruning.name,
+        "model": pruning.source or type(pruning.base).__name__,
+        "data": data.name,
+        "inputs": graph.inputs.spec(),
+        "budget": pruning.budget.limits if method.budgeted else None,
+        "seed": pruning.recipe.seed,
+        "base": {**tested(final["base_test"], task), val: final["base_val"], "macs": full.macs, "params": full.params},
+        "pruned": {
+            **tested(final["pruned_test"], task), val: final["pruned_val"], "macs": cost.macs, "params": cost.params
+        },
+        "after_cut": {val: last["value"]},
+        "check": {
+            "max_error": max(done["max_error"] for done in cuts),
+            "tolerance": last["tolerance"],
+            "approximate": sorted({where for done in cuts for where in done["approximate"]}),
+            "stale": sorted({name for done in cuts for name in done["stale"]}),
+        },
+        "steps": [{"macs": d["macs"], "params": d["params"], val: d["value"]} for d in cuts],
+        "seconds": {**seconds, "total": round(sum(pruning.seconds.values()), 2)},
+        "widths": {
+            g.name: [g.width, int(w)] for g, w in zip(graph.groups, graph.widths(plan), strict=True) if not g.frozen
+        },
+        "frozen": {g.name: g.why for g in graph.groups if g.frozen},
+        "machine": machine(data.device),
+        "epochs": pruning.recipe.epochs,
+        "settings": settings(pruning, method),
+        "data_description": {**data.description, **data.identity, "data": data.name},
+        "note": plan.note,
+        "warnings": list(warnings),
+        **found.report,
+    }  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 
 from sentei.errors import ConfigError
 from sentei.methods.abc import Abc, EvolutionSearch, RandomWidths
-from sentei.methods.ista import Ista
 from sentei.methods.common.method import Method
+from sentei.methods.ista import Ista
 from sentei.methods.oneshot import OneShot
 from sentei.methods.stagewise import Stagewise
 

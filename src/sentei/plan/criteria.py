@@ -1,6 +1,6 @@
 """How much each unit matters: one score per unit of every group that may shrink.
 
-A criterion is a function `(model, graph, *, batches, loss, seed) -> {group name: float64 [width]}`. Scores
+A criterion is a function `(model, graph, *, batches, step, seed) -> {group name: float64 [width]}`. Scores
 are not negative and have mean 1 in each group (or are all zero), so that one threshold can compare groups of
 different width and scale. To add one, write the function and put it into `CRITERIA`; `sentei.plan.testing`
 has the tests that it must pass.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -22,14 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.utils._pytree import tree_map_only
 
 from sentei.errors import ConfigError, PlanError
 from sentei.graph import ChannelGraph, Group, Slice
 from sentei.layout import arranged, differentiable_layout
 
 Scores = dict[str, np.ndarray]
-Batches = Iterable[tuple[Any, Any]]
-Loss = Callable[[Any, Any], Tensor]
+Step = Callable[[nn.Module, Any], Tensor]
+"""The loss of a network on a batch, such as `Task.step`."""
 Role = Literal["producer", "consumer", "gamma", "other"]
 
 
@@ -41,8 +43,8 @@ class Criterion(Protocol):
         model: nn.Module,
         graph: ChannelGraph,
         *,
-        batches: Batches | None = None,
-        loss: Loss | None = None,
+        batches: Iterable[Any] | None = None,
+        step: Step | None = None,
         seed: int = 0,
     ) -> Scores: ...
 
@@ -111,29 +113,29 @@ def taylor(
     model: nn.Module,
     graph: ChannelGraph,
     *,
-    batches: Batches | None = None,
-    loss: Loss | None = None,
+    batches: Iterable[Any] | None = None,
+    step: Step | None = None,
     **_: object,
 ) -> Scores:
-    """Squared first-order change of the loss when the unit is removed, mean over batches of (x, y).
+    """Squared first-order change of the loss when the unit is removed, mean over batches.
 
     Molchanov et al., "Importance Estimation for Neural Network Pruning" (2019, arXiv 1906.10771), eq. 8: the
     square of the sum of weight times gradient over the parameters that are set to zero. To remove a unit is
     to zero the weights that read it, so the sum runs over its consumers (over its producers where nothing
-    reads it through a weight). The model is in eval mode meanwhile; `loss(output, y)` is cross-entropy unless
-    given. ConfigError without batches.
+    reads it through a weight). The model is in eval mode meanwhile; `step(model, batch)` is its loss on a batch,
+    cross-entropy on (x, y) unless given. ConfigError without batches.
     """
     if batches is None:
-        raise ConfigError("taylor needs data: pass batches, an iterable of (x, y)")
+        raise ConfigError("taylor needs data: pass batches, an iterable of what `step` takes")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model, layout = differentiable_layout(model, device)
     reads = {g.name: _weights(model, g, "consumer") for g in _shrinking(graph)}
     tensors = {s.param: _tensor(model, s) for slices in reads.values() for s in slices}
     if layout is not None:
-        batches = ((arranged(x, layout) if isinstance(x, Tensor) else x, y) for x, y in batches)
+        batches = (tree_map_only(Tensor, partial(arranged, layout=layout), batch) for batch in batches)
     total: dict[str, Tensor] = {}
     count = 0
-    for products in _weight_times_gradient(model, tensors, batches, loss or nn.functional.cross_entropy):
+    for products in _weight_times_gradient(model, tensors, batches, step or cross_entropy):
         count += 1
         for name, slices in reads.items():
             change = _total(_sum(s, products[s.param]) for s in slices).square()
@@ -141,6 +143,12 @@ def taylor(
     if not count:
         raise ConfigError("taylor needs data: batches is empty")
     return _per_group(graph, lambda group: total[group.name] / count)
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """The loss of a classifier on (x, y)."""
+    x, y = batch
+    return nn.functional.cross_entropy(model(x), y)
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -232,24 +240,20 @@ def _filters(model: nn.Module, use: Slice) -> Tensor:
 
 
 def _weight_times_gradient(
-    model: nn.Module, tensors: dict[str, Tensor], batches: Batches, loss: Loss
+    model: nn.Module, tensors: dict[str, Tensor], batches: Iterable[Any], step: Step
 ) -> Iterator[dict[str, Tensor]]:
     """The product for every named tensor, batch by batch."""
     if not tensors:
         return
     device = next(iter(tensors.values())).device
     with _differentiable(model, list(tensors.values())):
-        for i, (x, y) in enumerate(batches):
+        for i, batch in enumerate(batches):
             with torch.enable_grad():
-                value = loss(model(_to(x, device)), _to(y, device))
+                value = step(model, tree_map_only(Tensor, lambda t: t.to(device), batch))
             if not torch.isfinite(value):
                 raise ConfigError(f"the loss of batch {i} is {value.item()}; scores need a finite loss")
             gradients = torch.autograd.grad(value, list(tensors.values()), allow_unused=True, materialize_grads=True)
             yield {name: w.detach() * g for (name, w), g in zip(tensors.items(), gradients, strict=True)}
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 @contextmanager

@@ -72,6 +72,7 @@ class StructureRecord(Strict):
     macs: Count | None = None
     outputs: list[list[Count]] | None = None
     bundles: list[list[str]] = []
+    forward: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> StructureRecord:

@@ -7,15 +7,16 @@ class TestMine(CriterionConformance):
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sentei.graph import ChannelGraph, trace
-from sentei.plan.criteria import Batches, Criterion, Scores
+from sentei.plan.criteria import Criterion, Scores
 
-Case = tuple[nn.Module, ChannelGraph, Batches]
+Case = tuple[nn.Module, ChannelGraph, Any]
 
 
 class SmallNet(nn.Module):

@@ -13,6 +13,7 @@ from rich.table import Table
 from sentei.graph import ChannelGraph, Group
 from sentei.graph.graph import HasKeep
 from sentei.plan import Constraints
+from sentei.tasks.task import shown
 
 MOST_ROWS = 32
 BAR = 20
@@ -44,23 +45,29 @@ def percent(value: float | None) -> str:
 
 
 def before_after(summary: Mapping[str, Any]) -> Table:
-    """Accuracy, MACs and parameters of the network before and after pruning."""
+    """The metric, MACs and parameters of the network before and after pruning."""
     base, pruned = summary["base"], summary["pruned"]
     out = table(f"{summary['model']} on {summary['data']}, method {summary['method']}", "", "before", "after", "change")
-    for name, key in (("test accuracy", "accuracy"), ("validation accuracy", "val_accuracy")):
+    metric, share = summary["metric"]["name"], summary["metric"]["percent"]
+    for name, key in ((f"test {metric}", metric), (f"validation {metric}", f"val_{metric}")):
         a, b = base[key], pruned[key]
-        change = "-" if a is None or b is None else f"{100 * (b - a):+.2f} points"
-        out.add_row(name, percent(a), percent(b), change)
+        out.add_row(name, shown(a, share), shown(b, share), change(a, b, share))
     for name, key in (("MACs", "macs"), ("parameters", "params")):
         a, b = base[key], pruned[key]
         out.add_row(name, count(a), count(b), f"{b / max(a, 1) - 1:+.1%}")
     return out
 
 
+def change(before: float | None, after: float | None, share: bool) -> str:
+    if before is None or after is None:
+        return "-"
+    return f"{100 * (after - before):+.2f} points" if share else f"{after - before:+.4g}"
+
+
 def within_error(summary: Mapping[str, Any]) -> str | None:
     """A sentence where the accuracy before and after differ by no more than chance may bring about; None elsewhere."""
     images = summary["data_description"]["test"]
-    a, b = summary["base"]["accuracy"], summary["pruned"]["accuracy"]
+    a, b = summary["base"].get("accuracy"), summary["pruned"].get("accuracy")
     if a is None or b is None or not images:
         return None
     error = math.sqrt((a * (1 - a) + b * (1 - b)) / images)
@@ -72,13 +79,13 @@ def within_error(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def search_table(search: Mapping[str, Any]) -> Table:
+def search_table(search: Mapping[str, Any], metric: Mapping[str, Any]) -> Table:
     """What a search over widths did, and how its best fitness rose."""
-    out = table("Search", "structures", "best fitness")
+    out = table("Search", "structures", f"best {metric['name']}")
     curve = search["curve"]
     rises = [c for before, c in zip([[0, float("-inf")], *curve], curve, strict=False) if c[1] > before[1]]
     for evaluated, best in rises[-RISES:]:
-        out.add_row(str(evaluated), percent(best))
+        out.add_row(str(evaluated), shown(-best if metric["lower_is_better"] else best, metric["percent"]))
     return out
 
 

@@ -4,8 +4,9 @@ from sentei.search.baselines import Evolution, RandomSearch
 from sentei.search.colony import Colony
 from sentei.search.engine import Search, SearchResult
 from sentei.search.evaluators import Evaluator, Recalibrate, Train
-from sentei.search.executors import Executor, Job, Outcome, open_executor
+from sentei.search.executors import open_executor
 from sentei.search.inherit import Inheritance
+from sentei.search.jobs import Executor, Job, Outcome
 from sentei.search.space import Levels, Space, budgeted, tenths
 from sentei.search.store import Store
 from sentei.search.strategy import Batch, Strategy

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sentei.errors import ConfigError, SearchError
-from sentei.search.executors import Executor, Job, Outcome
+from sentei.search.jobs import Executor, Job, Outcome
 from sentei.search.space import Levels, Space
 from sentei.search.store import Record, Store
 from sentei.search.strategy import FAILED, Batch, Strategy

@@ -1,4 +1,4 @@
-"""What makes a structure good, measured on validation images; test images never come here."""
+"""What makes a structure good, measured on validation data; test data never come here."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from sentei.data import Data
 from sentei.errors import ConfigError, DataError
 from sentei.graph import ChannelGraph
 from sentei.search.inherit import Inherit, Inheritance
 from sentei.surgery.cut import cut
-from sentei.data import Data
+from sentei.tasks import Task
 from sentei.train import Recipe, fit, recalibrate
-from sentei.train.evaluate import evaluating, logits
+from sentei.train.evaluate import CLASSIFICATION, measured
+from sentei.train.optimizers import Factory, factory_name
 from sentei.train.recipe import bf16_supported
-
-PER_CLASS = 5
-"""Validation images a class, below which accuracies say nothing."""
-
 
 CALIBRATION = 32
 """Training images, below which BatchNorm statistics say nothing."""
@@ -49,7 +47,7 @@ class Evaluator(Protocol):
 
 
 class Recalibrate:
-    """Inherit weights, recompute the BatchNorm statistics, measure the accuracy: seconds a structure.
+    """Inherit weights, recompute the BatchNorm statistics, measure: seconds a structure.
 
     Li et al. 2020 (EagleEye, arXiv 2007.02491) found this closer to the final accuracy than the accuracy right after
     the cut. The images for both steps are drawn once and are the same for every structure. `bf16` computes in bfloat16;
@@ -62,13 +60,14 @@ class Recalibrate:
         graph: ChannelGraph,
         data: Data,
         *,
+        task: Task = CLASSIFICATION,
         inherit: Inherit = "l1",
         calibration_images: int = 1000,
         validation_images: int = 2000,
         bf16: bool | None = None,
         seed: int = 0,
     ) -> None:
-        check_validation(data, validation_images)
+        check_validation(data, task, validation_images)
         if calibration_images < CALIBRATION:
             raise ConfigError(f"calibration_images is {calibration_images}; BatchNorm needs {CALIBRATION} or more")
         self.bf16 = bf16_supported(data.device) if bf16 is None else bf16
@@ -80,33 +79,26 @@ class Recalibrate:
             "bf16": self.bf16,
             "seed": seed,
         }
-        self.model, self.graph = model, graph
+        self.model, self.graph, self.task = model, graph, task
         self.inheritance = Inheritance(model, graph, inherit, seed)
-        train = data.train.batches(250, train=True, seed=seed, limit=calibration_images)
-        self.calibration = [x for x, _ in train]
+        self.calibration = list(data.train.batches(250, train=True, seed=seed, limit=calibration_images))
         self.validation = list(data.val.batches(500, limit=validation_images))
+        self.device = data.device
 
     def network(self, widths: np.ndarray) -> nn.Module:
         """The structure with inherited weights and fresh statistics."""
         small = cut(self.model, self.graph, self.inheritance.plan(widths)).to(memory_format=torch.channels_last)
-        with self._autocast():
-            recalibrate(small, self.calibration)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            recalibrate(small, self.calibration, self.task)
         return small
 
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
-        network, right, images = self.network(widths), 0, 0
-        with evaluating(network), torch.inference_mode(), self._autocast():
-            for x, y in self.validation:
-                right += int((logits(network(x)).argmax(1) == y).sum())
-                images += len(y)
-        return {"fitness": right / images}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.validation[0][0].device.type, torch.bfloat16, enabled=self.bf16)
+        found = measured(self.network(widths), self.validation, self.task, self.bf16)
+        return {"fitness": self.task.fitness(found.value)}
 
 
 class Train:
-    """Inherit weights, train for some epochs, measure the accuracy: the fitness of the ABCPruner paper.
+    """Inherit weights, train for some epochs, measure: the fitness of the ABCPruner paper.
 
     A structure is always trained in the same way, so that `network` can make the best one's weights again.
     """
@@ -118,12 +110,15 @@ class Train:
         data: Data,
         recipe: Recipe,
         *,
+        task: Task = CLASSIFICATION,
         inherit: Inherit = "random",
         seed: int = 0,
+        optimizer: Factory | None = None,
     ) -> None:
-        check_validation(data)
-        self.settings = {"fitness": "train", "inherit": inherit, "seed": seed, "recipe": recipe.to_dict()}
-        self.model, self.graph, self.recipe = model, graph, recipe
+        check_validation(data, task)
+        factory = {} if optimizer is None else {"optimizer": factory_name(optimizer)}
+        self.settings = {"fitness": "train", "inherit": inherit, "seed": seed, "recipe": recipe.to_dict(), **factory}
+        self.model, self.graph, self.recipe, self.task, self.optimizer = model, graph, recipe, task, optimizer
         self.data = replace(data, test=data.val)
         self.inheritance = Inheritance(model, graph, inherit, seed)
 
@@ -132,20 +127,21 @@ class Train:
         return self._trained(widths, share)[0]
 
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
-        return {"fitness": self._trained(widths, share)[1]}
+        return {"fitness": self.task.fitness(self._trained(widths, share)[1])}
 
     def _trained(self, widths: np.ndarray, share: float) -> tuple[nn.Module, float]:
         small = cut(self.model, self.graph, self.inheritance.plan(widths))
         recipe = replace(self.recipe, epochs=max(1, round(self.recipe.epochs * share)))
-        result = fit(small, self.data, recipe, progress=False)
-        assert result.accuracy is not None
-        return result.model, result.accuracy
+        result = fit(small, self.data, recipe, task=self.task, optimizer=self.optimizer, progress=False)
+        assert result.value is not None
+        return result.model, result.value
 
 
-def check_validation(data: Data, images: int | None = None) -> None:
+def check_validation(data: Data, task: Task, images: int | None = None) -> None:
     """DataError if the validation split, or the part of it that is used, is too small to choose by."""
-    needed = PER_CLASS * data.num_classes
-    why = f"a search needs {needed} or more for {data.num_classes} classes, because it chooses by their accuracy"
+    needed = task.needed(data)
+    classes = f" for {data.num_classes} classes" if data.num_classes else ""
+    why = f"a search needs {needed} or more{classes}, because it chooses by their {task.metric}"
     if len(data.val) < needed:
         raise DataError(f"The validation split has {len(data.val)} images; {why}. Load the data with a larger val.")
     if images is not None and images < needed:

@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 from sentei.errors import SearchError
 from sentei.search.children import Child
 from sentei.search.evaluators import Evaluator
-from sentei.search.executors import RETRIES, Job, Outcome, worker_threads
+from sentei.search.jobs import RETRIES, Job, Outcome, worker_threads
 from sentei.search.payload import pack
 
 HELLO, READY = "hello", "ready"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from sentei.errors import ConfigError, SearchError
 from sentei.search.children import Child
 from sentei.search.evaluators import Evaluator
-from sentei.search.executors import Job, Outcome
+from sentei.search.jobs import Job, Outcome
 from sentei.search.payload import pack
 from sentei.threads import available_cpus
 

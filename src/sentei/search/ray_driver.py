@@ -16,7 +16,7 @@ import ray
 
 from sentei.errors import SearchError
 from sentei.search.children import be_a_child
-from sentei.search.executors import RETRIES, Job, Outcome, attempt
+from sentei.search.jobs import RETRIES, Job, Outcome, attempt
 from sentei.search.payload import unpack
 from sentei.search.ray_cluster import DONE
 from sentei.threads import available_cpus, set_threads

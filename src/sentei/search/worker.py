@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from sentei.search.children import be_a_child
-from sentei.search.executors import attempt
+from sentei.search.jobs import attempt
 from sentei.search.payload import unpack
 from sentei.search.processes import HELLO, READY
 from sentei.threads import set_threads

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sentei.errors import TraceError
 from sentei.graph import ChannelGraph
 from sentei.graph.outputs import output_tensors
+from sentei.graph.part import part_of, whose
 from sentei.graph.resize import modes_kept, named_tensors, swapped
 
 Node = Any
@@ -92,9 +93,11 @@ def record(model: nn.Module, graph: ChannelGraph) -> Dataflow:
         with modes_kept(model), torch.enable_grad(), swapped(model, {id(named[n]): copies[n] for n in named}):
             model.eval()
             # Clones, because a model may write into its input.
-            found = model(*(_clone(a) for a in args), **{k: _clone(v) for k, v in kwargs.items()})
+            part = part_of(model, graph.forward)
+            found = part(*(_clone(a) for a in args), **{k: _clone(v) for k, v in kwargs.items()})
     except Exception as error:
-        raise TraceError(f"the model failed on inputs {graph.inputs}: {type(error).__name__}: {error}") from error
+        what = "the model" if graph.forward is None else whose(graph.forward)
+        raise TraceError(f"{what} failed on inputs {graph.inputs}: {type(error).__name__}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -9,18 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sentei.supernet.training import Supernet, Target, full_pass, stage_losses
-from sentei.data import Data
+from sentei.data import Data, Split
+from sentei.supernet.training import Supernet, Target, detached, full_pass, stage_losses
 from sentei.train import recalibrate
-from sentei.train.evaluate import evaluating, logits
+from sentei.train.evaluate import device_of, evaluating, measured
 from sentei.train.recipe import bf16_supported
-from sentei.data.splits import Split
 
-Batch = tuple[Tensor, Tensor]
 BATCH = 250
 """Images at once: enough for the statistics of a batch to stand for those of the data."""
 
@@ -38,10 +35,10 @@ class StageDistances:
     """
 
     net: Supernet
-    batches: Sequence[Batch]
+    batches: Sequence[Any]
     memory: int = 2**30
     bf16: bool = False
-    kept: dict[int, tuple[list[Target], Tensor]] = field(default_factory=dict)
+    kept: dict[int, tuple[list[Target], Any]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -51,31 +48,38 @@ class StageDistances:
         return cls(net, even_batches(data.val, images), memory, _bf16(data, bf16))
 
     @property
+    def count(self) -> int:
+        """Samples that distances are measured on."""
+        return sum(map(self.net.task.count, self.batches))
+
+    @property
     def settings(self) -> Mapping[str, Any]:
-        count = sum(len(y) for _, y in self.batches)
-        return {"fitness": "stage distances", "images": count, "bf16": self.bf16, **self.net.settings}
+        return {"fitness": "stage distances", "images": self.count, "bf16": self.bf16, **self.net.settings}
 
     @property
     def feature_bytes(self) -> int:
         """Memory of the full network's features for all images."""
-        return self.net.stages.feature_bytes() * sum(len(y) for _, y in self.batches)
+        return self.net.stages.feature_bytes() * self.count
 
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
-        with torch.no_grad(), batch_statistics(self.net.model), computing(self.batches, self.bf16):
+        net = self.net
+        with torch.no_grad(), batch_statistics(net.model), computing(net.model, self.bf16):
             sums: Tensor | float = 0.0
-            for i, (x, _) in enumerate(self.batches):
-                targets, scores = self._full(i, x)
-                sums = sums + torch.stack(stage_losses(self.net, widths, x, targets, scores)) * len(x)
+            for i, batch in enumerate(self.batches):
+                targets, outputs = self._full(i, batch)
+                losses = torch.stack(stage_losses(net, widths, batch, targets, outputs))
+                sums = sums + losses * net.task.count(batch)
         assert isinstance(sums, Tensor)
-        found = (sums.double() / sum(len(y) for _, y in self.batches)).tolist()
+        found = (sums.double() / self.count).tolist()
         return {"fitness": -sum(found), **{f"stage{i + 1}": d for i, d in enumerate(found)}}
 
-    def _full(self, i: int, x: Tensor) -> tuple[list[Target], Tensor]:
+    def _full(self, i: int, batch: Any) -> tuple[list[Target], Any]:
         if i in self.kept:
             return self.kept[i]
         # Statistics of the full network are its own; this pass must not move them.
         with self.net.narrow(self.net.space.full) as full:
-            found = full_pass(full, self.net.stages, x)
+            targets, outputs = full_pass(full, self.net, batch)
+        found = targets, detached(outputs)
         if self.feature_bytes <= self.memory:
             self.kept[i] = found
         return found
@@ -85,53 +89,49 @@ class StageDistances:
 
 
 @dataclass(eq=False)
-class SubnetAccuracy:
-    """Accuracy of a candidate with the supernet's weights, after its BatchNorm statistics were taken again.
+class SubnetMetric:
+    """The task's metric of a candidate with the supernet's weights, after its BatchNorm statistics were taken again.
 
-    >>> SubnetAccuracy.of(net, data, images=2000, recalibrate=1000)(widths).keys()
-    dict_keys(['fitness', 'accuracy', 'loss'])
+    >>> SubnetMetric.of(net, data, images=2000, recalibrate=1000)(widths).keys()
+    dict_keys(['fitness', 'val_accuracy', 'val_loss', 'val_majority'])
     """
 
     net: Supernet
-    calibration: Sequence[Batch]
-    batches: Sequence[Batch]
+    calibration: Sequence[Any]
+    batches: Sequence[Any]
     bf16: bool = False
 
     @classmethod
     def of(
         cls, net: Supernet, data: Data, images: int, recalibrate: int, seed: int = 0, bf16: bool | None = None
-    ) -> SubnetAccuracy:
+    ) -> SubnetMetric:
         """`recalibrate` training images, augmented as in training, and `images` of the validation split."""
         first = data.train.batches(min(BATCH, recalibrate), train=True, seed=seed, limit=recalibrate)
         return cls(net, list(first), list(data.val.batches(500, limit=images)), _bf16(data, bf16))
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        count = {name: sum(len(y) for _, y in part) for name, part in
-                 (("recalibrate", self.calibration), ("images", self.batches))}  # fmt: skip
-        return {"fitness": "supernet accuracy", **count, "bf16": self.bf16, **self.net.settings}
+        parts = {"recalibrate": self.calibration, "images": self.batches}
+        count = {name: sum(map(self.net.task.count, part)) for name, part in parts.items()}
+        return {"fitness": "supernet metric", **count, "bf16": self.bf16, **self.net.settings}
 
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
-        right, loss, images = 0, 0.0, 0
-        with self.net.narrow(widths) as subnet, computing(self.batches, self.bf16):
-            recalibrate(subnet, self.calibration)
-            with evaluating(subnet), torch.inference_mode():
-                for x, y in self.batches:
-                    scores = logits(subnet(x)).float()
-                    right += int((scores.argmax(1) == y).sum())
-                    loss += float(F.cross_entropy(scores, y, reduction="sum"))
-                    images += len(y)
-        return {"fitness": right / images, "accuracy": right / images, "loss": loss / images}
+        task = self.net.task
+        with self.net.narrow(widths) as subnet:
+            with computing(self.net.model, self.bf16):
+                recalibrate(subnet, self.calibration, task)
+            found = measured(subnet, self.batches, task, self.bf16)
+        return {"fitness": task.fitness(found.value), **{f"val_{k}": v for k, v in found.figures.items()}}
 
 
-def even_batches(split: Split, images: int) -> list[Batch]:
+def even_batches(split: Split, images: int) -> list[Any]:
     """Batches of nearly equal size, about BATCH: statistics of a small rest would say nothing."""
     count = min(images, len(split))
     return list(split.batches(-(-count // max(1, count // BATCH)), limit=images))
 
 
-def computing(batches: Sequence[Batch], bf16: bool) -> torch.autocast:
-    return torch.autocast(batches[0][0].device.type, torch.bfloat16, enabled=bf16)
+def computing(model: nn.Module, bf16: bool) -> torch.autocast:
+    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16)
 
 
 def _bf16(data: Data, given: bool | None) -> bool:

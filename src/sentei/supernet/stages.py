@@ -24,6 +24,7 @@ from sentei.graph.copying import rebuilt
 from sentei.graph.forward import run
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
+from sentei.graph.part import part_of
 from sentei.graph.resize import carries_units, named_tensors
 from sentei.graph.tracer import LabelMode
 from sentei.supernet.dataflow import Dataflow, Output, record
@@ -239,7 +240,7 @@ def _boundaries(model: nn.Module, graph: ChannelGraph, ends: Sequence[str]) -> t
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with visiting(model, bare, visit):
-        run(mode, model, Inputs(*graph.inputs.filled(device)))
+        run(mode, model, Inputs(*graph.inputs.filled(device)), graph.forward)
     return tuple(found), np.array(positions, np.int64)
 
 
@@ -252,14 +253,15 @@ def _prove(model: nn.Module, graph: ChannelGraph, stages: Stages) -> None:
         features[i] = out.clone()
 
     model = rebuilt(model, {}).eval()
+    part = part_of(model, graph.forward)
     with torch.no_grad():
         args, kwargs = graph.inputs.filled(device)
         with visiting(model, stages.boundaries, keep):
-            expected = output_tensors(model(*args, **kwargs))
+            expected = output_tensors(part(*args, **kwargs))
         for i, boundary in enumerate(stages.boundaries):
             args, kwargs = graph.inputs.filled(device, seed=1)
             with visiting(model, [boundary], lambda _, __, i=i: features[i].clone()):  # type: ignore[misc]
-                found = output_tensors(model(*args, **kwargs))
+                found = output_tensors(part(*args, **kwargs))
             if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
                 raise ConfigError(
                     f"no stage can end at module {boundary.module}: what follows also reads something else. Name a "

@@ -2,11 +2,11 @@
 
 Three rules of training, all on `slim`, hence for every network that can be traced:
 
-- ``stagewise``: each step trains the full network on the labels, and the narrowest and some random subnets to imitate
-  it stage by stage, each stage from the full network's features (after Zhang et al. 2020, arXiv 2011.04908; the losses
-  are ours, see docs/stagewise.md).
-- ``sandwich``: the same subnets imitate the scores at the end only (Yu and Huang 2019, arXiv 1903.05134).
-- ``random-path``: random subnets alone, on the labels (Guo et al. 2019, arXiv 1904.00420).
+- ``stagewise``: each step trains the full network on its task's loss, and the narrowest and some random subnets to
+  imitate it stage by stage, each stage from the full network's features (after Zhang et al. 2020, arXiv 2011.04908; the
+  losses are ours, see docs/stagewise.md).
+- ``sandwich``: the same subnets imitate the outputs only (Yu and Huang 2019, arXiv 1903.05134).
+- ``random-path``: random subnets alone, on the task's loss (Guo et al. 2019, arXiv 1904.00420).
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sentei.data.batches import mapped, pieces_of, tensors_of
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.plan import Plan
 from sentei.search import Space
 from sentei.supernet.stages import Stages, visiting
 from sentei.surgery import permute, slim
-from sentei.tasks import distillation_loss
+from sentei.tasks import Task
+from sentei.tasks.task import run_part
 from sentei.train.checkpoint import digest
-from sentei.train.evaluate import check_logits, logits
+from sentei.train.evaluate import CLASSIFICATION
 
 Rule = Literal["stagewise", "sandwich", "random-path"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -51,10 +52,18 @@ class Supernet:
     space: Space
     order: Mapping[str, np.ndarray]
     """Place in the sorted network -> unit of the dense one, for each gene's group."""
+    task: Task = CLASSIFICATION
+    """What the network is for."""
 
     @classmethod
     def of(
-        cls, model: nn.Module, graph: ChannelGraph, stages: Stages, space: Space, scores: Mapping[str, np.ndarray]
+        cls,
+        model: nn.Module,
+        graph: ChannelGraph,
+        stages: Stages,
+        space: Space,
+        scores: Mapping[str, np.ndarray],
+        task: Task = CLASSIFICATION,
     ) -> Supernet:
         """Sort a copy of the model by scores, best first. Where the order of channels matters, it stays."""
         order = {}
@@ -62,7 +71,7 @@ class Supernet:
             free = group.name in scores and not graph.ordered(group.name)
             order[group.name] = np.argsort(-scores[group.name], kind="stable") if free else np.arange(group.width)
         moved = {name: units for name, units in order.items() if not graph.ordered(name)}
-        return cls(permute(model, graph, moved), graph, stages, space, order)
+        return cls(permute(model, graph, moved), graph, stages, space, order, task)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -141,13 +150,14 @@ class _SquaredError(torch.autograd.Function):
 
 
 def stage_losses(
-    net: Supernet, widths: np.ndarray, x: Tensor, targets: Sequence[Target], scores: Tensor
+    net: Supernet, widths: np.ndarray, batch: Any, targets: Sequence[Target], outputs: Any
 ) -> list[Tensor]:
     """How far each stage of a narrow network is from the full one, given the full one's input to the stage.
 
-    `targets` are the full network's features at the boundaries, `scores` its logits, detached. Boundaries count by
-    `Target.distance` over the channels that the narrow network has, the last stage by the Kullback-Leibler divergence
-    of the scores. One pass of the network: at each boundary it goes on with the full network's features.
+    `targets` are the full network's features at the boundaries, `outputs` what leaves it, detached. Boundaries count by
+    `Target.distance` over the channels that the narrow network has, the last stage by what its task calls imitation
+    (for classes the Kullback-Leibler divergence of the scores), failing that like a boundary. One pass of the network:
+    at each boundary it goes on with the full network's features.
     """
     losses: list[Tensor] = []
 
@@ -157,19 +167,31 @@ def stage_losses(
         return wanted
 
     with net.narrow(widths) as subnet, visiting(subnet, net.stages.boundaries[: len(targets)], visit):
-        found = logits(subnet(x))
-    return [*losses, distillation_loss(found, scores, temperature=1.0)]
+        found = run_part(net.task, subnet, net.task.inputs(batch))
+    last = net.task.imitate(found, outputs, batch) if net.task.imitates else difference(found, outputs)
+    return [*losses, last]
 
 
-def full_pass(model: nn.Module, stages: Stages, x: Tensor) -> tuple[list[Target], Tensor]:
-    """The full network's features at the boundaries, detached, and its logits."""
+def difference(found: Any, wanted: Any) -> Tensor:
+    """Mean squared error over the variance of each tensor among outputs, averaged: 0 is equal."""
+    pairs = zip(tensors_of(found), tensors_of(wanted), strict=True)
+    parts = [Target.of(b).distance(a, None, 1)[0] for a, b in pairs if b.is_floating_point() and b.numel() > 1]
+    return torch.stack(parts).mean()
+
+
+def detached(outputs: Any) -> Any:
+    return mapped(outputs, lambda t: t.detach())
+
+
+def full_pass(model: nn.Module, net: Supernet, batch: Any, staged: bool = True) -> tuple[list[Target], Any]:
+    """The full network's features at the boundaries, detached, and what leaves it."""
     targets: list[Target] = []
 
     def visit(i: int, out: Tensor) -> None:
         targets.append(Target.of(out.detach()))
 
-    with visiting(model, stages.boundaries, visit):
-        return targets, logits(model(x))
+    with visiting(model, net.stages.boundaries if staged else (), visit):
+        return targets, run_part(net.task, model, net.task.inputs(batch))
 
 
 @dataclass(eq=False)
@@ -189,14 +211,14 @@ class SupernetLoss:
         if self.rule not in RULES:
             raise ConfigError(f"rule is {self.rule!r}; expected one of {', '.join(RULES)}")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        widths = self._drawn()
-        pieces = math.ceil(len(x) / self.chunk)
-        total = torch.zeros((), device=x.device)
-        for part, labels in zip(x.tensor_split(pieces), y.tensor_split(pieces), strict=True):
-            total += self._part(model, widths, part, labels, len(part) / len(x))
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        widths, count = self._drawn(), self.net.task.count(batch)
+        losses = [
+            self._part(model, widths, part, self.net.task.count(part) / count)
+            for part in pieces_of(batch, math.ceil(count / self.chunk))
+        ]
         self.steps += 1
-        return total
+        return torch.stack(losses).sum()
 
     def _drawn(self) -> dict[str, np.ndarray]:
         """Widths of this step's subnets; torch's generator decides, which `fit` seeds for each epoch."""
@@ -209,25 +231,30 @@ class SupernetLoss:
         """Random subnets a step; without full and narrowest network two more, for the same number of passes."""
         return self.subnets + 2 * (self.rule == "random-path")
 
-    def _part(self, model: nn.Module, widths: Mapping[str, np.ndarray], x: Tensor, y: Tensor, share: float) -> Tensor:
+    def _part(self, model: nn.Module, widths: Mapping[str, np.ndarray], batch: Any, share: float) -> Tensor:
         if self.rule == "random-path":
-            return torch.stack([self._labelled(name, w, x, y, share) for name, w in widths.items()]).mean()
-        stages = self.net.stages if self.rule == "stagewise" else None
-        targets, scores = full_pass(model, stages, x) if stages else ([], logits(model(x)))
-        check_logits(scores, y)
-        loss = F.cross_entropy(scores.float(), y) * share
-        loss.backward()
+            return torch.stack([self._by_task(w, batch, share) for w in widths.values()]).mean()
+        targets, outputs, loss = self._full(model, batch)
+        (loss * share).backward()
         for name, w in widths.items():
-            losses = torch.stack(stage_losses(self.net, w, x, targets, scores.detach()))
+            losses = torch.stack(stage_losses(self.net, w, batch, targets, outputs))
             (losses.sum() * share).backward()
             self._note(name.split()[0], losses.detach() * share)
-        return loss.detach()
+        return loss.detach() * share
 
-    def _labelled(self, name: str, widths: np.ndarray, x: Tensor, y: Tensor, share: float) -> Tensor:
+    def _full(self, model: nn.Module, batch: Any) -> tuple[list[Target], Any, Tensor]:
+        """Features, detached outputs and loss of the full network; a model that returns its losses runs twice."""
+        task, staged = self.net.task, self.rule == "stagewise"
+        if task.steps_itself or task.part is not None:
+            with torch.no_grad():
+                targets, outputs = full_pass(model, self.net, batch, staged)
+            return targets, detached(outputs), task.step(model, batch)
+        targets, outputs = full_pass(model, self.net, batch, staged)
+        return targets, detached(outputs), task.loss(outputs, batch)
+
+    def _by_task(self, widths: np.ndarray, batch: Any, share: float) -> Tensor:
         with self.net.narrow(widths) as subnet:
-            scores = logits(subnet(x))
-            check_logits(scores, y)
-            loss = F.cross_entropy(scores.float(), y) * share
+            loss = self.net.task.step(subnet, batch) * share
         loss.backward()
         self._note("random", loss.detach()[None])
         return loss.detach()
@@ -252,8 +279,8 @@ class SupernetLoss:
         return found
 
 
-def training_bytes(model: nn.Module, x: Tensor) -> int:
-    """What one image of `x` keeps in memory for the backward pass of the full network, measured."""
+def training_bytes(model: nn.Module, batch: Any, task: Task) -> int:
+    """What one sample of a batch keeps in memory for the backward pass of the full network, measured."""
     held: dict[int, int] = {}
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -264,6 +291,6 @@ def training_bytes(model: nn.Module, x: Tensor) -> int:
         return t
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = logits(model(x))
+        out = run_part(task, model, task.inputs(batch))
         del out
-    return sum(held.values()) // len(x)
+    return sum(held.values()) // max(task.count(batch), 1)

@@ -17,6 +17,7 @@ from sentei.graph.forward import run
 from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import Inputs, arguments, cast
 from sentei.graph.outputs import output_tensors
+from sentei.graph.part import Forward, part_of, whose
 from sentei.graph.record import Numbers, Occurrence, tied_pairs
 from sentei.graph.rehearsal import no_garbage_collection, rehearse
 from sentei.graph.resize import carries_units, named_tensors
@@ -83,10 +84,10 @@ def reference(
     mode = LabelMode(sources, units=graph.slot_units(), kept=kept, numbers=numbers)
     actor.eval()
     try:
-        outputs = run(mode, actor, Inputs.real(example_inputs))
+        outputs = run(mode, actor, Inputs.real(example_inputs), graph.forward)
     except Exception as error:
         raise TraceError(
-            f"the model's own forward failed on the example inputs {Inputs.of(example_inputs)} "
+            f"{whose(graph.forward)} failed on the example inputs {Inputs.of(example_inputs)} "
             f"(traced with {graph.inputs}): {type(error).__name__}: {error}"
         ) from error
     a, b, _ = tied_pairs(mode.trace)
@@ -123,7 +124,7 @@ def check(
         )
     if not all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
         raise SurgeryError("the original network's own output is not finite on these inputs: are its weights damaged?")
-    error = _difference(small, expected, example_inputs)
+    error = _difference(small, graph.forward, expected, example_inputs)
     double = all(t.dtype == torch.float64 for t in expected if t.is_floating_point())
     limit = tolerance if tolerance is not None else DOUBLE if double else SINGLE
     report = CheckReport(error, limit, approximate, stale=graph.stale(plan))
@@ -145,7 +146,7 @@ def _own_numbers(model: nn.Module, graph: ChannelGraph, inputs: Inputs | None) -
         return graph.trace_record.numbers
     mode = LabelMode({}, units=graph.slot_units())
     with no_garbage_collection(), suppress(Exception):  # what fails here fails again, and is told, with values
-        rehearse(mode, model, inputs)
+        rehearse(mode, model, inputs, forward=graph.forward)
     return mode.trace.numbers
 
 
@@ -155,12 +156,12 @@ def _changed(own: Mapping[Occurrence, Numbers], cut: Mapping[Occurrence, Numbers
     return {at: n for at, n in found.items() if -1 not in n or -1 not in own[at] or n[-1][0] == own[at][-1][0]}
 
 
-def _difference(small: nn.Module, expected: list[Tensor], example_inputs: Any) -> float:
+def _difference(small: nn.Module, forward: Forward | None, expected: list[Tensor], example_inputs: Any) -> float:
     """Largest relative error of a copy of the cut model."""
     actor = rebuilt(small, {}).eval()
     args, kwargs = Inputs.real(example_inputs).copied()
     with torch.no_grad():
-        found = output_tensors(actor(*args, **kwargs))
+        found = output_tensors(part_of(actor, forward)(*args, **kwargs))
     if len(found) != len(expected):
         return float("inf")
     return max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
@@ -175,7 +176,7 @@ def _difference_in_double(
     inputs = cast(kwargs if kwargs else args, torch.float64)
     try:
         expected = reference(rebuilt(model, {}).double(), graph, plan, inputs, numbers)
-        return _difference(rebuilt(small, {}).double(), expected, inputs)
+        return _difference(rebuilt(small, {}).double(), graph.forward, expected, inputs)
     except Exception:  # not every model runs in float64; the first comparison stands
         return float("inf")
 

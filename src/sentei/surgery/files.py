@@ -16,6 +16,7 @@ from sentei.atomic import write_atomic
 from sentei.errors import CheckpointError, PlanError
 from sentei.graph import trace
 from sentei.graph.inputs import Inputs
+from sentei.graph.part import Forward, check_forward, name_of
 from sentei.graph.resize import named_tensors
 from sentei.plan import Plan
 from sentei.plan.schema import DTYPES
@@ -28,7 +29,9 @@ from sentei.surgery.settings import first_change, settings
 WEIGHTS, PLAN = "model.safetensors", "plan.json"
 
 
-def save(small: nn.Module, plan: Plan, path: str | Path, *, source: str | None = None) -> None:
+def save(
+    small: nn.Module, plan: Plan, path: str | Path, *, source: str | None = None, forward: Forward | None = None
+) -> None:
     """Write a pruned network to the folder `path`: weights as safetensors, the plan as JSON. No pickle.
 
     >>> sentei.save(small, plan, "runs/small")
@@ -37,23 +40,30 @@ def save(small: nn.Module, plan: Plan, path: str | Path, *, source: str | None =
     model that it fits. `source` may name the dense model (`resnet56`, `torchvision:resnet50`). Wrappers (DataParallel,
     DistributedDataParallel, torch.compile, averaged weights) are taken off. A copy of the network answers one or two
     random inputs, which `load` compares; a warning tells if it cannot. Each file is written whole or not at all.
+    `forward` is what `trace` was given, and nothing if it was given none: it gives the answers.
+
+    >>> graph = sentei.trace(detector, images, forward=part)
+    >>> sentei.save(small, plan, "runs/small", forward=part)
 
     Raises PlanError, before anything is written, if network and plan do not belong together, so that `load` could not
-    rebuild the network from the dense model, and CheckpointError if the files cannot be written.
+    rebuild the network from the dense model, or if only one of plan and call has a forward of its own; CheckpointError
+    if the files cannot be written.
     """
+    check_forward(forward)
     if not isinstance(small, nn.Module) or not isinstance(plan, Plan):
         raise PlanError(
             f"expected save(network, plan, path), got a {type(small).__name__}, a {type(plan).__name__} and {path!r}"
         )
     if plan.structure is None:
         raise PlanError("this plan is not bound to a model: build it as Plan(keep, graph.structure)")
+    _check_same_part(plan, forward)
     small = unwrapped(small)
     tensors = _own_tensors(small)
     check_belongs(small, plan, _shapes(tensors))
     inputs = _as_taken(small, Inputs.from_spec(plan.structure.inputs))
     stored = _stored(small, tensors)
     payload = _packed(stored)
-    asked = probe(small, inputs, plan.structure.macs)
+    asked = probe(small, inputs, plan.structure.macs, forward)
     hidden = {n: t.dtype for n, t in tensors.items() if n not in stored and t.is_floating_point()}
     record = encode({
         "source": source,
@@ -70,26 +80,33 @@ def save(small: nn.Module, plan: Plan, path: str | Path, *, source: str | None =
         warnings.warn(f"{folder} is saved, but {_unseen(asked)}", stacklevel=2)
 
 
-def load(model: nn.Module, path: str | Path) -> nn.Module:
+def load(model: nn.Module, path: str | Path, *, forward: Forward | None = None) -> nn.Module:
     """The pruned network of the folder `path`, from a freshly built dense `model`: the cut is replayed.
 
     >>> small = sentei.load(resnet56(), "runs/small")
 
     The dense model's own weights do not matter; it is left untouched. The network comes back in the precision in which
-    it was saved. Raises CheckpointError if a file is missing, truncated or altered, if the model is not the one that
-    was pruned (the first difference is named), or if the network computes something else than the one that was saved.
+    it was saved. `forward` is what `trace` and `save` were given:
+
+    >>> small = sentei.load(detector(), "runs/small", forward=part)
+
+    Raises CheckpointError if a file is missing, truncated or altered, if the model is not the one that was pruned (the
+    first difference is named), if it was traced through a forward of its own and none is given, or if the network
+    computes something else than the one that was saved.
     """
+    check_forward(forward)
     folder, model = Path(path), unwrapped(model)
     record = _record(folder)
     plan = _plan(record, folder)
+    _check_part(plan, folder, forward)
     payload = _payload(record, folder)
     assert plan.structure is not None
     _check_same(folder, plan.structure.other_parameters(_shapes(_own_tensors(model))))
-    graph = trace(model, _as_taken(model, _inputs(plan, folder)))
-    _check_same(folder, plan.structure.difference(graph.structure))
+    graph = trace(model, _as_taken(model, _inputs(plan, folder)), forward)
+    _check_same(folder, plan.structure.difference(graph.structure), _hint(plan, forward))
     small = cut(model, graph, plan)
     _fill(small, payload, {n: DTYPES[d] for n, d in record.dtypes.items()})
-    _compare(small, record, folder)
+    _compare(small, record, folder, forward)
     return small
 
 
@@ -149,12 +166,48 @@ def _read(file: Path) -> bytes:
         ) from error
 
 
-def _check_same(folder: Path, difference: str | None) -> None:
+def _check_same(folder: Path, difference: str | None, hint: str = "") -> None:
     if difference:
         raise CheckpointError(
             f"{folder} was pruned from another model: {difference} (first: the file, second: your model). "
-            "Build the dense model with the same arguments as when it was pruned"
+            f"Build the dense model with the same arguments as when it was pruned{hint}"
         )
+
+
+def _check_same_part(plan: Plan, forward: Forward | None) -> None:
+    """PlanError if a network is saved with another forward than it was traced with."""
+    assert plan.structure is not None
+    traced = plan.structure.forward
+    if traced is not None and forward is None:
+        raise PlanError(
+            f"cannot save: this network was traced through a forward of its own, {traced!r}, which has to give the "
+            "answers that `load` compares: pass save(..., forward=...)"
+        )
+    if traced is None and forward is not None:
+        raise PlanError(
+            f"cannot save with forward={name_of(forward)}: the plan is of a network that was traced by its own "
+            "forward. Leave `forward` out, or trace with it"
+        )
+
+
+def _check_part(plan: Plan, folder: Path, forward: Forward | None) -> None:
+    """CheckpointError if a file needs a forward and has been given none."""
+    assert plan.structure is not None
+    if plan.structure.forward is not None and forward is None:
+        raise CheckpointError(
+            f"{folder}: this network was traced through a forward of its own, {plan.structure.forward!r}; "
+            "pass load(..., forward=...)"
+        )
+
+
+def _hint(plan: Plan, forward: Forward | None) -> str:
+    """What else a difference may come from."""
+    assert plan.structure is not None
+    if forward is None:
+        return ""
+    if plan.structure.forward is None:
+        return f". It was traced by its own forward: leave forward={name_of(forward)} out"
+    return f", and pass the forward of then, {plan.structure.forward!r}; this one is {name_of(forward)!r}"
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
@@ -176,14 +229,14 @@ def _kind(t: Tensor) -> str:
     return "floating" if t.is_floating_point() else "complex" if t.is_complex() else "integer"
 
 
-def _compare(small: nn.Module, record: Record, folder: Path) -> None:
+def _compare(small: nn.Module, record: Record, folder: Path, forward: Forward | None) -> None:
     """Hold the answers of the loaded network against those of the saved one."""
     if not isinstance(record.probe, Probe):
         asked = record.probe or Unprobed(reason="an earlier version of sentei wrote it")
         warnings.warn(f"{folder} is loaded, but {_unseen(asked)}", stacklevel=3)
         return
     try:
-        fault = differences(small, record.probe)
+        fault = differences(small, record.probe, forward)
     except Exception as error:  # the model's own code may raise anything
         raise CheckpointError(
             f"the network of {folder} does not run on the inputs that it answered when it was saved: "

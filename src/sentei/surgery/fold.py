@@ -25,6 +25,7 @@ from sentei.graph import ChannelGraph
 from sentei.graph.copying import rebuilt
 from sentei.graph.inputs import Inputs, arguments, cast
 from sentei.graph.outputs import output_tensors
+from sentei.graph.part import Forward, part_of
 from sentei.plan.plan import Plan
 from sentei.surgery.absorb import Absorption, absorb
 from sentei.surgery.check import DOUBLE, SINGLE, reference, relative_error
@@ -91,7 +92,7 @@ def fold(model: nn.Module, graph: ChannelGraph, inputs: Any, mode: Mode = "exact
     if mode not in ("exact", "bias"):
         raise ConfigError(f"mode is {mode!r}; expected 'exact' or 'bias'")
     graph.check_fits(model)
-    precise, given = _in_double(model, inputs)
+    precise, given = _in_double(model, graph.forward, inputs)
     found, units = _find(precise, graph, given)
 
     def result(carry: bool) -> tuple[Absorption, nn.Module, Plan, float]:
@@ -241,7 +242,7 @@ def _copy_with(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     return new
 
 
-def _in_double(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
+def _in_double(model: nn.Module, forward: Forward | None, inputs: Any) -> tuple[nn.Module, Any]:
     """Model and inputs in float64, in which constants are exact to far below float32; as they are if that fails."""
     args, kwargs = arguments(inputs)
     given = cast(kwargs if kwargs else args, torch.float64)
@@ -249,7 +250,7 @@ def _in_double(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
         double = copy.deepcopy(model).double().eval()
         args, kwargs = arguments(given)
         with torch.no_grad():
-            double(*args, **kwargs)
+            part_of(double, forward)(*args, **kwargs)
     except Exception:
         return copy.deepcopy(model).eval(), inputs
     return double, given
@@ -278,7 +279,7 @@ def _moved(model: nn.Module, folded: nn.Module, graph: ChannelGraph, plan: Plan,
     """How far the outputs are from the original's once the plan's units are gone."""
     args, kwargs = Inputs.real(inputs).copied()
     with torch.no_grad():
-        before = output_tensors(rebuilt(model, {}).eval()(*args, **kwargs))
+        before = output_tensors(part_of(rebuilt(model, {}).eval(), graph.forward)(*args, **kwargs))
     after = reference(folded, graph, plan, inputs)
     return max(relative_error(a, b) for a, b in zip(after, before, strict=True))
 

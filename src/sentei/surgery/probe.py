@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from sentei.graph.inputs import Inputs, cast
 from sentei.graph.outputs import output_tensors
+from sentei.graph.part import Forward, part_of
 from sentei.plan.schema import Count, InputSpec, Strict
 
 Precision = Literal["float64", "own"]
@@ -67,15 +68,17 @@ class Unprobed(Strict):
     reason: str
 
 
-def probe(model: nn.Module, inputs: Inputs, macs: int | None = None) -> Probe | Unprobed:
+def probe(
+    model: nn.Module, inputs: Inputs, macs: int | None = None, forward: Forward | None = None
+) -> Probe | Unprobed:
     """Ask the network, in eval mode, on a copy on the CPU: the model is left as it is.
 
-    `macs` is what the inputs cost, as far as that is known.
+    `macs` is what the inputs cost, as far as that is known. `forward` runs the part that is asked.
     """
     failed: list[Exception] = []
     for stirred, precision, tried in product((True, False), PRECISIONS, _candidates(inputs, macs)):
         try:
-            outputs, tolerance = _answers(model, tried, precision, stirred, twice=True)
+            outputs, tolerance = _answers(model, tried, precision, stirred, forward, twice=True)
             _check_telling(outputs)
         except Exception as error:  # the model's own code may raise anything
             failed.append(error)
@@ -88,9 +91,10 @@ def probe(model: nn.Module, inputs: Inputs, macs: int | None = None) -> Probe | 
     return Unprobed(reason=f"it does not run on random inputs: {type(last).__name__}: {last}")
 
 
-def differences(model: nn.Module, expected: Probe) -> str | None:
+def differences(model: nn.Module, expected: Probe, forward: Forward | None = None) -> str | None:
     """What the model answers otherwise, in words; None if it agrees. Raises what the model raises."""
-    outputs, _ = _answers(model, Inputs.from_spec(expected.inputs), expected.precision, expected.stirred)
+    inputs = Inputs.from_spec(expected.inputs)
+    outputs, _ = _answers(model, inputs, expected.precision, expected.stirred, forward)
     shapes = [tuple(o.shape) for o in expected.outputs], [tuple(t.shape) for t in outputs]
     if shapes[0] != shapes[1]:
         return f"outputs of shapes {shapes[1]} instead of {shapes[0]}"
@@ -184,7 +188,12 @@ class _Dtypes(TorchDispatchMode):
 
 
 def _answers(
-    model: nn.Module, inputs: Inputs, precision: Precision, stirred: bool, twice: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    precision: Precision,
+    stirred: bool,
+    forward: Forward | None,
+    twice: bool = False,
 ) -> tuple[list[Tensor], float]:
     """Output tensors of a copy in eval mode, and the tolerance that the precisions on the way allow.
 
@@ -200,10 +209,10 @@ def _answers(
         torch.manual_seed(0)
         before = torch.get_rng_state()
         with _Dtypes() as dtypes:
-            outputs = output_tensors(twin(*args, **kwargs))
+            outputs = output_tensors(part_of(twin, forward)(*args, **kwargs))
         if not torch.equal(before, torch.get_rng_state()):
             raise Silent("its outputs are random in eval mode")
-        again = output_tensors(twin(*args, **kwargs)) if twice else outputs
+        again = output_tensors(part_of(twin, forward)(*args, **kwargs)) if twice else outputs
         if not all(map(_close, outputs, again)):
             raise Silent("its outputs depend on what it saw before")
     return outputs, max((_tolerance(t, precision) for t in dtypes.seen), default=TOLERANCE[torch.float64])

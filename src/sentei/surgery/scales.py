@@ -21,6 +21,7 @@ from sentei.errors import SurgeryError
 from sentei.graph import ChannelGraph, Group
 from sentei.graph.inputs import arguments, cast
 from sentei.graph.outputs import output_tensors
+from sentei.graph.part import Forward, part_of
 from sentei.graph.resize import named_tensors
 from sentei.surgery.check import relative_error
 from sentei.surgery.readers import Reader, by_group, readers
@@ -130,7 +131,7 @@ def rescale(model: nn.Module, graph: ChannelGraph, names: Sequence[str], alpha: 
         view = by_group(reader.module, own[reader.weight])
         view /= torch.from_numpy(np.where(legal, alpha, 1.0)).to(view)[:, None, :, None]
     done = Rescaling(alpha, {n: f for n, f in own.items() if bool((f != 1).any())}, refused)
-    _prove(precise, done, given)
+    _prove(precise, graph.forward, done, given)
     return done
 
 
@@ -204,12 +205,12 @@ def _why(reading: Reading, how: str) -> str:
     return f"{reading.op.removeprefix('aten.')} in {reading.where} reads it, which has no weights of its own to scale"
 
 
-def _prove(model: nn.Module, done: Rescaling, inputs: Any) -> None:
+def _prove(model: nn.Module, forward: Forward | None, done: Rescaling, inputs: Any) -> None:
     trial = copy.deepcopy(model)
     done.apply(trial)
     args, kwargs = arguments(inputs)
     with torch.no_grad():
-        before, after = (output_tensors(m(*args, **kwargs)) for m in (model, trial))
+        before, after = (output_tensors(part_of(m, forward)(*args, **kwargs)) for m in (model, trial))
     error = max(relative_error(a, b) for a, b in zip(after, before, strict=True))
     if not error <= 1e-9:
         raise SurgeryError(f"scaling gamma by {done.alpha:g} moved the outputs by {error:.2g} (relative); use alpha=1")

@@ -138,7 +138,7 @@ def watch(model: nn.Module, graph: ChannelGraph, inputs: Any, answer: Answer | N
     """
     actor = rebuilt(model, {}).eval()
     mode = _Watcher(actor, graph, answer)
-    run(mode, actor, Inputs.real(inputs))
+    run(mode, actor, Inputs.real(inputs), graph.forward)
     return mode.watch
 
 

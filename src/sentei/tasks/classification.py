@@ -48,7 +48,8 @@ class Classification(Task):
 
     def measure(self, model: nn.Module, batches: Iterable[Any]) -> Figures:
         """accuracy; loss, the mean cross-entropy in nats; majority, what answering the commonest class would reach."""
-        correct, loss, labels = torch.zeros(()), torch.zeros((), dtype=torch.float64), []
+        correct, loss = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+        labels: list[Tensor] = []
         for x, y in batches:
             scores = logits(called(model, x)).float()
             if not labels:
@@ -73,8 +74,8 @@ class Classification(Task):
         if figures["accuracy"] > guess + 2 * math.sqrt(guess * (1 - guess) / count):
             return None
         return (
-            f"before any cut the network is right on {figures['accuracy']:.2%} of the validation images, no better than "
-            "guessing: its weights are not trained, or not for these images (--normalize, the order of classes)"
+            f"before any cut the network is right on {figures['accuracy']:.2%} of the validation images, no better "
+            "than guessing: its weights are not trained, or not for these images (--normalize, the order of classes)"
         )
 
     def guessing(self, data: Data) -> float | None:

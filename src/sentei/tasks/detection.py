@@ -84,6 +84,10 @@ class Detection(Task):
     def count(self, batch: Any) -> int:
         return len(batch[0])
 
+    def classes(self, data: Data) -> int | None:
+        """One more than the data have, for the background."""
+        return None if data.num_classes is None else data.num_classes + 1
+
     def doubt(self, figures: Mapping[str, float], count: int) -> str | None:
         """Next to nothing is found."""
         if figures["map50"] > NOTHING:

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from sentei.data import Data
+from sentei.data.dataset import kind_of
 from sentei.errors import ConfigError
 from sentei.models.user_file import load_value
 from sentei.tasks.classification import Classification
@@ -21,32 +22,44 @@ TASKS: dict[str, Task] = {
 }
 
 
-def task_of(given: str | Task | None = None, data: Data | None = None) -> Task:
+MADE_FOR = {"segmentation": "segmentation", "coco": "detection"}
+"""Tasks by the kind of a data reference; the others are for classification."""
+
+
+def task_of(given: str | Task | None = None, data: Data | str | None = None) -> Task:
     """A task by its name, from ``path/to/file.py:CLASS``, or as it was given; None is what the data are for.
 
-    >>> task_of("segmentation").metric, task_of(None, load_data("digits")).metric
-    ('miou', 'accuracy')
+    >>> task_of("segmentation").metric, task_of(None, "digits").metric, task_of(None, "coco:cells").metric
+    ('miou', 'accuracy', 'map50')
+
+    Args:
+        given: a name of `TASKS`, a reference to a user's file, a task, or None.
+        data: a data set, or the reference of one.
 
     What a file names may be a subclass of Task, which is made without arguments, a task, or a function that returns
-    one. Data of your own are taken to be for classification. ConfigError for an unknown name, with the nearest, and for
-    what is no complete task, with what it lacks.
+    one. Data of your own are taken to be for classification.
+
+    Raises ConfigError for an unknown name, with the nearest, and for what is no complete task, with what it lacks.
     """
     if isinstance(given, Task):
         return given
-    name = (data.description.get("task") if data is not None else None) if given is None else given
-    if isinstance(name, str) and ".py:" in name:
-        return _from_file(name)
-    if not isinstance(name, (str, type(None))):
+    name = _purpose(data) if given is None else given
+    if not isinstance(name, str):
         return _made(name, f"task={name!r}")
-    if (known := TASKS.get(name or "classification")) is not None:
-        return known
-    near = get_close_matches(str(name).lower(), TASKS, 1)
+    if ".py:" in name:
+        return _made(load_value(name, ConfigError), name)
+    if name in TASKS:
+        return TASKS[name]
+    near = get_close_matches(name.lower(), TASKS, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"Unknown task {name!r}.{hint} Known: {', '.join(TASKS)}, path/to/file.py:CLASS.")
 
 
-def _from_file(ref: str) -> Task:
-    return _made(load_value(ref, ConfigError), ref)
+def _purpose(data: Data | str | None) -> str:
+    """The name of the task that data are for."""
+    if isinstance(data, Data):
+        return str(data.description.get("task", "classification"))
+    return "classification" if data is None else MADE_FOR.get(kind_of(data), "classification")
 
 
 def _made(value: Any, told: str) -> Task:
@@ -76,6 +89,4 @@ def _refuse_incomplete(kind: type, told: str) -> None:
     if absent and inspect.isabstract(kind):
         raise ConfigError(f"{told}: class {kind.__name__} does not write {' and '.join(absent)}, which a task has to.")
     if not isinstance(getattr(kind, "metric", None), (str, property)):
-        raise ConfigError(
-            f"{told}: class {kind.__name__} has no `metric`, the name of the figure that decides, 'accuracy' for instance."
-        )
+        raise ConfigError(f"{told}: class {kind.__name__} has no `metric`, the name of the figure that decides.")

@@ -92,8 +92,8 @@ class Segmentation(Task):
         if any(figures[reached] > figures[guessed] for reached, guessed in better):
             return None
         return (
-            f"before any cut the network is right on {figures['pixel_accuracy']:.2%} of the validation pixels, "
-            "no better than always answering the commonest class: its weights are not trained, or not for these images "
+            f"before any cut the network is right on {figures['pixel_accuracy']:.2%} of the validation pixels, no "
+            "better than always answering the commonest class: its weights are not trained, or not for these images "
             "(--normalize, the order of classes)"
         )
 
@@ -108,8 +108,8 @@ def resized(scores: Tensor, mask: Tensor) -> Tensor:
     """Scores N,classes,h,w in float32 at the size of a mask N,H,W; TrainError for what cannot be brought to it."""
     if scores.ndim != 4 or mask.ndim != 3 or len(scores) != len(mask):
         raise TrainError(
-            f"The model returned scores of shape {tuple(scores.shape)} for masks of shape {tuple(mask.shape)}; expected "
-            f"({len(mask)}, classes, height, width) for (N, height, width)."
+            f"The model returned scores of shape {tuple(scores.shape)} for masks of shape {tuple(mask.shape)}; "
+            f"expected ({len(mask)}, classes, height, width) for (N, height, width)."
         )
     if scores.shape[2:] == mask.shape[1:]:
         return scores.float()

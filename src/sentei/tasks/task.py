@@ -78,6 +78,10 @@ class Task(ABC):
         """Samples in a batch."""
         return count_of(self.inputs(batch))
 
+    def classes(self, data: Data) -> int | None:
+        """Classes that a model for these data is built with."""
+        return data.num_classes
+
     def needed(self, data: Data) -> int:
         """Validation samples below which a figure says nothing."""
         return 1
@@ -140,13 +144,9 @@ class Task(ABC):
         """Whether the model returns losses, so that there is no output to compare."""
         return type(self).step is not Task.step
 
-    def value(self, figures: Mapping[str, float]) -> float:
-        """The figure that decides."""
-        return figures[self.metric]
-
-    def fitness(self, figures: Mapping[str, float]) -> float:
-        """The same, higher is better."""
-        return -self.value(figures) if self.lower_is_better else self.value(figures)
+    def fitness(self, value: float) -> float:
+        """A value of the metric so that higher is better, and back."""
+        return -value if self.lower_is_better else value
 
     def told(self, value: float | None) -> str:
         """A value of the metric as it is shown.
@@ -157,7 +157,7 @@ class Task(ABC):
         return shown(value, self.percent)
 
     def told_fitness(self, fitness: float) -> str:
-        return self.told(-fitness if self.lower_is_better else fitness)
+        return self.told(self.fitness(fitness))
 
 
 def shown(value: float | None, percent: bool) -> str:

@@ -47,9 +47,9 @@ def evaluate(
     >>> evaluate(model, data.test).value  # doctest: +SKIP
     0.9173
 
-    The model must already be where the split's batches are. ``limit`` measures only so many samples, evenly spaced where
-    the split can. Raises DataError for an empty split, TrainError if the task's `measure` fails, or returns no finite
-    metric (with ``finite=False`` the metric only has to be there).
+    The model must already be where the split's batches are. ``limit`` measures only so many samples, evenly spaced
+    where the split can. Raises DataError for an empty split, TrainError if the task's `measure` fails, or returns no
+    finite metric (with ``finite=False`` the metric only has to be there).
     """
     if len(split) == 0:
         raise DataError("Cannot evaluate on an empty split. Load the data with a validation split (val above 0).")
@@ -61,9 +61,9 @@ def measured(
 ) -> Evaluation:
     """As `evaluate`, on batches that are at hand."""
     seen = _Seen(model, task)
-    with evaluating(model), torch.no_grad(), torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16):
-        with plainly(task, "measure"):
-            figures = task.measure(model, seen.passing(batches))
+    computing = torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16)
+    with evaluating(model), torch.no_grad(), computing, plainly(task, "measure"):
+        figures = task.measure(model, seen.passing(batches))
     return Evaluation(checked_figures(task, figures, finite), task.metric, seen.count)
 
 

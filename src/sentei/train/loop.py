@@ -151,7 +151,7 @@ class _Run:
             refuse_teacher(self.task)
         self.steps = self.data.train.steps(recipe.batch_size, recipe.limit)
         self.bf16 = recipe.autocast(device)
-        self.forward = torch.compile(self.model) if recipe.compile else self.model
+        self.forward: nn.Module = torch.compile(self.model) if recipe.compile else self.model  # type: ignore[assignment]
         self.optimizers = Optimizers(self.model, recipe, self.plain, self.factory)
         self.average: AveragedModel | None = None
         if recipe.ema_decay is not None:

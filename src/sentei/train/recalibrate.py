@@ -25,8 +25,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], task: Task = CLASSIFIC
 
     Only the normalisation layers see training mode, so dropout stays off; weights, modes and momentum are as
     before. Give the same batches to get the same statistics, and images augmented as in training: the weights were
-    trained under such statistics, and those of clean images can cost points of accuracy. The task tells what of a batch
-    the model is called with. Returns the number of layers; a model without BatchNorm statistics is left alone, with a note in the log.
+    trained under such statistics, and those of clean images can cost points of accuracy. The task tells what of a
+    batch the model is called with. Returns the number of layers; a model without BatchNorm statistics is left alone,
+    with a note in the log.
 
     Raises:
         DataError: there are no batches. TrainError: the statistics are not finite (the old ones are kept).

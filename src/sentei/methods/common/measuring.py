@@ -10,7 +10,7 @@ import numpy as np
 from sentei.bars import live_bar
 from sentei.errors import SearchError
 from sentei.search import Evaluator, Job, Outcome, Store, open_executor
-from sentei.search.executors import Where
+from sentei.search.jobs import Where
 from sentei.train.journal import Journal
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from torch import nn
 
+from sentei.methods.common.pruning import Pruning
 from sentei.plan import Plan
-
-if TYPE_CHECKING:
-    from sentei.methods.common.pruning import Pruning
 
 
 @dataclass(frozen=True)

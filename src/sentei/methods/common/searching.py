@@ -12,7 +12,7 @@ from torch import nn
 from sentei.errors import ConfigError
 from sentei.methods.common.genes import Genes, searched_groups
 from sentei.methods.common.method import CHANGES_NOTHING, Found, Method
-from sentei.methods.common.pruning import Pruning, accuracy_of
+from sentei.methods.common.pruning import Pruning
 from sentei.plan import Plan, note_on_use
 from sentei.search import (
     Recalibrate,
@@ -25,8 +25,8 @@ from sentei.search import (
     budgeted,
     open_executor,
 )
-from sentei.search.executors import Where, count_workers, worker_threads
 from sentei.search.inherit import Inherit
+from sentei.search.jobs import Where, count_workers, worker_threads
 from sentei.search.view import SearchView
 from sentei.surgery import cut
 from sentei.train import Recipe
@@ -112,7 +112,7 @@ class WidthSearch(Method):
         evaluator = self.evaluator(pruning)
         pruning.say(
             f"Searching {len(space)} genes ({space.size:.1e} structures before the budget) by "
-            f"{self.fitness} fitness on {_images(evaluator)} validation images ..."
+            f"{self.fitness} fitness on {_images(evaluator, pruning):,} validation images ..."
         )
         found = self.search(pruning, space, evaluator)
         self._tell(pruning, found)
@@ -124,8 +124,8 @@ class WidthSearch(Method):
         return Found(network, plan, [done], {"search": self._report(space, found)})
 
     def _tell(self, pruning: Pruning, found: SearchResult) -> None:
-        report = found.report
-        pruning.say(f"Best of {report['evaluations']} structures: {found.fitness:.2%} on the images of the search")
+        report, best = found.report, pruning.task.told_fitness(found.fitness)
+        pruning.say(f"Best of {report['evaluations']} structures: {best} on the images of the search")
         if report["exhausted"] and report["evaluations"] < self.evaluations:
             finer = "" if self.coarsest(pruning) == 1 else "; widths in smaller steps (--round-to 1) give more"
             pruning.say(f"  Every structure within reach was tried, {report['evaluations']} of at most "
@@ -138,10 +138,14 @@ class WidthSearch(Method):
     def evaluator(self, pruning: Pruning) -> Recalibrate | Train:
         base, graph, data, seed = pruning.base, pruning.graph, pruning.data, pruning.recipe.seed
         if self.fitness == "train":
-            return Train(base, graph, data, self._short_recipe(pruning.recipe), inherit=self.inherit or "l1", seed=seed)
+            return Train(
+                base, graph, data, self._short_recipe(pruning.recipe), task=pruning.task,
+                inherit=self.inherit or "l1", seed=seed, optimizer=pruning.optimizer,
+            )  # fmt: skip
         return Recalibrate(
-            base, graph, data, inherit=self.inherit or "l1", calibration_images=self.calibration_images,
-            validation_images=self.validation_images, bf16=pruning.recipe.bf16, seed=seed,
+            base, graph, data, task=pruning.task, inherit=self.inherit or "l1",
+            calibration_images=self.calibration_images, validation_images=self.validation_images,
+            bf16=pruning.recipe.bf16, seed=seed,
         )  # fmt: skip
 
     def search(self, pruning: Pruning, space: Space, evaluator: Recalibrate | Train) -> SearchResult:
@@ -149,7 +153,7 @@ class WidthSearch(Method):
         store = Store(evaluator.settings, pruning.run.journal)
         with (
             open_executor(self.executor, evaluator, self.workers) as executor,
-            SearchView(self.expected(), pruning.progress) as view,
+            SearchView(self.expected(), pruning.progress, pruning.task.told_fitness) as view,
         ):
             return Search(strategy, store, executor, view, self.halving).run()
 
@@ -169,6 +173,7 @@ class WidthSearch(Method):
         return Recipe(
             epochs=self.fitness_epochs, lr=self.fitness_lr, schedule="constant", warmup_epochs=0,
             batch_size=recipe.batch_size, limit=self.fitness_images, seed=recipe.seed, bf16=recipe.bf16,
+            optimizer=recipe.optimizer,
         )  # fmt: skip
 
     def _cut(self, pruning: Pruning, evaluator: Recalibrate | Train, widths: np.ndarray) -> dict[str, Any]:
@@ -179,7 +184,7 @@ class WidthSearch(Method):
         if isinstance(evaluator, Train):
             trained: nn.Module = evaluator.network(widths)
             done |= {"model": {name: t.cpu() for name, t in trained.state_dict().items()}}
-            done |= {"val_accuracy": accuracy_of(trained, pruning.data.val)}
+            done |= {"value": pruning.value(trained)}
         return done
 
     def _report(self, space: Space, found: SearchResult) -> dict[str, Any]:
@@ -187,10 +192,10 @@ class WidthSearch(Method):
         return {"genes": len(space), "structures": space.size, **where, **found.report}
 
 
-def _images(evaluator: Recalibrate | Train) -> str:
+def _images(evaluator: Recalibrate | Train, pruning: Pruning) -> int:
     if isinstance(evaluator, Train):
-        return f"{len(evaluator.data.val):,}"
-    return f"{sum(len(y) for _, y in evaluator.validation):,}"
+        return len(evaluator.data.val)
+    return sum(map(pruning.task.count, evaluator.validation))
 
 
 def whole_numbers(method: Method, *names: str, least: int = 1) -> None:

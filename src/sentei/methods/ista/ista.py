@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,18 +21,17 @@ from torch import Tensor, nn
 from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
-from sentei.methods.ista.rounds import Round, collapsed, diagnose, next_rho, starting_point
-from sentei.methods.ista.view import LassoView, picture
-from sentei.methods.ista.lasso import CostKind, Proximal, costs_of_units, lasso, live_plan, penalised
 from sentei.methods.common.method import Found, Method
-from sentei.methods.common.pruning import Pruning, accuracy_of
+from sentei.methods.common.pruning import Pruning
+from sentei.methods.ista.lasso import CostKind, Proximal, costs_of_units, lasso, live_plan, penalised
+from sentei.methods.ista.rounds import Round, diagnose, next_rho, starting_point
+from sentei.methods.ista.view import LassoView, picture
 from sentei.plan import Budget, Constraints, Plan, allocate, note_on_widths, uniform
 from sentei.runfiles import CURVE, remove_curve
 from sentei.surgery import cut, save
 from sentei.surgery.fold import Folded, Mode, fold
 from sentei.surgery.scales import rescale, scales_of, unsilenced
-from sentei.train import fit, recalibrate
-from sentei.data.splits import training_batches
+from sentei.train import fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ class _Search:
 
     def __init__(self, how: Ista, pruning: Pruning) -> None:
         self.how, self.pruning, self.graph = how, pruning, pruning.graph
-        self.images: Tensor = next(pruning.data.train.batches(8, limit=8))[0]
+        self.images = pruning.sample(8)
         names, self.left = shrinking(pruning.base, self.graph, how.genes, pruning.constraints.keep, self.images)
         others = [g.name for g in self.graph.groups if not g.frozen and g.name not in names]
         self.rest = [name for name in others if name not in self.left]
@@ -125,34 +124,39 @@ class _Search:
         self.alpha, first = float(start["alpha"]), float(start["rho"])
         self.scaling = rescale(pruning.base, self.graph, [g.name for g in self.groups], self.alpha, self.images)
         self._tell_start(first)
+        fell, guess = self._collapsed(start["value"]), pruning.task.guessing(pruning.data)
         rounds: list[Round] = []
         state = None
         with LassoView(self.groups, self.limits, self.graph, pruning.progress) as view:
             while len(rounds) < how.sparse_epochs and not (rounds and rounds[-1].ended):
                 number = len(rounds) + 1
-                rho = how.rho or next_rho(first, how.growth, rounds, start["accuracy"])
+                rho = how.rho or next_rho(first, how.growth, rounds, fell)
                 done = pruning.run.once(f"ista{number}", partial(self._round, state, rho, number, view))
                 before, state = state, done["model"]
                 rounds.append(Round.of(done["record"]))
-                pruning.say(rounds[-1].line(number, self.graph.cost().macs))
-                advice = diagnose(rounds, start["accuracy"], pruning.data.num_classes)
+                pruning.say(rounds[-1].line(number, self.graph.cost().macs, pruning.task.told))
+                advice = diagnose(rounds, fell, guess)
                 if advice:
                     pruning.say(f"  {advice}")
-                if how.budgeted and not rounds[-1].ended and collapsed(rounds[-1], start["accuracy"]):
+                if how.budgeted and not rounds[-1].ended and fell(rounds[-1]):
                     state = before
         return self._finish(state, rounds, start)
 
+    def _collapsed(self, before: float | None) -> Callable[[Round], bool]:
+        """Whether a round has destroyed the network."""
+        task = self.pruning.task
+        return lambda r: before is not None and r.value is not None and task.collapsed(r.value, before)
+
     def _start(self) -> dict[str, Any]:
-        """The accuracy before, alpha and the first rho."""
+        """The metric before, alpha and the first rho."""
         pruning, how = self.pruning, self.how
         if pruning.run.folder is not None:
             remove_curve(pruning.run.folder)
         gammas = torch.cat([g.norms(pruning.base) for g in self.groups]).double().cpu().numpy()
         costs = np.repeat(costs_of_units(self.graph, self.names, None, how.cost), [g.width for g in self.groups])
-        images = min(pruning.recipe.limit or len(pruning.data.train), len(pruning.data.train))
-        steps = training_batches(images, pruning.recipe.batch_size)
+        steps = pruning.data.train.steps(pruning.recipe.batch_size, pruning.recipe.limit)
         alpha, rho = starting_point(how.alpha, how.rho, gammas, costs, how.sparse_lr, steps)
-        return {"alpha": alpha, "rho": rho, "accuracy": accuracy_of(pruning.base, pruning.data.val), "seconds": {}}
+        return {"alpha": alpha, "rho": rho, "value": pruning.value(pruning.base), "seconds": {}}
 
     @property
     def names(self) -> list[str]:
@@ -192,10 +196,11 @@ class _Search:
         )  # fmt: skip
         plain = sorted({scale.gamma for g in self.groups for scale in g.scales})
         result = fit(
-            model, pruning.data, recipe, name=f"ista {number}", teacher=pruning.base if pruning.distill else None,
-            after_step=after_step, plain=plain, progress=False,
+            model, pruning.data, recipe, task=pruning.task, name=f"ista {number}",
+            teacher=pruning.base if pruning.distill else None, after_step=after_step, plain=plain,
+            optimizer=pruning.optimizer, progress=False,
         )  # fmt: skip
-        recalibrate(model, pruning.data.train.batches(256, train=True, limit=pruning.images))
+        pruning.recalibrate(model)
         folded = self._folded(model, self.how.fold)
         cost = self.graph.cost(folded.plan)
         record = Round(
@@ -206,7 +211,7 @@ class _Search:
             widths={g.name: g.width for g in self.groups},
             macs=cost.macs,
             params=cost.params,
-            val_accuracy=accuracy_of(model, pruning.data.val),
+            value=pruning.value(model),
             steps=step.steps,
             reached=step.reached,
             seconds=round(time.perf_counter() - started, 2),
@@ -233,7 +238,8 @@ class _Search:
         folder = self.pruning.run.folder
         if folder is not None:
             small = cut(folded.model, self.graph, folded.plan)
-            save(small, folded.plan, folder / CURVE / f"{number:02d}", source=self.pruning.source)
+            place = folder / CURVE / f"{number:02d}"
+            save(small, folded.plan, place, source=self.pruning.source, forward=self.pruning.task.part)
 
     def _folded(self, model: nn.Module, mode: Mode) -> Folded:
         plain = copy.deepcopy(model).eval()
@@ -252,10 +258,11 @@ class _Search:
         plan = Plan.from_json(done["plan"])
         model = cut(pruning.base, self.graph, plan)
         model.load_state_dict(done["model"])
-        advice = diagnose(rounds, start["accuracy"], pruning.data.num_classes)
+        advice = diagnose(rounds, self._collapsed(start["value"]), pruning.task.guessing(pruning.data))
         report = {
             "alpha": self.alpha, "rho": rounds[-1].rho, "left_whole": self.left, "not_rescaled": self.scaling.refused,
-            "curve": [r.point() for r in rounds], "fold": done["fold"], "closed": done["closed"], "diagnosis": advice,
+            "curve": [r.point(pruning.task.metric) for r in rounds], "fold": done["fold"], "closed": done["closed"],
+            "diagnosis": advice,
         }  # fmt: skip
         if pruning.run.folder is not None:
             before = {g.name: g.norms(pruning.base).cpu() for g in self.groups}

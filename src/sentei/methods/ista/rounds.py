@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,7 +23,7 @@ class Round:
 
     rho: float
     loss: float
-    """Mean training cross entropy of the epoch."""
+    """Mean training loss of the epoch."""
     lasso: float
     """rho times the sum of lambda |gamma|."""
     zeros: dict[str, int]
@@ -31,8 +31,8 @@ class Round:
     widths: dict[str, int]
     macs: int
     params: int
-    val_accuracy: float | None
-    """Of the network with fresh BatchNorm statistics."""
+    value: float | None
+    """The metric on validation data, of the network with fresh BatchNorm statistics."""
     steps: int
     reached: int | None
     """The step after which the live network met the budget; the rest of the epoch trains it on."""
@@ -50,18 +50,28 @@ class Round:
     def ended(self) -> bool:
         return self.reached is not None
 
-    def line(self, number: int, macs: int) -> str:
-        accuracy = "" if self.val_accuracy is None else f", val {self.val_accuracy:.2%}"
+    def line(self, number: int, macs: int, told: Callable[[float], str]) -> str:
+        value = "" if self.value is None else f", val {told(self.value)}"
         bars = "".join("▁▂▃▄▅▆▇█"[round(7 * self.zeros[n] / w)] for n, w in self.widths.items())
         return (
             f"ista {number}: rho {self.rho:.2g}  loss {self.loss:.3f}  Lasso {self.lasso:.3f}  "
-            f"{self.sparsity:.1%} zero {bars}  {self.macs / max(macs, 1):.1%} of the MACs{accuracy}"
+            f"{self.sparsity:.1%} zero {bars}  {self.macs / max(macs, 1):.1%} of the MACs{value}"
         )
 
-    def point(self) -> dict[str, Any]:
+    def point(self, metric: str) -> dict[str, Any]:
         """What the summary keeps of it."""
-        kept = ("rho", "loss", "lasso", "macs", "params", "val_accuracy", "steps", "reached", "seconds")
-        return {**{name: getattr(self, name) for name in kept}, "sparsity": self.sparsity}
+        kept = ("rho", "loss", "lasso", "macs", "params", "steps", "reached", "seconds")
+        named = {name: getattr(self, name) for name in kept}
+        return {**named, f"val_{metric}": self.value, "sparsity": self.sparsity}
+
+
+Fell = Callable[[Round], bool]
+"""Whether a round has destroyed the network."""
+
+
+def intact(now: Round) -> bool:
+    """No round has, for all that is known."""
+    return False
 
 
 def starting_point(
@@ -82,14 +92,14 @@ def starting_point(
     return alpha, rho
 
 
-def next_rho(first: float, growth: float, rounds: Sequence[Round], accuracy: float | None = None) -> float:
+def next_rho(first: float, growth: float, rounds: Sequence[Round], fell: Fell = intact) -> float:
     """rho of the next round: it rises, faster while the scales stand still. While many become zero, or after the loss
     has jumped, it stays. A round that destroyed the network is done over with less, and its rho stays out of reach."""
     if not rounds:
         return first
-    fine = [r for r in rounds if not collapsed(r, accuracy)]
-    ceiling = min((r.rho for r in rounds if collapsed(r, accuracy)), default=math.inf) / math.sqrt(growth)
-    if not fine or collapsed(rounds[-1], accuracy):
+    fine = [r for r in rounds if not fell(r)]
+    ceiling = min((r.rho for r in rounds if fell(r)), default=math.inf) / math.sqrt(growth)
+    if not fine or fell(rounds[-1]):
         start = fine[-1].rho if fine else rounds[-1].rho / growth**2
         return min(math.sqrt(start * rounds[-1].rho), ceiling)
     return min(_raised(fine, growth), ceiling)
@@ -104,19 +114,14 @@ def _raised(rounds: Sequence[Round], growth: float) -> float:
     return now.rho * growth ** (2 if still else 1)
 
 
-def collapsed(now: Round, accuracy: float | None) -> bool:
-    """Whether the round has destroyed the network: accuracy below half of the original's."""
-    return accuracy is not None and now.val_accuracy is not None and now.val_accuracy < accuracy / 2
-
-
-def diagnose(rounds: Sequence[Round], accuracy: float | None, classes: int) -> str | None:
-    """What goes wrong and what to change (Ye et al. 2018, section 4.3), or None."""
+def diagnose(rounds: Sequence[Round], fell: Fell = intact, guess: float | None = None) -> str | None:
+    """What goes wrong and what to change (Ye et al. 2018, section 4.3), or None. `guess` is the loss of guessing."""
     now, first = rounds[-1], rounds[0]
     if now.sparsity > 0.95:
         return "Nearly everything becomes zero: lower rho or growth."
-    if collapsed(now, accuracy) and now.sparsity > first.sparsity + 0.1:
+    if fell(now) and now.sparsity > first.sparsity + 0.1:
         return "More channels became zero than the network survives: lower rho or growth."
-    if not math.isfinite(now.loss) or now.loss > 0.9 * math.log(max(classes, 2)):
+    if not math.isfinite(now.loss) or (guess is not None and now.loss > 0.9 * guess):
         return "The loss is as high as that of guessing: lower the learning rate (sparse_lr), or rho."
     patient = 3 if rounds[max(len(rounds) - 3, 0)].rho == now.rho else 8  # a rho that rises may start too low
     if len(rounds) >= patient and now.sparsity < 0.01 and now.lasso / now.rho < 0.8 * first.lasso / first.rho:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from sentei.atomic import write_atomic
 from sentei.console import screen
 from sentei.graph import ChannelGraph
-from sentei.methods.ista.rounds import Round
 from sentei.methods.ista.lasso import Penalised, lasso, live_plan
+from sentei.methods.ista.rounds import Round
 
 EVERY = 0.5
 """Seconds between two updates."""

@@ -6,19 +6,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from sentei.errors import ConfigError
-from sentei.graph import ChannelGraph, trace
+from sentei.graph import ChannelGraph
 from sentei.methods.common.method import Found, Method
 from sentei.methods.common.pruning import Pruning
-from sentei.methods.oneshot.remaining import Remaining
 from sentei.methods.common.timing import clock
+from sentei.methods.oneshot.remaining import Remaining
 from sentei.plan import Budget, Plan, allocate, criterion, uniform
 from sentei.plan.compose import compose
 from sentei.surgery import cut
-from sentei.train.evaluate import classification_loss
 
 Scope = Literal["global", "local"]
 
@@ -80,7 +78,7 @@ class OneShot(Method):
         dense, graph, constraints = pruning.graph, pruning.graph, pruning.constraints
         if step > 1:
             with clock(seconds, "trace"):
-                graph = trace(model, torch.zeros(1, *pruning.data.input_shape, device=pruning.data.device))
+                graph = pruning.trace(model)
             constraints = Remaining.of(constraints, dense)
         budget = self.budget_of(pruning, step)
         with clock(seconds, "score"):
@@ -93,9 +91,8 @@ class OneShot(Method):
 
     def _scores(self, pruning: Pruning, model: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
         pruning.say(f"Scoring {sum(g.width for g in graph.groups if not g.frozen):,} units by {self.criterion} ...")
-        batches = pruning.data.train.batches(pruning.recipe.batch_size, limit=pruning.images)
         score = criterion(self.criterion)
-        return score(model, graph, batches=batches, loss=classification_loss, seed=pruning.recipe.seed)
+        return score(model, graph, batches=pruning.scoring(), step=pruning.task.step, seed=pruning.recipe.seed)
 
     def budget_of(self, pruning: Pruning, step: int) -> Budget:
         """Limits fall geometrically from the full model to the budget: full * (limit / full) ** (step / steps)."""

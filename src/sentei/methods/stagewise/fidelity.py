@@ -13,26 +13,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from scipy import stats
 from torch import nn
 
+from sentei.data import Data
 from sentei.errors import ConfigError
-from sentei.graph import trace
 from sentei.methods.common.measuring import measure
 from sentei.methods.common.method import CHANGES_NOTHING, deciding
-from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Pruning
+from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Pruning, silent
+from sentei.methods.common.summary import machine, measured_task
 from sentei.methods.stagewise import Stagewise, reinitialise, resets
-from sentei.methods.common.summary import machine
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
 from sentei.search import Evaluator, Recalibrate, Train, budgeted
 from sentei.search.evaluators import check_validation
-from sentei.search.executors import Where
-from sentei.supernet.proxies import StageDistances, SubnetAccuracy
+from sentei.search.jobs import Where
+from sentei.supernet.proxies import StageDistances
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Rule, Supernet
-from sentei.data import Data
+from sentei.tasks import Task, task_of
 from sentei.train import Recipe
 from sentei.train.checkpoint import digest
 
@@ -125,6 +124,7 @@ def measure_fidelity(
     how: Fidelity,
     *,
     recipe: Recipe,
+    task: Task | str | None = None,
     budget: Budget | None = None,
     constraints: Constraints = DEFAULT_CONSTRAINTS,
     run: Run | None = None,
@@ -142,14 +142,15 @@ def measure_fidelity(
     90 % interval of tau by resampling structures; `across_tau` is over all structures where there are others. Each
     training and measurement is in the run's journal, and a call after a kill goes on where it stopped.
     """
-    check_validation(data)
+    task = task_of(task, data.name)
+    check_validation(data, task)
     if how.start == "scratch":
         resets(model)
     run = run or Run(None)
     base = copy.deepcopy(model).to(data.device).eval()
     context = Pruning(
-        "fidelity", base, data, budget or Budget(macs=0.5), constraints, recipe, False, 2048, run, source,
-        say or (lambda line: None), progress,
+        "fidelity", base, data, budget or Budget(macs=0.5), constraints, recipe, task, run=run, source=source,
+        say=say or silent, progress=progress,
     )  # fmt: skip
     return _Comparison(context, how).result()
 
@@ -163,7 +164,7 @@ class _Comparison:
     def result(self) -> dict[str, Any]:
         context, how = self.context, self.how
         with context.timed("trace"):
-            context.graph = trace(context.base, torch.zeros(1, *context.data.input_shape, device=context.data.device))
+            context.graph = context.trace()
         widths, banded = self.structures(self.untrained())
         values: dict[str, list[float]] = {}
         for proxy in how.proxies:
@@ -211,7 +212,10 @@ class _Comparison:
     def training(self, recipe: Recipe) -> Evaluator:
         kind = FromScratch if self.how.start == "scratch" else Train
         context = self.context
-        return kind(context.base, context.graph, context.data, recipe, inherit="l1", seed=context.recipe.seed)
+        return kind(
+            context.base, context.graph, context.data, recipe, task=context.task, inherit="l1",
+            seed=context.recipe.seed,
+        )  # fmt: skip
 
     def evaluator(self, proxy: Proxy) -> Evaluator:
         context, how = self.context, self.how.supernet
@@ -219,15 +223,14 @@ class _Comparison:
             return self.training(replace(context.recipe, epochs=self.how.short_epochs))
         if proxy == "recalibrate":
             return Recalibrate(
-                context.base, context.graph, context.data, calibration_images=how.calibration_images,
+                context.base, context.graph, context.data, task=context.task, calibration_images=how.calibration_images,
                 validation_images=how.validation_images, bf16=context.recipe.bf16,
                 seed=context.recipe.seed,
             )  # fmt: skip
         net = self.net("stagewise" if proxy == "stagewise-distance" else proxy)
         if proxy == "stagewise-distance":
             return StageDistances.of(net, context.data, how.table_images, how.memory_mb * 2**20, context.recipe.bf16)
-        accuracy: SubnetAccuracy = how.accuracy(context, net)
-        return accuracy
+        return how.metric(context, net)
 
     def net(self, rule: Rule) -> Supernet:
         """The supernet of that rule, trained once."""
@@ -259,7 +262,8 @@ class _Comparison:
             _tau(a[banded], b[banded]) for i, a in enumerate(real) for b in real[i + 1 :]
         ]  # between trainings of the same structures
         return {
-            "task": "fidelity",
+            "verb": "fidelity",
+            **measured_task(context.task),
             "model": context.source or type(context.base).__name__,
             "data": context.data.name,
             "budget": context.budget.limits,

@@ -25,17 +25,16 @@ from sentei.methods.stagewise.search import StageSearch
 from sentei.plan import Plan, criterion, note_on_use
 from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
 from sentei.search.evaluators import check_validation
-from sentei.search.executors import Where, count_workers, worker_threads
+from sentei.search.jobs import Where, count_workers, worker_threads
 from sentei.search.view import SearchView
 from sentei.supernet.files import content_of_supernet, load_supernet, save_supernet
-from sentei.supernet.proxies import SubnetAccuracy
+from sentei.supernet.proxies import SubnetMetric
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import Stages, find_stages
 from sentei.supernet.training import RULES, Rule, Supernet, SupernetLoss, training_bytes
 from sentei.surgery import cut
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import digest
-from sentei.train.evaluate import classification_loss
 
 SearchName = Literal["merge", "abc", "evolution", "random"]
 STRATEGIES: dict[str, type[Strategy]] = {"abc": Colony, "evolution": Evolution, "random": RandomSearch}
@@ -144,7 +143,7 @@ class Stagewise(Method):
         return replace(self, supernet=where)
 
     def find(self, pruning: Pruning) -> Found:
-        check_validation(pruning.data, self.validation_images)
+        check_validation(pruning.data, pruning.task, self.validation_images)
         if self.start == "scratch":
             resets(pruning.base)
         stages = find_stages(pruning.base, pruning.graph, self.stages)
@@ -162,20 +161,21 @@ class Stagewise(Method):
         if self.start == "scratch":
             reinitialise(network, pruning.recipe.seed)
         told = {"stages": list(stages.names), "features_bytes": stages.feature_bytes(), **report}
-        return Found(network, plan, [done], {"stagewise": told}, teacher=pruning.base if self.imitate else None)
+        teacher = pruning.base if self.imitate and pruning.task.imitates else None
+        return Found(network, plan, [done], {"stagewise": told}, teacher)
 
     # -- the supernet
 
     def sorted_net(self, pruning: Pruning, stages: Stages, model: nn.Module) -> Supernet:
-        graph, data = pruning.graph, pruning.data
+        graph = pruning.graph
         free = np.concatenate([*stages.inside, *(stages.between if self.interfaces == "searched" else ())])
         inside = {graph.groups[g].name for g in free}
         bound = {graph.groups[g].name for bundle in graph.bundles for g in bundle}  # stages are searched one by one
         names = [name for name in searched_groups(graph, self.genes) if name in inside and name not in bound]
-        batches = data.train.batches(pruning.recipe.batch_size, limit=pruning.images)
         score = criterion(self.sort_by)
-        scores = score(model, graph, batches=batches, loss=classification_loss, seed=pruning.recipe.seed)
-        return Supernet.of(model, graph, stages, shares(graph, names, pruning.constraints, self.levels), scores)
+        scores = score(model, graph, batches=pruning.scoring(), step=pruning.task.step, seed=pruning.recipe.seed)
+        space = shares(graph, names, pruning.constraints, self.levels)
+        return Supernet.of(model, graph, stages, space, scores, pruning.task)
 
     def refuse(self, pruning: Pruning, net: Supernet) -> None:
         """Refuse a budget that no structure meets, before any work."""
@@ -236,8 +236,8 @@ class Stagewise(Method):
         self, pruning: Pruning, model: nn.Module, recipe: Recipe, name: str, objective: SupernetLoss | None
     ) -> nn.Module:
         found = fit(
-            model, pruning.data, recipe, run_dir=pruning.run.folder, name=name, objective=objective,
-            progress=pruning.progress,
+            model, pruning.data, recipe, task=pruning.task, run_dir=pruning.run.folder, name=name,
+            objective=objective, optimizer=pruning.optimizer, progress=pruning.progress,
         )  # fmt: skip
         pruning.seconds[name] = pruning.seconds.get(name, 0.0) + found.seconds
         return found.model
@@ -245,9 +245,9 @@ class Stagewise(Method):
     def chunk(self, pruning: Pruning, net: Supernet) -> int:
         """Images that fit into the memory at once."""
         batch = pruning.recipe.batch_size
-        x = next(pruning.data.train.batches(2, limit=2))[0]
+        few = next(iter(pruning.data.train.batches(2, limit=2)))
         features = net.stages.feature_bytes()
-        image, limit = training_bytes(net.model, x) + features, self.memory_mb * 2**20
+        image, limit = training_bytes(net.model, few, pruning.task) + features, self.memory_mb * 2**20
         chunk = min(batch, max(4, limit // max(image, 1)))
         split = f": batches of {batch} are split into {-(-batch // chunk)}" if chunk < batch else ""
         pruning.say(
@@ -261,20 +261,27 @@ class Stagewise(Method):
     def searched(self, pruning: Pruning, net: Supernet) -> tuple[np.ndarray, dict[str, Any]]:
         with pruning.timed("search"):
             if self.search == "merge":
-                return StageSearch(self, pruning, net, self.accuracy(pruning, net)).result()
-            evaluator = self.accuracy(pruning, net)
+                return self.stage_search(pruning, net).result()
+            evaluator = self.metric(pruning, net)
             space = budgeted(pruning.graph, net.space.names, pruning.budget, pruning.constraints)
             strategy = STRATEGIES[self.search](space, seed=pruning.recipe.seed, evaluations=self.evaluations)
             store = Store(evaluator.settings, pruning.run.journal)
             with (
                 open_executor(self.executor, evaluator, self.workers) as executor,
-                SearchView(self.evaluations, pruning.progress) as view,
+                SearchView(self.evaluations, pruning.progress, pruning.task.told_fitness) as view,
             ):
                 found = Search(strategy, store, executor, view).run()
             return found.widths, {"search": {"strategy": self.search, **found.report}}
 
-    def accuracy(self, pruning: Pruning, net: Supernet) -> SubnetAccuracy:
-        return SubnetAccuracy.of(
+    def stage_search(self, pruning: Pruning, net: Supernet) -> StageSearch:
+        return StageSearch(
+            pruning, net, self.metric(pruning, net), evaluations=self.evaluations, rounds=self.rounds,
+            candidates=self.candidates, table_images=self.table_images, memory=self.memory_mb * 2**20,
+            executor=self.executor, workers=self.workers,
+        )  # fmt: skip
+
+    def metric(self, pruning: Pruning, net: Supernet) -> SubnetMetric:
+        return SubnetMetric.of(
             net, pruning.data, images=self.validation_images, recalibrate=self.calibration_images,
             seed=pruning.recipe.seed, bf16=pruning.recipe.bf16,
         )  # fmt: skip

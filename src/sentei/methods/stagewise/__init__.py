@@ -1,0 +1,5 @@
+"""Stage-wise pruning (Zhang et al. 2020), and how well proxies foretell accuracy."""
+
+from sentei.methods.stagewise.stagewise import Stagewise, reinitialise, resets
+
+__all__ = ["Stagewise", "reinitialise", "resets"]

@@ -1,0 +1,99 @@
+"""Evaluations as jobs: what a worker is given, what comes of it, and how many workers there are."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from sentei.errors import ConfigError, SearchError, SenteiError
+from sentei.search.evaluators import Evaluator
+from sentei.threads import available_cpus
+
+Where = Literal["here", "process", "ray"]
+RETRIES = 2
+"""How often a structure is tried again after its worker died."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation: its number in the search, the widths, and the share of the full effort."""
+
+    number: int
+    widths: tuple[int, ...]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: a result, or the reason why there is none."""
+
+    job: Job
+    result: dict[str, float] | None
+    error: str | None
+    seconds: float
+    lasting: bool = True
+    """Whether another attempt would fail alike; not so where memory ran out or a worker died."""
+
+
+class Executor(Protocol):
+    """Runs jobs on an evaluator it was made with; a context manager that ends its workers."""
+
+    workers: int
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """One outcome for each job as it is ready, in any order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def attempt(evaluator: Evaluator, job: Job) -> Outcome:
+    """Evaluate one job; an exception becomes its outcome."""
+    started = time.perf_counter()
+    result, error, lasting = None, None, True
+    try:
+        result = _checked(evaluator(np.array(job.widths, np.int64), job.share))
+    except SenteiError as problem:
+        error = str(problem)
+    except Exception as problem:
+        error, lasting = f"{type(problem).__name__}: {problem}", False
+    return Outcome(job, result, error, round(time.perf_counter() - started, 3), lasting)
+
+
+def _checked(result: Mapping[str, float]) -> dict[str, float]:
+    """What an evaluator returned, as plain numbers; SearchError if there is no fitness to compare."""
+    if not isinstance(result, Mapping) or "fitness" not in result:
+        raise SearchError(f"the evaluator returned {result!r}; expected a dictionary with 'fitness'")
+    plain = {name: float(value) for name, value in result.items()}
+    if not math.isfinite(plain["fitness"]):
+        raise SearchError(f"the fitness is {plain['fitness']}; expected a finite number")
+    return plain
+
+
+def count_workers(where: Where, processes: int | None) -> int:
+    """Workers for an executor: as many as asked for, else one for each processor; one in this process.
+
+    ConfigError for a number that makes no sense there.
+    """
+    if processes is not None and (processes < 1 or where == "here"):
+        raise ConfigError(
+            f"processes is {processes} with executor={where!r}; expected 1 or more, with executor='process' or 'ray'"
+        )
+    return 1 if where == "here" else processes or available_cpus()
+
+
+def worker_threads(where: Where, workers: int) -> int | None:
+    """Threads of each worker process on this machine, OMP_NUM_THREADS at most; None where there are none.
+
+    A worker on a Ray cluster has as many as its share of the cluster's processors.
+    """
+    if where != "process":
+        return None
+    bound = int(os.environ.get("OMP_NUM_THREADS") or available_cpus())
+    return max(1, min(available_cpus() // workers, bound))
