@@ -105,7 +105,7 @@ def main() -> None:
     folder = given.runs / f"{given.method}-{given.macs:g}"
     summary = half(dense, data, given.method, given.macs, Recipe(epochs=given.fine_tune, **shared), folder)
     loaded = sentei.load(build_model(MODEL, num_classes=data.num_classes), folder)
-    again = evaluate(loaded, data.test).accuracy
+    again = evaluate(loaded, data.test).value
 
     print(f"\nmethod {given.method}\n\n{table(summary, again)}\n")
     sizes = ", ".join(f"{k} {summary['data_description'][k]:,}" for k in ("train", "val", "test"))

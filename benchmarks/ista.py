@@ -74,11 +74,11 @@ def tuned(run: Path, number: int, data: Data, recipe: Recipe) -> dict[str, Any]:
     file = run.parent / f"point-{number:02d}.json"
     if not file.exists():
         small = sentei.load(build_model(SOURCE), run / "curve" / f"{number:02d}")
-        before = evaluate(small, data.val).accuracy
+        before = evaluate(small, data.val).value
         result = fit(small, data, recipe, run_dir=run.parent, name=f"point-{number:02d}")
         cost = sentei.trace(small, torch.zeros(1, *data.input_shape)).cost()
         record = {
-            "before": before, "val": result.accuracy, "test": evaluate(small, data.test).accuracy,
+            "before": before, "val": result.value, "test": evaluate(small, data.test).value,
             "macs": cost.macs, "params": cost.params,
         }  # fmt: skip
         write_atomic(file, json.dumps(record).encode())

@@ -39,8 +39,8 @@ def train(run: Path, data_root: Path | None) -> None:
         "model": "resnet20",
         "data": data.description,
         "recipes": [FIRST.to_dict(), RESTART.to_dict()],
-        "val_accuracy": result.accuracy,
-        "test_accuracy": test.accuracy,
+        "val_accuracy": result.value,
+        "test_accuracy": test.value,
         "test_loss": test.loss,
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
@@ -49,7 +49,7 @@ def train(run: Path, data_root: Path | None) -> None:
     }
     save_weights(run / "model.safetensors", result.model, {"summary": json.dumps(summary)})
     write_atomic(run / "summary.json", json.dumps(summary, indent=2).encode())
-    print(f"test accuracy {test.accuracy:.2%}, validation {result.accuracy or 0:.2%}, {result.seconds:,.0f} s")
+    print(f"test accuracy {test.value:.2%}, validation {result.value or 0:.2%}, {result.seconds:,.0f} s")
 
 
 def export(run: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_search_meets_the_budget_and_reports_itself(method, model, data, tmp_p
     best = max(evaluated, key=lambda r: r["fitness"])
     assert best["widths"] == result.graph.widths(result.plan).tolist()
     loaded = sentei.load(build_model("digitsnet"), tmp_path / "run")
-    assert evaluate(loaded, data.test).accuracy == result.summary["pruned"]["accuracy"]
+    assert evaluate(loaded, data.test).value == result.summary["pruned"]["accuracy"]
 
 
 def test_the_paper_s_search_is_limited_by_alpha_and_hands_over_trained_weights(model, data):
@@ -63,7 +63,7 @@ def test_the_paper_s_search_is_limited_by_alpha_and_hands_over_trained_weights(m
     assert (settings["sources"], settings["cycles"], settings["abandon_after"]) == (3, 2, 2)
     assert result.summary["search"]["evaluations"] <= 3 + 2 * (2 * 3 + 3)
     bf16 = options["recipe"].autocast(data.device)
-    assert evaluate(result.model, data.val, bf16=bf16).accuracy == result.summary["search"]["fitness"]
+    assert evaluate(result.model, data.val, bf16=bf16).value == result.summary["search"]["fitness"]
 
 
 def test_constraints_hold_in_the_paper_s_search_too(model, data):

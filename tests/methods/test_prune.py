@@ -61,8 +61,8 @@ def test_files_hold_the_result(model, data, tmp_path):
     summary = read_summary(run)
     assert summary == result.summary
     assert json.loads((run / "summary.json").read_text()).items() >= summary.items()
-    assert summary["pruned"]["accuracy"] == evaluate(loaded, data.test).accuracy
-    assert summary["base"]["accuracy"] == evaluate(model, data.test).accuracy
+    assert summary["pruned"]["accuracy"] == evaluate(loaded, data.test).value
+    assert summary["base"]["accuracy"] == evaluate(model, data.test).value
     assert summary["widths"]["conv2"] == [32, loaded.conv2.out_channels]
     events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     assert [e.get("phase", e.get("name")) for e in events] == ["cut1", "finetune", "final"]

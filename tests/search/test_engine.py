@@ -177,7 +177,7 @@ def test_train_makes_the_weights_of_its_fitness_again(model, graph, data):
     first, second = evaluator.network(widths), evaluator.network(widths)
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    measured = evaluate(first, data.val, bf16=recipe.autocast(data.device)).accuracy
+    measured = evaluate(first, data.val, bf16=recipe.autocast(data.device)).value
     assert evaluator(widths)["fitness"] == measured
     assert evaluator(widths)["fitness"] != evaluator(widths, 0.5)["fitness"]
 

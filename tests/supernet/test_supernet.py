@@ -150,7 +150,7 @@ def test_accuracy_is_that_of_the_recalibrated_cut(net):
     proxy, widths = SubnetMetric.of(net, data, images=180, recalibrate=200), drawn(net)
     small = cut(net.unsorted(), net.graph, net.plan(widths))
     recalibrate(small, proxy.calibration)
-    assert proxy(widths)["accuracy"] == pytest.approx(evaluate(small, data.val).accuracy, abs=0.02)
+    assert proxy(widths)["accuracy"] == pytest.approx(evaluate(small, data.val).value, abs=0.02)
     assert proxy(widths) == proxy(widths)
 
 

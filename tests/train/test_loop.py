@@ -25,10 +25,10 @@ def digits() -> Data:
 
 def test_digitsnet_learns_the_digits(digits: Data) -> None:
     result = fit(build_model("digitsnet"), digits, Recipe(epochs=12, batch_size=64, lr=0.2), progress=False)
-    assert evaluate(result.model, digits.test).accuracy > 0.96
-    assert result.accuracy is not None
-    assert result.best_accuracy is not None
-    assert 0.95 < result.accuracy <= result.best_accuracy
+    assert evaluate(result.model, digits.test).value > 0.96
+    assert result.value is not None
+    assert result.best is not None
+    assert 0.95 < result.value <= result.best
     assert [r["epoch"] for r in result.history] == list(range(1, 13))
     assert result.history[-1]["loss"] < result.history[0]["loss"] / 5
     assert result.images_per_second > 0
@@ -134,7 +134,7 @@ def test_teacher_alone_can_teach_and_is_left_as_it_was(digits: Data) -> None:
     student = build_model("digitsnet")
     recipe = replace(SHORT, epochs=4, batch_size=64, distill_weight=1.0)
     fit(student, digits, recipe, teacher=teacher, progress=False)
-    assert evaluate(student, digits.test).accuracy > 0.85
+    assert evaluate(student, digits.test).value > 0.85
     assert teacher.training
     assert all(torch.equal(before[n], t) for n, t in teacher.state_dict().items())
 
@@ -154,7 +154,7 @@ def test_diverging_run_stops_and_names_the_last_good_checkpoint(digits: Data, tm
     with pytest.raises(TrainError, match=r"epoch 2, step 4 of 9.*train\.ckpt \(epoch 1\)"):
         fit(build_model("digitsnet"), digits, recipe, run_dir=tmp_path, after_step=poison, progress=False)
     resumed = fit(build_model("digitsnet"), digits, recipe, run_dir=tmp_path, progress=False)
-    assert resumed.accuracy is not None
+    assert resumed.value is not None
 
 
 def test_weights_broken_by_the_last_step_never_reach_a_checkpoint(digits: Data, tmp_path: Path) -> None:
@@ -181,9 +181,9 @@ def test_too_few_classes_are_refused_before_training(digits: Data) -> None:
 
 def test_zero_epochs_and_no_validation(digits: Data) -> None:
     result = fit(build_model("digitsnet"), digits, replace(SHORT, epochs=0), progress=False)
-    assert (result.history, result.accuracy, result.images_per_second) == ([], None, 0.0)
+    assert (result.history, result.value, result.images_per_second) == ([], None, 0.0)
     result = fit(build_model("digitsnet"), load_data("digits", val=0), SHORT, progress=False)
-    assert result.accuracy is None
+    assert result.value is None
     assert "accuracy" not in result.history[0]
 
 

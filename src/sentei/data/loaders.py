@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -23,8 +23,8 @@ END = object()
 class LoaderSplit:
     """A split whose batches a user's loader makes; see `Data.of`."""
 
-    def __init__(self, loader: Iterable[Any], device: torch.device, name: str = "train") -> None:
-        self.loader: Any = loader
+    def __init__(self, loader: Any, device: torch.device, name: str = "train") -> None:
+        self.loader = loader
         self.device, self.name, self.augment = device, name, Augment()
         kind = type(loader).__name__
         if isinstance(loader, Iterator) or not hasattr(loader, "__iter__"):
@@ -33,7 +33,7 @@ class LoaderSplit:
                 "list of batches. A generator can be used up only once: put its batches into a list"
             )
         try:
-            self.number = len(self.loader)
+            self.number: int = len(loader)
         except TypeError as error:
             raise DataError(
                 f"{name} is a {kind} without a length, so nobody knows when an epoch ends: give it __len__, or put its "
