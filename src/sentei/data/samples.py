@@ -36,7 +36,7 @@ Change = Callable[[Any], Any]
 
 KEPT = 256 * 2**20
 """Bytes of decoded pixels, over all splits, that are kept in memory instead of being decoded in each epoch."""
-PIXELS = 2**22
+PIXELS = 2**21
 """Pixels of one batch in evaluation, where every pixel has scores of its own."""
 
 
