@@ -28,28 +28,28 @@ from sentei.threads import set_threads
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import save_weights
 
-SEARCH = {"evaluations": 40, "calibration_images": 192, "validation_images": 87}
+SEARCH = {"evaluations": 30, "calibration_images": 128, "validation_images": 87}
 JOBS: dict[str, dict[str, Any]] = {
     "segmentation": {
         "model": dense_models.lraspp,
-        "train": Recipe(epochs=30, batch_size=8, lr=0.02, weight_decay=1e-4),
-        "tune": Recipe(epochs=8, batch_size=8, lr=0.01, weight_decay=1e-4),
+        "train": Recipe(epochs=24, batch_size=8, lr=0.02, weight_decay=1e-4),
+        "tune": Recipe(epochs=6, batch_size=8, lr=0.01, weight_decay=1e-4),
         "budgets": (0.5, 0.3),
         "methods": {
             "uniform": {},
             "taylor": {},
             "abc": SEARCH,
             "stagewise": {
-                "supernet_epochs": 5, "supernet_lr": 0.01, "evaluations": 60, "table_images": 96, "candidates": 8,
-                "calibration_images": 192, "validation_images": 101, "interfaces": "searched",
+                "supernet_epochs": 4, "supernet_lr": 0.01, "evaluations": 40, "table_images": 48, "candidates": 6,
+                "calibration_images": 128, "validation_images": 101, "interfaces": "searched",
             },
-            "ista": {"sparse_epochs": 12, "genes": "all"},
+            "ista": {"sparse_epochs": 8, "genes": "all"},
         },
     },
     "detection": {
         "model": dense_models.ssdlite,
-        "train": Recipe(epochs=50, batch_size=8, lr=0.01, weight_decay=1e-4),
-        "tune": Recipe(epochs=12, batch_size=8, lr=0.005, weight_decay=1e-4),
+        "train": Recipe(epochs=30, batch_size=8, lr=0.01, weight_decay=1e-4),
+        "tune": Recipe(epochs=8, batch_size=8, lr=0.005, weight_decay=1e-4),
         "budgets": (0.5,),
         "methods": {"uniform": {}, "taylor": {}, "abc": SEARCH},
     },
@@ -89,7 +89,7 @@ def main() -> None:
                 try:
                     sentei.prune(
                         model, data, task=task, method=method, budget=sentei.Budget(macs=budget), run_dir=run,
-                        recipe=job["tune"], images=192, say=lambda line: print(line, flush=True), progress=True, **own,
+                        recipe=job["tune"], images=128, say=lambda line: print(line, flush=True), progress=True, **own,
                     )  # fmt: skip
                 except sentei.SenteiError as error:
                     print(f"{method} at {budget:.0%}: {error}", flush=True)
