@@ -69,10 +69,10 @@ def unit(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1)
 
 
 def ssdlite(num_classes: int = 4) -> nn.Module:
-    """SSDlite (Sandler et al. 2018, arXiv 1801.04381) with four levels, for images of 224x224."""
+    """SSDlite (Sandler et al. 2018, arXiv 1801.04381) with four levels, for images of 160x160."""
     anchors = DefaultBoxGenerator([[2, 3] for _ in range(4)], min_ratio=0.15, max_ratio=0.9)
     head = SSDLiteHead([96, 320, 256, 128], anchors.num_anchors_per_location(), num_classes, nn.BatchNorm2d)
     return SSD(
-        Extra(), anchors, (224, 224), num_classes, head=head, score_thresh=0.01, nms_thresh=0.5, detections_per_img=100,
+        Extra(), anchors, (160, 160), num_classes, head=head, score_thresh=0.01, nms_thresh=0.5, detections_per_img=100,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
     )  # fmt: skip

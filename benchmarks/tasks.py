@@ -28,22 +28,22 @@ from sentei.threads import set_threads
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import save_weights
 
-SEARCH = {"evaluations": 30, "calibration_images": 128, "validation_images": 87}
+SEARCH = {"evaluations": 24, "calibration_images": 96, "validation_images": 87}
 JOBS: dict[str, dict[str, Any]] = {
     "segmentation": {
         "model": dense_models.lraspp,
-        "train": Recipe(epochs=24, batch_size=8, lr=0.02, weight_decay=1e-4),
-        "tune": Recipe(epochs=6, batch_size=8, lr=0.01, weight_decay=1e-4),
+        "train": Recipe(epochs=20, batch_size=8, lr=0.02, weight_decay=1e-4),
+        "tune": Recipe(epochs=5, batch_size=8, lr=0.01, weight_decay=1e-4),
         "budgets": (0.5, 0.3),
         "methods": {
             "uniform": {},
             "taylor": {},
             "abc": SEARCH,
             "stagewise": {
-                "supernet_epochs": 4, "supernet_lr": 0.01, "evaluations": 40, "table_images": 48, "candidates": 6,
-                "calibration_images": 128, "validation_images": 101, "interfaces": "searched",
+                "supernet_epochs": 3, "supernet_lr": 0.01, "evaluations": 40, "table_images": 48, "candidates": 6,
+                "calibration_images": 96, "validation_images": 101, "interfaces": "searched",
             },
-            "ista": {"sparse_epochs": 8, "genes": "all"},
+            "ista": {"sparse_epochs": 6, "genes": "all"},
         },
     },
     "detection": {

@@ -18,7 +18,9 @@ from sentei.runfiles import has_progress, is_finished, read_config, read_summary
 from sentei.runs import JustFinished, Run
 
 CONFIG = {"task": "test", "recipe": {"lr": 0.1}}
-SUMMARY = {"task": "train", "model": "m", "data": "d", "accuracy": 0.5, "val_accuracy": None, "macs": 1, "params": 2,
+METRIC = {"name": "accuracy", "lower_is_better": False, "percent": True}
+SUMMARY = {"verb": "train", "task": "classification", "metric": METRIC, "model": "m", "data": "d", "accuracy": 0.5,
+           "val_accuracy": None, "macs": 1, "params": 2,
            "data_description": {"val": 0, "test": 3, "content": "abc"}}  # fmt: skip
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from sentei.data import Data, load_data
 from sentei.errors import DataError, TrainError
 from sentei.models import build_model
+from sentei.tasks.classification import logits
 from sentei.threads import available_cpus, data_workers, set_threads
 from sentei.train import evaluate, recalibrate
-from sentei.train.evaluate import logits
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_accuracy_and_loss_are_exact(digits: Data, form: str) -> None:
     share = float((y == 3).float().mean())
     assert result.value == pytest.approx(share)
     norm = float(torch.tensor([0.0] * 9 + [1.0]).logsumexp(0))
-    assert result.loss == pytest.approx(norm - share, abs=1e-5)
+    assert result.figures["loss"] == pytest.approx(norm - share, abs=1e-5)
     assert result.images == 360
     assert evaluate(Constant(form), digits.test, limit=50).images == 50
 

@@ -13,7 +13,7 @@ from sentei.errors import TrainError
 from sentei.models import build_model
 from sentei.tasks import distillation_loss
 from sentei.train import Recipe, evaluate, fit
-from sentei.train.loop import parameter_groups
+from sentei.train.optimizers import parameter_groups
 
 SHORT = Recipe(epochs=1, batch_size=128, lr=0.1, bf16=False)
 
@@ -53,7 +53,8 @@ def test_same_seed_same_weights_whatever_the_global_state(digits: Data) -> None:
 def test_norms_and_biases_are_not_decayed() -> None:
     model = build_model("vgg16")
     model.get_parameter("features.0.weight").requires_grad_(False)
-    decayed, plain = parameter_groups(model, 0.01)
+    (decayed, plain), still = parameter_groups(model, 0.01)
+    assert not still
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
     names = {id(p): n for n, p in model.named_parameters()}
     norms = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}

@@ -75,7 +75,7 @@ class Evaluate:
         out = table(f"{self.model} on {result['data']}", "", "measured")
         out.add_row(f"{self.split} {task.metric}", task.told(found.value))
         for name, value in found.figures.items():
-            if name not in (task.metric, "majority"):
+            if name != task.metric and not name.startswith("majority"):
                 out.add_row(name, f"{value:.4f}")
         out.add_row("images", f"{result['images']:,}")
         out.add_row("MACs", count(result["macs"]))

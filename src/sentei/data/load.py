@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sentei.data.segmentation import load_segmentation
 from sentei.data.sources import IMAGENET, Source, Statistics
 from sentei.data.splits import TensorSplit, stratified_split
 from sentei.errors import DataError
+from sentei.models.user_file import load_function
 
 NAMES = ("digits", "cifar10", "cifar100", "fashion-mnist")
 FOLDERS = ("imagefolder:", "segmentation:", "coco:")
@@ -79,7 +81,7 @@ def load_data(
         ref: ``digits``, ``cifar10``, ``cifar100``, ``fashion-mnist``; ``imagefolder:PATH`` with train/CLASS/images;
             ``segmentation:PATH`` with train/images and train/masks (see `sentei.data.segmentation`); ``coco:PATH`` with
             train.json and train/ (see `sentei.data.coco`), each with val or test or both besides; or
-            ``path/to/file.py:function`` (see `sentei.data.sources.from_function`).
+            ``path/to/file.py:function``, which returns arrays (see `sentei.data.sources.from_function`) or a `Data`.
         root: where the files are; else the environment's SENTEI_DATA, else ./data. Missing data is downloaded
             by torchvision where there is a network.
         val: images, or fraction of the training images, for validation; None is the data set's own default
@@ -109,7 +111,21 @@ def load_data(
         return load(
             ref, path, val=val, seed=seed, size=image_size, device=device, statistics=statistics, workers=workers
         )
-    return _in_memory(ref, _source(ref, root), val, seed, image_size, torch.device(device), normalize)
+    if ".py:" in ref:
+        value = load_function(ref, DataError)()
+        if isinstance(value, Data):
+            _refuse_preparing(ref, val=val, image_size=image_size, normalize=normalize)
+            return replace(value.on(device), name=ref)
+        source = sources.from_function(ref, value)
+    else:
+        source = _source(ref, root)
+    return _in_memory(ref, source, val, seed, image_size, torch.device(device), normalize)
+
+
+def _refuse_preparing(ref: str, **given: object) -> None:
+    """DataError for settings that data of a user's own cannot follow."""
+    if asked := [name for name, value in given.items() if value is not None]:
+        raise DataError(f"{ref} returns batches as they are: {', '.join(asked)} cannot be applied; do it there")
 
 
 def _source(ref: str, root: str | Path | None) -> Source:
@@ -119,8 +135,6 @@ def _source(ref: str, root: str | Path | None) -> Source:
         return sources.cifar(ref, root)
     if ref == "fashion-mnist":
         return sources.fashion_mnist(root)
-    if ".py:" in ref:
-        return sources.from_function(ref)
     near = get_close_matches(ref, NAMES, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(

@@ -156,22 +156,20 @@ def read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
         raise DataError(f"{path} is damaged or not an IDX file ({error}). Remove it and fetch it again.") from error
 
 
-def from_function(ref: str) -> Source:
-    """What a user's function returns: (x_train, y_train, x_test, y_test), or a dict with these keys.
+def from_function(ref: str, value: Any) -> Source:
+    """What a user's function has returned: (x_train, y_train, x_test, y_test), or a dict with these keys.
 
     Images are arrays or tensors, N,C,H,W (assumed where both fit), N,H,W,C or N,H,W, of uint8 (0 to 255) or
     float (kept as they are); labels are class numbers from 0. A dict may also hold x_val and
     y_val, num_classes, mean and std.
     """
-    from sentei.models.user_file import load_function
-
-    value = load_function(ref, DataError)()
     keys = ("x_train", "y_train", "x_test", "y_test")
     if isinstance(value, (tuple, list)) and len(value) == 4:
         value = dict(zip(keys, value, strict=True))
     if not isinstance(value, dict) or not set(keys) <= value.keys():
         given = f"a dict with the keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
-        raise DataError(f"{ref} returned {given}. Expected the four arrays {', '.join(keys)}, as a tuple or a dict.")
+        raise DataError(f"{ref} returned {given}. Expected sentei.Data.of(...), or the four arrays "
+                        f"{', '.join(keys)}, as a tuple or a dict.")  # fmt: skip
     parts = {name: _pair(ref, name, value) for name in ("train", "test", "val") if f"x_{name}" in value}
     statistics = (tuple(value["mean"]), tuple(value["std"])) if {"mean", "std"} <= value.keys() else None
     val_images, val_labels = parts.get("val", (None, None))

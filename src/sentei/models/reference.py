@@ -53,7 +53,7 @@ def build_model(
 
     Args:
         ref: a zoo name (``resnet20``, ``vgg16``, ...), ``sentei:resnet20-cifar10`` (with packaged weights),
-            ``torchvision:NAME`` (classification or segmentation), ``timm:NAME``, or
+            ``torchvision:NAME`` (classification, segmentation or detection), ``timm:NAME``, or
             ``path/to/file.py:function``, called with those of ``num_classes`` and ``in_channels`` it takes.
         num_classes: None is the model's own number. Weights of another number load all but the last layer,
             and the log names what stayed fresh.
@@ -146,12 +146,13 @@ def _torchvision(name: str, given: dict[str, Any]) -> nn.Module:
 
     families = {"classification": models.list_models(module=models)}
     families["segmentation"] = models.list_models(module=models.segmentation)
+    families["detection"] = models.list_models(module=models.detection)
     family = next((f for f, names in families.items() if name in names), None)
     if family is None:
         raise _unknown("torchvision model", name, sum(families.values(), []), "torchvision:")
     if given.pop("in_channels", 3) != 3:
         raise ModelError(f"torchvision:{name} takes 3 channels. Build it in a file.py:function, or use a timm model.")
-    if family == "segmentation":
+    if family != "classification":
         given["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         given["init_weights"] = True

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sentei.data import Data
 from sentei.errors import ConfigError, TrainError
+from sentei.tasks.detectors import detector_part
 from sentei.tasks.task import Figures, Task, called
 
 BACKENDS = {"pycocotools": "pycocotools", "faster_coco_eval": "faster_coco_eval"}
@@ -77,8 +78,6 @@ class Detection(Task):
 
     def forward(self, model: nn.Module, *inputs: Any, **named: Any) -> Any:
         """Backbone, neck and heads; see `sentei.tasks.detectors.detector_part`."""
-        from sentei.tasks.detectors import detector_part
-
         return detector_part(model, *inputs, **named)
 
     def count(self, batch: Any) -> int:

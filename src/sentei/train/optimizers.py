@@ -35,20 +35,20 @@ class Optimizers:
                 f"optimizer={factory_name(factory)} returned a {type(self.main).__name__}; expected a torch Optimizer "
                 "made of the parameter groups that it is given"
             )
-        every = [self.main]
+        self.every: list[Optimizer] = [self.main]
         if still:
-            every.append(torch.optim.SGD([{"params": still, "weight_decay": 0.0}], lr=recipe.lr))
-        self.every = every
-        self.groups = [(g, g["lr"] / recipe.lr if recipe.lr else 1.0) for o in every for g in o.param_groups]
+            self.every.append(torch.optim.SGD([{"params": still, "weight_decay": 0.0}], lr=recipe.lr))
+        # By position: a state that is loaded brings groups of its own.
+        self.shares = [[g["lr"] / recipe.lr if recipe.lr else 1.0 for g in o.param_groups] for o in self.every]
 
     def zero_grad(self) -> None:
         for optimizer in self.every:
             optimizer.zero_grad(set_to_none=True)
 
     def step(self, lr: float) -> None:
-        for group, share in self.groups:
-            group["lr"] = lr * share
-        for optimizer in self.every:
+        for optimizer, shares in zip(self.every, self.shares, strict=True):
+            for group, share in zip(optimizer.param_groups, shares, strict=True):
+                group["lr"] = lr * share
             optimizer.step()
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 MODULES = [
-    *(f"sentei.train.{name}" for name in ("data", "distill", "recipe", "splits")),
+    *(f"sentei.data.{name}" for name in ("batches", "dataset", "load", "splits")),
+    "sentei.tasks.classification",
+    "sentei.train.recipe",
     *(f"sentei.models.{name}" for name in ("reference", "resnet", "plain", "googlenet", "densenet", "mobilenet")),
 ]
 
