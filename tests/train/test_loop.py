@@ -176,7 +176,7 @@ def test_weights_broken_by_the_last_step_never_reach_a_checkpoint(digits: Data, 
 def test_too_few_classes_are_refused_before_training(digits: Data) -> None:
     with pytest.raises(TrainError, match="scores 5 classes"):
         fit(build_model("digitsnet", num_classes=5), digits, SHORT, progress=False)
-    with pytest.raises(TrainError, match=r"expected \(128, classes\)"):
+    with pytest.raises(TrainError, match=r"expected \(1, classes\)"):
         fit(nn.Conv2d(1, 10, 3), digits, SHORT, progress=False)
 
 

@@ -46,8 +46,8 @@ class Data:
     ) -> Data:
         """Your own batches: DataLoaders, lists, anything with a length that can be iterated again and again.
 
-        >>> data = sentei.Data.of(train=train_loader, val=val_loader, test=test_loader)
-        >>> sentei.prune(model, data, task=Mine(), method="taylor")
+        >>> data = sentei.Data.of(train=train_loader, val=val_loader, test=test_loader)  # doctest: +SKIP
+        >>> sentei.prune(model, data, task=Mine(), method="taylor")  # doctest: +SKIP
 
         Batches may be of any nesting, and are moved to `device`; the task says what is in them. Their size is the
         loader's own: `batch_size` and augmentation of a recipe have no effect. While a batch is fetched, the random

@@ -23,7 +23,7 @@ PER_CLASS = 5
 class Classification(Task):
     """One class an image. Batches are (images N,C,H,W; labels int64 N), models return scores N,classes.
 
-    >>> sentei.prune(model, data, task=Classification())
+    >>> sentei.prune(model, data, task=Classification())  # doctest: +SKIP
     """
 
     label_smoothing: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ def measured(
 ) -> Evaluation:
     """As `evaluate`, on batches that are at hand."""
     seen = _Seen(model, task)
-    computing = torch.autocast(device_of(model).type, torch.bfloat16, enabled=bf16)
+    computing = torch.autocast(device_of(model).type, torch.bfloat16) if bf16 else nullcontext()
     with evaluating(model), torch.no_grad(), computing, plainly(task, "measure"):
         figures = task.measure(model, seen.passing(batches))
     return Evaluation(checked_figures(task, figures, finite), task.metric, seen.count)
