@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import sentei
 from sentei.data.batches import count_of, mapped, moved, pieces_of, tensors_of
+from sentei.data.held import held
 from sentei.errors import ConfigError, DataError
 from sentei.models import build_model
 
@@ -127,6 +128,15 @@ def test_batches_of_any_nesting() -> None:
     assert doubled["a"][1][1] == "text"
     assert doubled["b"] == 3
     assert all(t.device.type == "meta" for t in tensors_of(moved(batch, torch.device("meta"))))
+
+
+def test_batches_that_do_not_fit_into_memory_are_drawn_anew() -> None:
+    data = sentei.Data.of(train=DataLoader(Noisy(), 4, shuffle=True))
+    kept, redrawn = (held(data.train, 4, memory=m, train=True, seed=3) for m in (10**6, 100))
+    assert isinstance(kept, list)
+    assert not isinstance(redrawn, list)
+    for _ in range(2):
+        assert all(torch.equal(a["x"], b["x"]) for a, b in zip(kept, redrawn, strict=True))
 
 
 def test_samples_are_counted_and_split() -> None:

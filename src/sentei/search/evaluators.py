@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sentei.data import Data
+from sentei.data.held import held
 from sentei.errors import ConfigError, DataError
 from sentei.graph import ChannelGraph
 from sentei.search.inherit import Inherit, Inheritance
@@ -50,7 +51,7 @@ class Recalibrate:
     """Inherit weights, recompute the BatchNorm statistics, measure: seconds a structure.
 
     Li et al. 2020 (EagleEye, arXiv 2007.02491) found this closer to the final accuracy than the accuracy right after
-    the cut. The images for both steps are drawn once and are the same for every structure. `bf16` computes in bfloat16;
+    the cut. The images for both steps are the same for every structure, and kept in memory if they fit. `bf16` computes in bfloat16;
     None does where the hardware has it.
     """
 
@@ -81,8 +82,8 @@ class Recalibrate:
         }
         self.model, self.graph, self.task = model, graph, task
         self.inheritance = Inheritance(model, graph, inherit, seed)
-        self.calibration = list(data.train.batches(250, train=True, seed=seed, limit=calibration_images))
-        self.validation = list(data.val.batches(500, limit=validation_images))
+        self.calibration = held(data.train, 250, train=True, seed=seed, limit=calibration_images)
+        self.validation = held(data.val, 500, limit=validation_images)
         self.device = data.device
 
     def network(self, widths: np.ndarray) -> nn.Module:
