@@ -51,8 +51,8 @@ class Recalibrate:
     """Inherit weights, recompute the BatchNorm statistics, measure: seconds a structure.
 
     Li et al. 2020 (EagleEye, arXiv 2007.02491) found this closer to the final accuracy than the accuracy right after
-    the cut. The images for both steps are the same for every structure, and kept in memory if they fit. `bf16` computes in bfloat16;
-    None does where the hardware has it.
+    the cut. The images for both steps are the same for every structure, and kept in memory if they fit. `bf16` computes
+    in bfloat16; None does where the hardware has it.
     """
 
     def __init__(
