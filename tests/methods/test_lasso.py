@@ -11,7 +11,7 @@ from sentei.methods.common.genes import inner_groups
 from sentei.methods.ista import shrinking
 from sentei.methods.ista.lasso import Proximal, costs_of_units, lasso, live_plan, penalised
 from sentei.models import build_model
-from sentei.train.loop import parameter_groups
+from sentei.train.optimizers import parameter_groups
 
 
 def traced(name):

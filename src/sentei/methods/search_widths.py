@@ -157,7 +157,7 @@ def name_of(evaluate: Any) -> str:
 def _plain(value: Any) -> float:
     """What `evaluate` returned, as a number; SearchError for anything that cannot be compared."""
     try:
-        number = float(value)
+        number = float(value.detach() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         size = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
         kind = "None" if value is None else f"a {type(value).__name__}{size}"

@@ -58,6 +58,7 @@ class Sparsifier:
     ...         F.cross_entropy(model(images), labels).backward()
     ...         optimizer.step()
     ...         sparsifier.step()                     # after each step of the optimizer
+    ...     sentei.train.recalibrate(model, loader)
     ...     if sparsifier.next_round(accuracy(model)):  # the budget is met
     ...         break
     >>> small, plan = sparsifier.finish()             # smaller, proven; train it on without a Sparsifier
@@ -217,8 +218,10 @@ class Sparsifier:
         rises less.
 
         Args:
-            value: the metric on validation data, with the model as it is now. loss: mean training loss of the round; if
-                it jumps, rho waits.
+            value: the metric on validation data, of the model as it is now. Renew the BatchNorm statistics first
+                (`sentei.train.recalibrate(model, loader)`): a running average lags behind scales that move fast, and a
+                sound network looks like one that is destroyed.
+            loss: mean training loss of the round; if it jumps, rho waits.
         """
         self._refuse_finished("next_round")
         value, loss = _number("value", value), _number("loss", loss)
@@ -455,7 +458,7 @@ def _number(name: str, value: float | None) -> float | None:
     if value is None:
         return None
     try:
-        number = float(value)
+        number = float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{name} is a {type(value).__name__}; expected a number") from error
     if not math.isfinite(number):
