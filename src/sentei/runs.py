@@ -32,7 +32,7 @@ from sentei.sealed import sealed_json
 from sentei.train.checkpoint import load_checkpoint, save_checkpoint
 from sentei.train.journal import Journal
 
-BULKY = ("model", "plan")
+BULKY = ("model", "plan", "sparsifier")
 """Entries of a phase's result that the journal leaves out."""
 
 

@@ -10,9 +10,10 @@ from torch import nn
 import sentei
 from sentei.data import load_data
 from sentei.errors import BudgetError, ConfigError
-from sentei.methods import ista as module
 from sentei.methods import prune
+from sentei.methods.common.pruning import Pruning
 from sentei.methods.ista import Ista
+from sentei.methods.ista import ista as module
 from sentei.methods.ista.rounds import Round, diagnose, next_rho, starting_point
 from sentei.models import build_model
 from sentei.plan import Constraints
@@ -228,15 +229,21 @@ def a_round(sparsity=0.0, loss=0.1, lasso=1.0, rho=1.0, val=0.9):
     return Round(rho, loss, lasso, zeros, {"a": 100}, 10, 10, val, 10, None, 1.0)
 
 
+def fell(r):
+    return r.value < 0.45
+
+
 def test_advice():
-    assert diagnose([a_round()], 0.9, 10) is None
-    assert "smaller alpha" in diagnose([a_round(), a_round(lasso=0.8), a_round(lasso=0.5)], 0.9, 10)
+    assert diagnose([a_round()], fell, 2.3) is None
+    assert diagnose([a_round(loss=None)], fell) is None
+    assert "smaller alpha" in diagnose([a_round(), a_round(lasso=0.8), a_round(lasso=0.5)], fell, 2.3)
     rising = [a_round(lasso=1 / n, rho=n) for n in range(1, 8)]
-    assert diagnose(rising, 0.9, 10) is None
-    assert "smaller alpha" in diagnose([*rising, a_round(lasso=0.1, rho=8)], 0.9, 10)
-    assert "lower rho" in diagnose([a_round(), a_round(0.97)], 0.9, 10)
-    assert "than the network survives: lower rho" in diagnose([a_round(), a_round(0.3, val=0.2)], 0.9, 10)
-    assert "learning rate" in diagnose([a_round(loss=2.2)], 0.9, 10)
+    assert diagnose(rising, fell, 2.3) is None
+    assert "smaller alpha" in diagnose([*rising, a_round(lasso=0.1, rho=8)], fell, 2.3)
+    assert "lower rho" in diagnose([a_round(), a_round(0.97)], fell, 2.3)
+    assert "than the network survives: lower rho" in diagnose([a_round(), a_round(0.3, val=0.2)], fell, 2.3)
+    assert "learning rate" in diagnose([a_round(loss=2.2)], fell, 2.3)
+    assert "learning rate" in diagnose([a_round(loss=float("inf"))])
 
 
 def test_rho_rises_faster_while_scales_stand_still_and_waits_while_many_go_or_the_loss_jumps():
@@ -246,24 +253,25 @@ def test_rho_rises_faster_while_scales_stand_still_and_waits_while_many_go_or_th
     assert next_rho(1.0, 2.0, [a_round(), a_round(lasso=0.8)]) == 2
     assert next_rho(1.0, 2.0, [a_round(), a_round(0.05)]) == 2
     assert next_rho(1.0, 2.0, [a_round(), a_round(0.05, loss=0.5)]) == 1
+    assert next_rho(1.0, 2.0, [a_round(), a_round(0.05, loss=None)]) == 2
     assert next_rho(1.0, 2.0, [a_round(), a_round(0.5)]) == 1
     broken = a_round(0.5, rho=2.0, val=0.3)
-    again = next_rho(1.0, 2.0, [a_round(), broken], 0.9)
+    again = next_rho(1.0, 2.0, [a_round(), broken], fell)
     assert 1.0 < again < 2.0  # between what it survived and what destroyed it
     for later in ([a_round(0.05, rho=again)], [a_round(0.05, rho=again), a_round(0.06, rho=again)]):
-        assert next_rho(1.0, 2.0, [a_round(), broken, *later], 0.9) < 2.0  # and never back there
-    assert next_rho(1.0, 2.0, [a_round(val=0.1)], 0.9) < 1.0
+        assert next_rho(1.0, 2.0, [a_round(), broken, *later], fell) < 2.0  # and never back there
+    assert next_rho(1.0, 2.0, [a_round(val=0.1)], fell) < 1.0
 
 
 def test_a_round_that_destroys_the_network_is_done_over_with_a_smaller_rho(model, data, monkeypatch):
-    real, given = module.accuracy_of, []
+    real, given = Pruning.value, []
 
-    def measured(network, split):
-        found = real(network, split)
+    def measured(self, network):
+        found = real(self, network)
         given.append(found)
         return 0.1 if len(given) == 3 else found  # the original, the first round, the second one
 
-    monkeypatch.setattr(module, "accuracy_of", measured)
+    monkeypatch.setattr(Pruning, "value", measured)
     report = prune(
         model, data, method=Ista(growth=1.5, sparse_epochs=3), budget=HALF, constraints=FREE, recipe=RECIPE
     ).summary["ista"]
@@ -291,6 +299,12 @@ def test_only_training_and_validation_images_are_seen(model, data):
 
         def __len__(self):
             return len(self.split)
+
+        def steps(self, *args):
+            return self.split.steps(*args)
+
+        def content(self):
+            return self.split.content()
 
         def batches(self, *args, **options):
             seen.append(self.name)

@@ -2,8 +2,13 @@
 
 from sentei.methods.common.method import Found, Method
 from sentei.methods.common.pruning import FINE_TUNE, Pruning
+from sentei.methods.ista import Sparsifier
 from sentei.methods.oneshot import OneShot
 from sentei.methods.prune import PruneResult, prune
 from sentei.methods.registry import METHODS
+from sentei.methods.search_widths import search_widths
 
-__all__ = ["FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "prune"]
+__all__ = [
+    "FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "Sparsifier", "prune",
+    "search_widths",
+]  # fmt: skip

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from sentei.errors import ConfigError
+from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import searched_groups
-from sentei.methods.common.pruning import Pruning
 from sentei.methods.common.searching import WidthSearch, whole_numbers
+from sentei.plan import Budget, Constraints
 from sentei.search import Colony, Evolution, RandomSearch, Space, Strategy, tenths
 from sentei.search.colony import Onlookers
 
@@ -79,11 +80,10 @@ class Abc(WidthSearch):
             "onlookers": "fitness", "moved": 1.0, "guide": 0.0, "alpha": 0.7,
         }  # fmt: skip
 
-    def space(self, pruning: Pruning) -> Space:
+    def space(self, graph: ChannelGraph, budget: Budget, constraints: Constraints) -> Space:
         if not self.paper:
-            return super().space(pruning)
-        names = searched_groups(pruning.graph, self.genes or "inner")
-        return tenths(pruning.graph, names, self.alpha or 0.7, pruning.constraints)
+            return super().space(graph, budget, constraints)
+        return tenths(graph, searched_groups(graph, self.genes or "inner"), self.alpha or 0.7, constraints)
 
     def strategy(self, space: Space, seed: int) -> Strategy:
         names = ("sources", "cycles", "abandon_after", "onlookers", "moved", "guide")

@@ -22,8 +22,8 @@ def pack(evaluator: Evaluator) -> bytes:
             return bytes(cloudpickle.dumps((folders, cloudpickle.dumps(evaluator))))
         except Exception as error:
             raise SearchError(
-                f"the model or what its file defines cannot be sent to another process: {error}. Search in this "
-                "process (executor 'here'), or keep such objects out of the module"
+                "the model, what its file defines or the function that evaluates it cannot be sent to another process: "
+                f"{error}. Search in this process (executor 'here'), or keep such objects out of them"
             ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
@@ -10,11 +11,14 @@ import numpy as np
 from torch import nn
 
 from sentei.errors import ConfigError
+from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
 from sentei.methods.common.method import CHANGES_NOTHING, Found, Method
-from sentei.methods.common.pruning import Pruning
-from sentei.plan import Plan, note_on_use
+from sentei.methods.common.pruning import Pruning, Say
+from sentei.plan import Budget, Constraints, Plan, note_on_use
 from sentei.search import (
+    Evaluator,
+    Inheritance,
     Recalibrate,
     Search,
     SearchResult,
@@ -30,6 +34,7 @@ from sentei.search.jobs import Where, count_workers, worker_threads
 from sentei.search.view import SearchView
 from sentei.surgery import cut
 from sentei.train import Recipe
+from sentei.train.journal import Journal
 
 Fitness = Literal["recalibrate", "train"]
 
@@ -101,21 +106,23 @@ class WidthSearch(Method):
     def strategy(self, space: Space, seed: int) -> Strategy:
         """The strategy, fresh."""
 
-    def space(self, pruning: Pruning) -> Space:
+    def space(self, graph: ChannelGraph, budget: Budget, constraints: Constraints) -> Space:
         """The structures that the search may propose."""
-        names = searched_groups(pruning.graph, self.genes or "all")
-        return budgeted(pruning.graph, names, pruning.budget, pruning.constraints)
+        return budgeted(graph, searched_groups(graph, self.genes or "all"), budget, constraints)
 
     def find(self, pruning: Pruning) -> Found:
         """Search, cut the winner, and hand it over with the weights that its fitness was measured with."""
-        space = self.space(pruning)
+        space = self.space(pruning.graph, pruning.budget, pruning.constraints)
         evaluator = self.evaluator(pruning)
         pruning.say(
             f"Searching {len(space)} genes ({space.size:.1e} structures before the budget) by "
             f"{self.fitness} fitness on {_images(evaluator, pruning):,} validation images ..."
         )
-        found = self.search(pruning, space, evaluator)
-        self._tell(pruning, found)
+        told = pruning.task.told_fitness
+        found = self.search(space, evaluator, pruning.recipe.seed, pruning.run.journal, told, pruning.progress)
+        best = f"Best of {found.report['evaluations']} structures: {told(found.fitness)} on the images of the search"
+        pruning.say(best)
+        self.tell_exhausted(found, pruning.graph, pruning.constraints, pruning.say)
         done = pruning.run.once("cut1", lambda: self._cut(pruning, evaluator, found.widths))
         network = cut(pruning.base, pruning.graph, plan := Plan.from_json(done["plan"]))
         network.load_state_dict(done["model"])
@@ -123,17 +130,35 @@ class WidthSearch(Method):
         pruning.seconds["search"] = found.report["seconds"] / self.workers
         return Found(network, plan, [done], {"search": self._report(space, found)})
 
-    def _tell(self, pruning: Pruning, found: SearchResult) -> None:
-        report, best = found.report, pruning.task.told_fitness(found.fitness)
-        pruning.say(f"Best of {report['evaluations']} structures: {best} on the images of the search")
-        if report["exhausted"] and report["evaluations"] < self.evaluations:
-            finer = "" if self.coarsest(pruning) == 1 else "; widths in smaller steps (--round-to 1) give more"
-            pruning.say(f"  Every structure within reach was tried, {report['evaluations']} of at most "
-                        f"{self.evaluations}{finer}")  # fmt: skip
+    def search(
+        self,
+        space: Space,
+        evaluator: Evaluator,
+        seed: int,
+        journal: Journal | None,
+        told: Callable[[float], str],
+        progress: bool,
+    ) -> SearchResult:
+        """Search the space with this evaluator: every width search runs here. `told` shows a fitness."""
+        strategy, store = self.strategy(space, seed), Store(evaluator.settings, journal)
+        with (
+            open_executor(self.executor, evaluator, self.workers) as executor,
+            SearchView(self.expected(), progress, told) as view,
+        ):
+            return Search(strategy, store, executor, view, self.halving).run()
 
-    def coarsest(self, pruning: Pruning) -> int:
-        """The largest step of a searched width."""
-        return int(pruning.constraints.ladder(pruning.graph).step.max()) if self.budgeted else 1
+    def tell_exhausted(self, found: SearchResult, graph: ChannelGraph, constraints: Constraints, say: Say) -> None:
+        """Say so if there were fewer structures than evaluations."""
+        if found.report["exhausted"] and found.report["evaluations"] < self.evaluations:
+            coarsest = int(constraints.ladder(graph).step.max()) if self.budgeted else 1
+            finer = "" if coarsest == 1 else "; widths in smaller steps (--round-to 1) give more"
+            say(f"  Every structure within reach was tried, {found.report['evaluations']} of at most "
+                f"{self.evaluations}{finer}")  # fmt: skip
+
+    def plan(self, graph: ChannelGraph, budget: Budget, inheritance: Inheritance, widths: np.ndarray) -> Plan:
+        """The plan of a structure, with a note on what it leaves of the budget."""
+        plan = inheritance.plan(widths)
+        return replace(plan, note=note_on_use(graph, budget, widths)) if self.budgeted else plan
 
     def evaluator(self, pruning: Pruning) -> Recalibrate | Train:
         base, graph, data, seed = pruning.base, pruning.graph, pruning.data, pruning.recipe.seed
@@ -147,15 +172,6 @@ class WidthSearch(Method):
             calibration_images=self.calibration_images, validation_images=self.validation_images,
             bf16=pruning.recipe.bf16, seed=seed,
         )  # fmt: skip
-
-    def search(self, pruning: Pruning, space: Space, evaluator: Recalibrate | Train) -> SearchResult:
-        strategy = self.strategy(space, pruning.recipe.seed)
-        store = Store(evaluator.settings, pruning.run.journal)
-        with (
-            open_executor(self.executor, evaluator, self.workers) as executor,
-            SearchView(self.expected(), pruning.progress, pruning.task.told_fitness) as view,
-        ):
-            return Search(strategy, store, executor, view, self.halving).run()
 
     @property
     def workers(self) -> int:
@@ -177,9 +193,7 @@ class WidthSearch(Method):
         )  # fmt: skip
 
     def _cut(self, pruning: Pruning, evaluator: Recalibrate | Train, widths: np.ndarray) -> dict[str, Any]:
-        plan = evaluator.inheritance.plan(widths)
-        if self.budgeted:
-            plan = replace(plan, note=note_on_use(pruning.graph, pruning.budget, widths))
+        plan = self.plan(pruning.graph, pruning.budget, evaluator.inheritance, widths)
         done = pruning.cut(pruning.base, pruning.graph, plan)
         if isinstance(evaluator, Train):
             trained: nn.Module = evaluator.network(widths)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -43,7 +43,7 @@ class Penalised:
         """Scale each unit's gammas in place."""
         for s in self.scales:
             gamma = model.get_parameter(s.gamma).detach()
-            gamma[s.indices] = gamma[s.indices] * factor[:, None]
+            gamma[s.indices] = gamma[s.indices] * factor[:, None].to(gamma.device)
 
 
 def penalised(model: nn.Module, graph: ChannelGraph, names: Sequence[str], least: Sequence[int]) -> list[Penalised]:
@@ -129,6 +129,8 @@ class Proximal:
     steps: int = 0
     reached: int | None = None
     """The step after which the limits held."""
+    held: list[Tensor] = field(default_factory=list)
+    """Then: for each group 1 for the units that stay, 0 for those whose zeros are held."""
 
     def __call__(self, model: nn.Module, lr: float) -> None:
         self.steps += 1

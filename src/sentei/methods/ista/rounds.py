@@ -19,11 +19,11 @@ BRISK = 0.1
 
 @dataclass(frozen=True)
 class Round:
-    """One epoch of sparse training and the network at its end."""
+    """One round of sparse training, an epoch for instance, and the network at its end."""
 
     rho: float
-    loss: float
-    """Mean training loss of the epoch."""
+    loss: float | None
+    """Mean training loss of the round; None where nobody told it."""
     lasso: float
     """rho times the sum of lambda |gamma|."""
     zeros: dict[str, int]
@@ -35,7 +35,7 @@ class Round:
     """The metric on validation data, of the network with fresh BatchNorm statistics."""
     steps: int
     reached: int | None
-    """The step after which the live network met the budget; the rest of the epoch trains it on."""
+    """The step after which the live network met the budget; the rest of the round trains it on."""
     seconds: float
 
     @classmethod
@@ -52,9 +52,10 @@ class Round:
 
     def line(self, number: int, macs: int, told: Callable[[float], str]) -> str:
         value = "" if self.value is None else f", val {told(self.value)}"
+        loss = "" if self.loss is None else f"  loss {self.loss:.3f}"
         bars = "".join("▁▂▃▄▅▆▇█"[round(7 * self.zeros[n] / w)] for n, w in self.widths.items())
         return (
-            f"ista {number}: rho {self.rho:.2g}  loss {self.loss:.3f}  Lasso {self.lasso:.3f}  "
+            f"ista {number}: rho {self.rho:.2g}{loss}  Lasso {self.lasso:.3f}  "
             f"{self.sparsity:.1%} zero {bars}  {self.macs / max(macs, 1):.1%} of the MACs{value}"
         )
 
@@ -108,10 +109,14 @@ def next_rho(first: float, growth: float, rounds: Sequence[Round], fell: Fell = 
 def _raised(rounds: Sequence[Round], growth: float) -> float:
     now, before = rounds[-1], rounds[-2] if len(rounds) > 1 else None
     gained = now.sparsity - (before.sparsity if before else 0.0)
-    if gained >= BRISK or (before is not None and gained > 0.01 and now.loss > 1.5 * before.loss):
+    if gained >= BRISK or (before is not None and gained > 0.01 and _jumped(now.loss, before.loss)):
         return now.rho
     still = before is not None and gained < 0.01 and now.lasso / now.rho > 0.95 * before.lasso / before.rho
     return now.rho * growth ** (2 if still else 1)
+
+
+def _jumped(now: float | None, before: float | None) -> bool:
+    return now is not None and before is not None and now > 1.5 * before
 
 
 def diagnose(rounds: Sequence[Round], fell: Fell = intact, guess: float | None = None) -> str | None:
@@ -121,7 +126,7 @@ def diagnose(rounds: Sequence[Round], fell: Fell = intact, guess: float | None =
         return "Nearly everything becomes zero: lower rho or growth."
     if fell(now) and now.sparsity > first.sparsity + 0.1:
         return "More channels became zero than the network survives: lower rho or growth."
-    if not math.isfinite(now.loss) or (guess is not None and now.loss > 0.9 * guess):
+    if now.loss is not None and (not math.isfinite(now.loss) or (guess is not None and now.loss > 0.9 * guess)):
         return "The loss is as high as that of guessing: lower the learning rate (sparse_lr), or rho."
     patient = 3 if rounds[max(len(rounds) - 3, 0)].rho == now.rho else 8  # a rho that rises may start too low
     if len(rounds) >= patient and now.sparsity < 0.01 and now.lasso / now.rho < 0.8 * first.lasso / first.rho:

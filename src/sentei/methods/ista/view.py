@@ -51,7 +51,7 @@ class LassoView:
             self.live.update(self.table(model, penalties, number), refresh=True)
 
     def rounded(self, record: Round) -> None:
-        self.steps, self.last = 0, f", loss {record.loss:.3f} in the last"
+        self.steps, self.last = 0, "" if record.loss is None else f", loss {record.loss:.3f} in the last"
 
     def table(self, model: nn.Module, penalties: Sequence[float], number: int) -> Table:
         cost, full = self.graph.cost(live_plan(model, self.graph, self.groups)), self.graph.cost()
