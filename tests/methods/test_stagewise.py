@@ -128,7 +128,7 @@ def kill_in(phase, monkeypatch):
 
         monkeypatch.setattr(kind, "__call__", dying)
     elif phase == "cut":
-        monkeypatch.setattr(stagewise.Supernet, "unsorted", stop)
+        monkeypatch.setattr(stagewise.SortedNet, "unsorted", stop)
     elif phase == "finetune":
         monkeypatch.setattr("sentei.methods.common.pruning.fit", stop)
     else:

@@ -15,7 +15,7 @@ from sentei.plan import CRITERIA, Constraints
 from sentei.supernet.proxies import StageDistances, SubnetMetric, batch_statistics, even_batches
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
-from sentei.supernet.training import Supernet, SupernetLoss, full_pass, stage_losses, training_bytes
+from sentei.supernet.training import SortedNet, SupernetLoss, full_pass, stage_losses, training_bytes
 from sentei.surgery import cut
 from sentei.tasks import distillation_loss
 from sentei.train import Recipe, evaluate, fit, recalibrate
@@ -29,7 +29,7 @@ def supernet(model, inputs, interfaces=False):
     stages = find_stages(model, graph)
     free = np.concatenate([*stages.inside, *(stages.between if interfaces else ())])
     space = shares(graph, [graph.groups[g].name for g in free], FREE)
-    return Supernet.of(model, graph, stages, space, CRITERIA["l1"](model, graph))
+    return SortedNet.of(model, graph, stages, space, CRITERIA["l1"](model, graph))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def drawn(net, seed=0):
 
 def test_sorting_keeps_the_function_and_unsorting_the_weights(net):
     model = Three().double().eval()
-    other = Supernet.of(model, net.graph, net.stages, net.space, CRITERIA["l1"](model, net.graph))
+    other = SortedNet.of(model, net.graph, net.stages, net.space, CRITERIA["l1"](model, net.graph))
     x, _ = images()
     assert torch.allclose(other.model(x), model(x), rtol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(other.unsorted().parameters(), model.parameters(), strict=True))
@@ -146,7 +146,7 @@ def test_distances_take_statistics_of_the_batch_and_leave_the_network_alone(net)
 def test_accuracy_is_that_of_the_recalibrated_cut(net):
     data = load_data("digits")
     model = Three()
-    net = Supernet.of(model, net.graph, net.stages, net.space, CRITERIA["l1"](model, net.graph))
+    net = SortedNet.of(model, net.graph, net.stages, net.space, CRITERIA["l1"](model, net.graph))
     proxy, widths = SubnetMetric.of(net, data, images=180, recalibrate=200), drawn(net)
     small = cut(net.unsorted(), net.graph, net.plan(widths))
     recalibrate(small, proxy.calibration)

@@ -60,7 +60,7 @@ class LoaderSplit:
         if isinstance(loader, (list, tuple)):
             return sum(map(count_of, loader))
         if isinstance(loader, DataLoader) and loader.batch_size is not None and hasattr(loader.sampler, "__len__"):
-            return min(len(loader.sampler), self.number * loader.batch_size)
+            return min(len(loader.sampler), self.number * loader.batch_size)  # type: ignore[arg-type]
         return self.number * count_of(self.first) if self.number else 0
 
     def __len__(self) -> int:
