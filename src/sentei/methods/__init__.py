@@ -5,5 +5,6 @@ from sentei.methods.common.pruning import FINE_TUNE, Pruning
 from sentei.methods.oneshot import OneShot
 from sentei.methods.prune import PruneResult, prune
 from sentei.methods.registry import METHODS
+from sentei.methods.stagewise import Supernet
 
-__all__ = ["FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "prune"]
+__all__ = ["FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "Supernet", "prune"]
