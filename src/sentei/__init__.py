@@ -1,12 +1,26 @@
 """sentei: make trained convolutional networks smaller by removing channels, and prove that the cut is correct."""
 
+from sentei.data import Data
 from sentei.errors import SenteiError
 from sentei.graph import ChannelGraph, Cost, Group, Slice, trace
 from sentei.methods import PruneResult, Supernet, prune
-from sentei.plan import Budget, Constraints, Plan, compose, uniform
-from sentei.surgery import check, cut, load, permute, retrace, save, slim
+from sentei.plan import Budget, Constraints, Plan, allocate, compose, uniform, widths
+from sentei.surgery import (
+    carry_optimizer,
+    check,
+    check_optimizer,
+    cut,
+    fold,
+    load,
+    permute,
+    retrace,
+    save,
+    slim,
+)
+from sentei.tasks import Task
 
 __all__ = [
-    "Budget", "ChannelGraph", "Constraints", "Cost", "Group", "Plan", "PruneResult", "SenteiError", "Slice", "Supernet",
-    "check", "compose", "cut", "load", "permute", "prune", "retrace", "save", "slim", "trace", "uniform",
+    "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Group", "Plan", "PruneResult", "SenteiError", "Slice",
+    "Supernet", "Task", "allocate", "carry_optimizer", "check", "check_optimizer", "compose", "cut", "fold", "load",
+    "permute", "prune", "retrace", "save", "slim", "trace", "uniform", "widths",
 ]  # fmt: skip

@@ -22,11 +22,12 @@ class Data:
     val: Split
     test: Split
     num_classes: int | None = None
+    """Of detection without the background, which torchvision's detectors count as well."""
     input_shape: tuple[int, int, int] | None = None
     """Channels, height, width of what the model receives, where that is images of one size."""
     device: torch.device = torch.device("cpu")
     description: dict[str, Any] = field(default_factory=dict)
-    """Everything resolved, as plain values for a config file."""
+    """Everything resolved, as plain values for a config file; "task" names what the data are for, if not classes."""
     example: Any = None
     """What the model is called with, for tracing: tensor, tuple or dict. Unless given, an image of `input_shape`, or
     what the task makes of the first training batch."""
@@ -87,8 +88,8 @@ class Data:
 def kind_of(ref: str) -> str:
     """What a reference says apart from where the data lie.
 
-    >>> kind_of("digits"), kind_of("imagefolder:/home/me/photos"), kind_of("mine.py:images")
-    ('digits', 'imagefolder', 'file.py')
+    >>> kind_of("digits"), kind_of("imagefolder:/home/me/photos"), kind_of("coco:cells"), kind_of("mine.py:images")
+    ('digits', 'imagefolder', 'coco', 'file.py')
     """
     return "file.py" if ".py:" in ref else ref.partition(":")[0]
 

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from sentei.data.dataset import Data, describe
+from sentei.data.samples import Normalised, SampleSplit, decoded, divided
 from sentei.data.sources import Statistics
-from sentei.data.splits import (
-    Augment,
-    Batches,
-    content_of,
-    epoch_generator,
-    epoch_order,
-    epoch_steps,
-    stratified_split,
-    training_batches,
-)
+from sentei.data.splits import Augment, stratified_split
 from sentei.errors import DataError
 from sentei.threads import data_workers
 
-Sample = tuple[Tensor | str, int]
+Sample = tuple[str, int]
 
 
 def load_folder(
@@ -50,20 +42,20 @@ def load_folder(
     size = size or 224
     train = _scan(path / "train")
     folders = {name: _scan(path / name) for name in ("test", "val") if (path / name).is_dir()}
-    if not folders:
-        raise DataError(f"{path} has neither val/ nor test/. Expected {path}/val/CLASS/image files beside train/.")
     for name, folder in folders.items():
         _same_classes(path, name, train.classes, folder.classes)
-    test = next(iter(folders.values()))
-    kept, held = list(train.samples), list(folders["val"].samples) if "val" in folders else []
-    if val is not None or len(folders) == 1:
-        wanted = 0.1 if val is None else val
-        keep, hold = stratified_split(np.array([label for _, label in train.samples]), wanted, seed)
-        kept, held = [train.samples[i] for i in keep.tolist()], [train.samples[i] for i in hold.tolist()]
+    labels = np.array([label for _, label in train.samples])
+    parts = divided(
+        train.samples,
+        {name: folder.samples for name, folder in folders.items()},
+        val,
+        partial(stratified_split, labels, seed=seed),
+        f"{path} has neither val/ nor test/. Expected {path}/val/CLASS/image files beside train/.",
+    )
     device = torch.device(device)
     splits = {
         name: FolderSplit(samples, size, device, statistics, data_workers(workers), path)
-        for name, samples in (("train", kept), ("val", held), ("test", list(test.samples)))
+        for name, samples in parts.items()
     }
     shape = (3, size, size)
     described = describe(ref, splits, len(train.classes), shape, seed, *statistics)
@@ -87,97 +79,41 @@ def _same_classes(path: Path, name: str, train: list[str], other: list[str]) -> 
         raise DataError(f"The classes of {path}/train and {path}/{name} differ: {'; '.join(parts)}.")
 
 
-class FolderSplit:
+class FolderSplit(SampleSplit[Sample]):
     """Images decoded and resized by worker processes, normalised on the device."""
 
     def __init__(
         self,
-        samples: list[tuple[str, int]],
+        samples: list[Sample],
         size: int,
         device: torch.device,
         statistics: Statistics,
         workers: int,
         root: Path,
     ) -> None:
-        self.samples, self.size, self.device, self.workers, self.root = samples, size, device, workers, root
-        self.augment = Augment(flip=True)
-        mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in statistics)
-        self.mul, self.add = 1 / (255 * std), -mean / std
+        super().__init__(samples, device, workers, root, Augment(flip=True))
+        self.size, self.normalised = size, Normalised(statistics, device)
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    @staticmethod
+    def read(sample: Sample) -> tuple[Image, int]:
+        path, label = sample
+        return decoded(path), label
 
-    def steps(self, batch_size: int, limit: int | None = None) -> int:
-        return epoch_steps(len(self), batch_size, limit)
+    def change(self, augment: Augment | None) -> v2.Transform:
+        return _plain_transform(self.size) if augment is None else _training_transform(self.size, augment)
 
-    def content(self) -> str:
-        """Of the images' names below the root, their sizes in bytes and classes: no image is read for it."""
-        listed = "\n".join(f"{Path(p).relative_to(self.root)} {os.path.getsize(p)} {y}" for p, y in self.samples)
-        return content_of(listed, self.mul, self.add)
+    @staticmethod
+    def collate(elements: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        return torch.stack([image for image, _ in elements]), torch.tensor([label for _, label in elements])
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        train: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-        limit: int | None = None,
-        augment: Augment | None = None,
-    ) -> Batches:
-        generator = epoch_generator(seed, epoch)
-        order = epoch_order(len(self), train, limit, generator)
-        if train:
-            order = order[: training_batches(len(order), batch_size) * batch_size]
-        transform = _training_transform(self.size, augment or self.augment) if train else _plain_transform(self.size)
-        loader = DataLoader(
-            _Images(self.samples, transform, (seed * 1_000_003 + epoch) if train else None),
-            batch_size,
-            sampler=order.tolist(),
-            num_workers=min(self.workers, -(-len(order) // batch_size)),
-            collate_fn=_collate,
-            generator=generator,  # else the loader draws from, and so disturbs, the global one
-            pin_memory=self.device.type == "cuda",
-        )
-        for pixels, labels in loader:
-            if isinstance(pixels, str):
-                raise DataError(pixels)
-            x = pixels.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            yield torch.addcmul(self.add, x.float(), self.mul), labels.to(self.device, non_blocking=True)
+    def finish(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.normalised(batch[0]), batch[1].to(self.device, non_blocking=True)
 
+    def told(self, sample: Sample) -> str:
+        return f"{self.stamp(sample[0])} {sample[1]}"
 
-class _Images(Dataset[Sample]):
-    """An image that cannot be read comes back as the error's text, so that it leaves the worker unharmed."""
-
-    def __init__(self, samples: list[tuple[str, int]], transform: v2.Transform, seed: int | None) -> None:
-        self.samples, self.transform, self.seed = samples, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        from torchvision.datasets.folder import pil_loader
-
-        path, label = self.samples[index]
-        try:
-            image = pil_loader(path)
-        except Exception as error:  # decoders raise anything on damaged files
-            return (
-                f"{path} cannot be read as an image ({type(error).__name__}: {error}). Replace or remove it.",
-                label,
-            )
-        if self.seed is None:
-            return self.transform(image), label
-        # Seeded by image, not by worker: the same pictures with any number of workers.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed((self.seed * 1_000_003 + index) % 2**63)
-            return self.transform(image), label
-
-
-def _collate(samples: list[Sample]) -> tuple[Any, Tensor]:
-    broken = next((image for image, _ in samples if isinstance(image, str)), None)
-    labels = torch.tensor([label for _, label in samples])
-    return (broken, labels) if broken else (torch.stack([image for image, _ in samples]), labels)  # type: ignore[misc]
+    def constants(self) -> Sequence[Tensor]:
+        return self.normalised.mul, self.normalised.add
 
 
 def _training_transform(size: int, augment: Augment) -> v2.Transform:

@@ -11,13 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sentei.data import sources
+from sentei.data.coco import load_coco
 from sentei.data.dataset import Data, describe, kind_of
 from sentei.data.folder import load_folder
+from sentei.data.segmentation import load_segmentation
 from sentei.data.sources import IMAGENET, Source, Statistics
 from sentei.data.splits import TensorSplit, stratified_split
 from sentei.errors import DataError
 
 NAMES = ("digits", "cifar10", "cifar100", "fashion-mnist")
+FOLDERS = ("imagefolder:", "segmentation:", "coco:")
+"""What references to a folder begin with."""
 Normalize = str | tuple[Sequence[float], Sequence[float]]
 
 
@@ -36,9 +40,6 @@ def located(ref: str, root: str | Path | None) -> tuple[str, str | None]:
         held = [r for r in sources.candidate_roots(None) if r.is_dir()]
         root = next((r for r in held if sources.holds(r, ref)), held[0] if held else None)
     return ref, None if root is None else str(Path(root).expanduser().resolve())
-
-
-FOLDERS = ("imagefolder:", "segmentation:", "coco:")
 
 
 def in_folder(ref: str) -> str | None:
@@ -68,40 +69,45 @@ def load_data(
     normalize: Normalize | None = None,
     workers: int | None = None,
 ) -> Data:
-    """Load a data set and split it: validation is stratified, seeded, and never overlaps train.
+    """Load a data set and split it: validation is seeded, stratified by class, and never overlaps train.
 
     >>> data = load_data("digits")
     >>> len(data.train), len(data.val), len(data.test), data.input_shape
     (1257, 180, 360, (1, 8, 8))
 
     Args:
-        ref: ``digits``, ``cifar10``, ``cifar100``, ``fashion-mnist``, ``imagefolder:PATH`` (with train/ and
-            val/ or test/ inside), or ``path/to/file.py:function`` (see `sentei.data.sources.from_function`).
+        ref: ``digits``, ``cifar10``, ``cifar100``, ``fashion-mnist``; ``imagefolder:PATH`` with train/CLASS/images;
+            ``segmentation:PATH`` with train/images and train/masks (see `sentei.data.segmentation`); ``coco:PATH`` with
+            train.json and train/ (see `sentei.data.coco`), each with val or test or both besides; or
+            ``path/to/file.py:function`` (see `sentei.data.sources.from_function`).
         root: where the files are; else the environment's SENTEI_DATA, else ./data. Missing data is downloaded
             by torchvision where there is a network.
         val: images, or fraction of the training images, for validation; None is the data set's own default
             (5,000 for CIFAR and Fashion-MNIST, 180 for digits, a tenth otherwise); 0 is no validation split.
-        image_size: height and width in pixels; None keeps small images as they are and means 224 for folders.
+        image_size: height and width in pixels. None keeps images as they are, but means 224 for image folders, and for
+            segmentation where not all images are of one size.
         device: where the images live and the batches appear.
-        normalize: ``imagenet``, ``none``, or (mean, std) for pixels in 0..1; None is the data set's own.
-        workers: processes that decode an image folder; None is one for each CPU (at most 8), 0 is none.
+        normalize: ``imagenet``, ``none``, or (mean, std) for pixels in 0..1; None is the data set's own. Detectors
+            normalise themselves: coco: takes none.
+        workers: processes that decode files; None is one for each CPU (at most 8), and none where segmentation or
+            detection images are few enough to be kept in memory; 0 is none.
 
     Raises:
         DataError: unknown reference, or data that is missing, damaged or inconsistent; the text says where it
             was looked for and how to get it.
     """
-    if ref.startswith("imagefolder:"):
+    if in_folder(ref) is not None:
         path = _folder(ref, root)
+        if kind_of(ref) == "coco":
+            if normalize not in (None, "none"):
+                raise DataError(
+                    "coco: images are not normalised, as detectors do that themselves: leave normalize out."
+                )
+            return load_coco(ref, path, val=val, seed=seed, size=image_size, device=device, workers=workers)
+        load = load_folder if kind_of(ref) == "imagefolder" else load_segmentation
         statistics = _statistics(normalize, 3, IMAGENET)
-        return load_folder(
-            ref,
-            path,
-            val=val,
-            seed=seed,
-            size=image_size,
-            device=device,
-            statistics=statistics,
-            workers=workers,
+        return load(
+            ref, path, val=val, seed=seed, size=image_size, device=device, statistics=statistics, workers=workers
         )
     return _in_memory(ref, _source(ref, root), val, seed, image_size, torch.device(device), normalize)
 
@@ -118,7 +124,8 @@ def _source(ref: str, root: str | Path | None) -> Source:
     near = get_close_matches(ref, NAMES, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(
-        f"Unknown data set {ref!r}.{hint} Known: {', '.join(NAMES)}, imagefolder:PATH, path/to/file.py:function."
+        f"Unknown data set {ref!r}.{hint} Known: {', '.join(NAMES)}, {', '.join(f'{kind}PATH' for kind in FOLDERS)}, "
+        "path/to/file.py:function."
     )
 
 

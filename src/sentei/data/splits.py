@@ -31,7 +31,7 @@ class Augment:
     cutout: int = 0
     """Side in pixels of a square set to the mean colour (DeVries and Taylor 2017, arXiv 1708.04552)."""
     scale: tuple[float, float] = (0.35, 1.0)
-    """Range of the area that a random resized crop covers. Image folders only."""
+    """Range of the area that a random resized crop covers. Image files only."""
 
 
 def content_of(*parts: Tensor | str) -> str:
@@ -73,7 +73,7 @@ class Split(Protocol):
         limit: int | None = None,
         augment: Augment | None = None,
     ) -> Batches:
-        """Yield batches on the device: of images (float32 N,C,H,W, normalised, channels last; int64 labels N) here.
+        """Yield batches on the device: images (float32 N,C,H,W, normalised, channels last) and int64 labels N here.
 
         With ``train`` the order and the augmentation follow from (seed, epoch) alone and an incomplete last
         batch is dropped; without it every image comes once, in order. ``limit`` takes only so many images:
@@ -123,6 +123,20 @@ def stratified_split(labels: np.ndarray[Any, Any], val: int | float, seed: int) 
     except ValueError as error:
         raise DataError(f"The training images cannot be split by class: {error}") from error
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(held))
+
+
+def random_split(size: int, val: int | float, seed: int) -> tuple[Tensor, Tensor]:
+    """As `stratified_split`, for samples without a class of their own."""
+    count = round(val * size) if isinstance(val, float) and val < 1 else int(val)
+    if val == 0:
+        return torch.arange(size), torch.arange(0)
+    if not 1 <= count < size:
+        raise DataError(
+            f"A validation split of {val} does not fit {size} training images. Give a fraction below 1 or a number "
+            f"from 1 to {size - 1}; 0 means none."
+        )
+    order = torch.randperm(size, generator=epoch_generator(seed, -1))
+    return order[count:].sort().values, order[:count].sort().values
 
 
 class TensorSplit:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from sentei.errors import SurgeryError, TraceError
+from sentei.errors import SenteiError, SurgeryError, TraceError
 from sentei.graph.copying import rebuilt
+from sentei.graph.dispatch import Dispatcher
 from sentei.graph.inputs import Inputs, arguments
 from sentei.graph.outputs import output_tensors
 from sentei.graph.part import Forward, name_of, part_of, whose
@@ -33,13 +34,17 @@ def first_pass(
     `choices` are the axes along which splits shrink (see `Split`). TraceError if the model cannot be run so, or if
     there is nothing that could be pruned or proven.
     """
-    mode = LabelMode({}, _labelled_dims(model, named), choices)
+    mode = Dispatcher({}, _labelled_dims(model, named), choices)
     try:
         rehearse(mode, model, inputs, forward=forward)
     except SurgeryError as error:
         raise TraceError(str(error)) from error
+    except SenteiError:  # a given forward that knows what it cannot run
+        raise
     except Exception as error:
+        _check_own_modules(model, mode, forward)
         raise _refusal(model, inputs, forward, example, mode, error) from error
+    _check_own_modules(model, mode, forward)
     if not mode.trace.output_shapes:
         source = "the model's output" if forward is None else f"the output of {whose(forward)}"
         raise TraceError(
@@ -47,11 +52,20 @@ def first_pass(
             "or object that holds them (not a function, a generator or the model itself)"
         )
     if not mode.trace.contractions:
-        of_it = "" if forward is None else " of the model that it is called with"
-        raise TraceError(
-            f"nothing to prune: {whose(forward)} runs no convolution, matrix product or recurrent layer{of_it}"
-        )
+        raise TraceError(f"nothing to prune: {whose(forward)} runs no convolution, matrix product or recurrent layer")
+    if not mode.trace.slots:
+        raise TraceError(f"nothing to prune: {whose(forward)} reads no channels of the model's parameters")
     return mode.trace
+
+
+def _check_own_modules(model: nn.Module, mode: LabelMode, forward: Forward | None) -> None:
+    """TraceError if a given forward runs the model that it knows from elsewhere, not the copy that it is given."""
+    name = next((n for n, m in model.named_modules() if id(m) in mode.strangers), None)
+    if forward is not None and name is not None:
+        raise TraceError(
+            f"{whose(forward)} runs {f'module {name!r} of ' if name else ''}the model that was given to trace: it has "
+            "to use its first argument, because copies of the model run"
+        )
 
 
 def _labelled_dims(model: nn.Module, named: Mapping[str, Tensor]) -> set[tuple[str, int]]:
@@ -75,9 +89,7 @@ def _refusal(
     if own is None:
         what = "the model" if forward is None else f"the part of the model that {name_of(forward)!r} runs"
         return TraceError(untraceable(error, mode.failed.where if mode.failed else "", what))
-    return TraceError(
-        f"{whose(forward)} failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}"
-    )
+    return TraceError(f"{whose(forward)} failed on the example inputs {inputs}{where}: {type(own).__name__}: {own}")
 
 
 def _own_failure(model: nn.Module, forward: Forward | None, example: Any) -> Exception | None:

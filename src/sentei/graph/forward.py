@@ -34,7 +34,10 @@ def tracking(mode: LabelMode, model: nn.Module) -> Iterator[Callable[..., Any]]:
         return follow(plain, module, *args, **kwargs)
 
     def follow(call: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        name = names.get(id(module), mode.where)
+        name = names.get(id(module))
+        if name is None:
+            mode.strangers.add(id(module))
+            name = mode.where
         note = mode.units is None and not is_layer(module)
         if note:
             _meet(mode, name, "in", (args, kwargs))

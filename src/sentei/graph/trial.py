@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from sentei.graph.bundles import steps_of
+from sentei.graph.dispatch import Dispatcher
 from sentei.graph.forward import as_numpy
 from sentei.graph.graph import ChannelGraph, HasKeep
 from sentei.graph.inputs import Inputs
@@ -17,7 +18,6 @@ from sentei.graph.measure import other_sizes
 from sentei.graph.record import At, Numbers, Occurrence, tied_pairs
 from sentei.graph.rehearsal import rehearse
 from sentei.graph.resize import cut_shape, named_tensors
-from sentei.graph.tracer import LabelMode
 
 Atom = tuple[tuple[int, ...], int]
 """What shrinks on its own, a group or a bundle of groups that keep the same share, with its number of steps."""
@@ -63,7 +63,7 @@ def mismatch(
     wrong = None if swap else _wrong_shape(named_tensors(model), graph, plan)
     if wrong is not None:
         return wrong
-    mode = LabelMode({}, units=graph.slot_units(plan))
+    mode = Dispatcher({}, units=graph.slot_units(plan))
     cuts = graph.cuts(plan) if swap else {}
     attrs = graph.attributes(model, plan, cuts) if swap else []
     failed = None

@@ -29,6 +29,15 @@ def load_function(ref: str, error: type[SenteiError] = ModelError) -> Callable[.
 
     >>> load_function("my_net.py:make")()  # doctest: +SKIP
     """
+    function = load_value(ref, error, callable)
+    assert callable(function)
+    return function
+
+
+def load_value(
+    ref: str, error: type[SenteiError] = ModelError, wanted: Callable[[Any], bool] = lambda value: value is not None
+) -> Any:
+    """As `load_function`, for anything that a file may hold under a name."""
     file, _, name = ref.rpartition(":")
     path = Path(file).expanduser()
     if not file.endswith(".py") or not name.isidentifier():
@@ -49,8 +58,8 @@ def load_function(ref: str, error: type[SenteiError] = ModelError) -> Callable[.
         raise error(f"{path} failed to import: {type(problem).__name__}: {problem}") from problem
     finally:
         sys.path.remove(str(path.resolve().parent))
-    function = getattr(module, name, None)
-    if not callable(function):
+    value = getattr(module, name, None)
+    if not wanted(value):
         public = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module_name]
         raise error(f"{path} has no function {name!r}. It defines: {', '.join(public) or 'none'}.")
-    return function
+    return value

@@ -5,6 +5,7 @@ from sentei.plan.budget import Budget
 from sentei.plan.compose import compose
 from sentei.plan.constraints import Constraints
 from sentei.plan.criteria import CRITERIA, Criterion, criterion
+from sentei.plan.exact import widths
 from sentei.plan.plan import Plan
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "plan_from_widths",
     "rescaler",
     "uniform",
+    "widths",
 ]

@@ -60,13 +60,18 @@ def allocate(
 ) -> Plan:
     """Keep the units with the highest scores within the budget.
 
-    >>> plan = allocate(graph, Budget(macs=0.5), CRITERIA["l1"](model, graph))  # doctest: +SKIP
+    >>> scores = sentei.plan.CRITERIA["l1"](model, graph)  # doctest: +SKIP
+    >>> plan = sentei.allocate(graph, sentei.Budget(macs=0.5), scores)  # doctest: +SKIP
 
     `scores` is {group name: float [width]} for every group that may shrink, comparable between groups for
     scope "global", where one threshold decides over the whole network; "local" gives all groups the same keep
     ratio. A removal takes `constraints.round_to` units at once and ranks by their mean score; among equal
-    ones the group that has lost least goes first, and within a group the last unit. Budget, note and errors
-    are those of `uniform`.
+    ones the group that has lost least goes first, and within a group the last unit. Budget and note are those of
+    `uniform`. One threshold over all layers is that of Liu et al., "Learning Efficient Convolutional Networks through
+    Network Slimming" (ICCV 2017, arXiv 1708.06519); here scores of any kind meet it.
+
+    Raises BudgetError, naming the smallest reachable cost, if the budget cannot be met, and PlanError for another
+    scope, a group that may shrink and has no scores, and scores of another shape, NaN or infinite.
     """
     if scope not in ("global", "local"):
         raise PlanError(f"scope={scope!r}: expected 'global' or 'local'")

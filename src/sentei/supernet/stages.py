@@ -21,12 +21,12 @@ from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.graph import labels as lab
 from sentei.graph.copying import rebuilt
+from sentei.graph.dispatch import Dispatcher
 from sentei.graph.forward import run
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
 from sentei.graph.part import part_of
 from sentei.graph.resize import carries_units, named_tensors
-from sentei.graph.tracer import LabelMode
 from sentei.supernet.dataflow import Dataflow, Output, record
 
 Visit = Callable[[int, Tensor], Tensor | None]
@@ -226,7 +226,7 @@ def _boundaries(model: nn.Module, graph: ChannelGraph, ends: Sequence[str]) -> t
     """The units at each boundary, and how many contractions have run until there."""
     model = rebuilt(model, {}).eval()
     sources = {id(t): n for n, t in named_tensors(model).items() if carries_units(t) and t.ndim}
-    mode = LabelMode(sources, units=graph.slot_units())
+    mode = Dispatcher(sources, units=graph.slot_units())
     found: list[Boundary] = []
     positions: list[int] = []
     bare = [Boundary(name, (), 1, np.zeros(0, np.int64)) for name in ends]

@@ -1,12 +1,13 @@
-"""Cut, slim, permute, prove, save and load."""
+"""Cut, slim, permute, fold, prove, save and load; optimizers that go on after a cut."""
 
 from sentei.surgery.check import CheckReport, check, reference, retrace
 from sentei.surgery.cut import cut, permute
 from sentei.surgery.files import load, load_plan, save
 from sentei.surgery.fold import Folded, FoldReport, fold
+from sentei.surgery.optimizer import carry_optimizer, check_optimizer
 from sentei.surgery.slim import slim
 
 __all__ = [
-    "CheckReport", "FoldReport", "Folded", "check", "cut", "fold", "load", "load_plan", "permute", "reference",
-    "retrace", "save", "slim",
+    "CheckReport", "FoldReport", "Folded", "carry_optimizer", "check", "check_optimizer", "cut", "fold", "load",
+    "load_plan", "permute", "reference", "retrace", "save", "slim",
 ]  # fmt: skip

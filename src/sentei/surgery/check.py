@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sentei.errors import SurgeryError, TraceError
 from sentei.graph import ChannelGraph
 from sentei.graph.copying import rebuilt
+from sentei.graph.dispatch import Dispatcher
 from sentei.graph.forward import run
 from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import Inputs, arguments, cast
@@ -21,7 +22,6 @@ from sentei.graph.part import Forward, part_of, whose
 from sentei.graph.record import Numbers, Occurrence, tied_pairs
 from sentei.graph.rehearsal import no_garbage_collection, rehearse
 from sentei.graph.resize import carries_units, named_tensors
-from sentei.graph.tracer import LabelMode
 from sentei.graph.trial import mismatch
 
 SINGLE, DOUBLE = 1e-4, 1e-9
@@ -81,7 +81,7 @@ def reference(
     actor = rebuilt(graph.without_memory(model), {})
     sources = {id(t): n for n, t in named_tensors(actor).items() if carries_units(t) and t.ndim}
     kept = torch.from_numpy(graph.kept_units(plan))
-    mode = LabelMode(sources, units=graph.slot_units(), kept=kept, numbers=numbers)
+    mode = Dispatcher(sources, units=graph.slot_units(), kept=kept, numbers=numbers)
     actor.eval()
     try:
         outputs = run(mode, actor, Inputs.real(example_inputs), graph.forward)
@@ -144,7 +144,7 @@ def _own_numbers(model: nn.Module, graph: ChannelGraph, inputs: Inputs | None) -
     """The plain numbers that the full model computes with on inputs like these."""
     if inputs is None:
         return graph.trace_record.numbers
-    mode = LabelMode({}, units=graph.slot_units())
+    mode = Dispatcher({}, units=graph.slot_units())
     with no_garbage_collection(), suppress(Exception):  # what fails here fails again, and is told, with values
         rehearse(mode, model, inputs, forward=graph.forward)
     return mode.trace.numbers

@@ -15,6 +15,7 @@ from sentei.graph.copying import rebuilt, refreshed
 from sentei.graph.graph import HasKeep
 from sentei.graph.resize import named_tensors
 from sentei.surgery.history import cut_once_more
+from sentei.surgery.stale import remember_cut
 from sentei.surgery.tensors import laid_out, sliced
 
 
@@ -24,7 +25,8 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
     >>> small = sentei.cut(model, graph, sentei.uniform(graph, sentei.Budget(macs=0.5)))
 
     Same Python class, same forward code, same state_dict names; parameters are sliced and attributes (in_channels,
-    groups, num_features, normalized_shape, ...) follow. Raises PlanError if plan, graph and model do not fit.
+    groups, num_features, normalized_shape, ...) follow. An optimizer keeps the parameters that it was given, those of
+    `model`: `carry_optimizer` makes the one of `small`. Raises PlanError if plan, graph and model do not fit.
     """
     graph.check_fits(model)
     keep = graph.bind(plan.keep)
@@ -33,6 +35,7 @@ def cut(model: nn.Module, graph: ChannelGraph, plan: HasKeep) -> nn.Module:
         changed = sliced(graph, named, cuts)
     replaced = {id(named[name]): _like(named[name], t.detach()) for name, t in changed.items()}
     new = refreshed(rebuilt(model, replaced, graph.attributes(model, plan, cuts)))
+    remember_cut(named.values(), new)
     return cut_once_more(new, graph.structure, keep)
 
 

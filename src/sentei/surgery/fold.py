@@ -76,18 +76,26 @@ class Folded:
 def fold(model: nn.Module, graph: ChannelGraph, inputs: Any, mode: Mode = "exact") -> Folded:
     """Find the constant and the unread channels, and move what they contribute into what remains.
 
-    >>> folded = fold(model, graph, images)                     # some BatchNorm scales of model are zero
+    A channel whose BatchNorm scale is zero is a constant image, and what it adds to its readers is a constant too: Ye,
+    Lu, Lin and Wang, "Rethinking the Smaller-Norm-Less-Informative Assumption in Channel Pruning of Convolution Layers"
+    (ICLR 2018, arXiv 1802.00124), section 4.3.
+
+    >>> with torch.no_grad():
+    ...     model.layer1[0].bn1.weight[:8] = 0
+    >>> folded = sentei.fold(model, graph, images)
     >>> small = sentei.cut(folded.model, graph, folded.plan)    # small(x) == model(x), up to rounding
+    >>> print(folded.report)                                    # how many went, and why others did not
 
     Args:
-        inputs: real inputs of the model, a few images.
+        inputs: real inputs of the model, a few images [N, C, H, W] for instance.
         mode: "exact" also holds at borders. Where a reader pads with zeros, which are not the constant, one of the
             constant units of a group stays and its weights take the sum of all others' contributions; elsewhere the
             reader's bias takes it, or the running mean of the BatchNorm after it. "bias" does without carriers, as the
             paper, and is wrong in the ring that the padding reaches.
 
-    Each group keeps at least one unit, and groups of a bundle (`graph.bundles`) all of theirs. Raises SurgeryError if
-    the outputs move (mode "exact"), PlanError if graph and model do not fit.
+    Each group keeps at least one unit, and groups of a bundle (`graph.bundles`) all of theirs. The model itself stays
+    as it is. Raises SurgeryError if the outputs move (mode "exact") or the model takes other paths on other inputs,
+    PlanError if graph and model do not fit, ConfigError for another mode.
     """
     if mode not in ("exact", "bias"):
         raise ConfigError(f"mode is {mode!r}; expected 'exact' or 'bias'")

@@ -18,12 +18,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from sentei.graph import ChannelGraph
 from sentei.graph import labels as lab
-from sentei.graph.calls import Call
 from sentei.graph.copying import rebuilt
+from sentei.graph.dispatch import Dispatcher
 from sentei.graph.forward import run
 from sentei.graph.inputs import Inputs, arguments
+from sentei.graph.operation import Call
 from sentei.graph.resize import carries_units, named_tensors
-from sentei.graph.tracer import LabelMode
 
 CONVOLUTIONS = ("aten.convolution", "aten._convolution", "aten.mkldnn_convolution")
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
@@ -67,7 +67,7 @@ class Watch:
 Answer = Callable[[int, Tensor, Reading], Tensor]
 
 
-class _Watcher(LabelMode):
+class _Watcher(Dispatcher):
     """A reference run in which nothing is removed and every place that would silence a unit takes note instead."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, answer: Answer | None) -> None:

@@ -71,7 +71,7 @@ def _proposals(model: FasterRCNN, objectness: Iterable[Tensor]) -> int:
     return int(min(model.rpn._post_nms_top_n["testing"], anchors))
 
 
-def _pooled(features: Mapping[str, Tensor], pool: nn.Module, boxes: int) -> Tensor:
+def _pooled(features: Mapping[str, Tensor], pool: Any, boxes: int) -> Tensor:
     """The features of an image in the size of a box, boxes times over: all levels that boxes may be taken from."""
     levels = [f for name, f in features.items() if name in getattr(pool, "featmap_names", features)]
     first, *others = (adaptive_avg_pool2d(f, cast(tuple[int, int], pool.output_size)) for f in levels)

@@ -60,7 +60,7 @@ class Recipe:
     cutout: int | None = None
     """Side of a square hidden at random (images in memory)."""
     scale: tuple[float, float] | None = None
-    """Area range of the random resized crop (image folders)."""
+    """Area range of the random resized crop (image files)."""
     limit: int | None = None
     """Train on only so many images an epoch."""
     seed: int = 0

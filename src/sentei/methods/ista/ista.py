@@ -312,7 +312,7 @@ class _Search:
             live = torch.zeros(g.width)
             live[torch.from_numpy(plan.keep[g.name].copy())] = 1
             count += int(((live == 0) & (g.norms(model).cpu() > 0)).sum())
-            g.multiply(model, live.to(self.images.device))
+            g.multiply(model, live.to(self.pruning.data.device))
         return count
 
 
