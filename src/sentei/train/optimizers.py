@@ -39,14 +39,19 @@ class Optimizers:
         if still:
             every.append(torch.optim.SGD([{"params": still, "weight_decay": 0.0}], lr=recipe.lr))
         self.every = every
-        self.groups = [(g, g["lr"] / recipe.lr if recipe.lr else 1.0) for o in every for g in o.param_groups]
+        self.shares = [g["lr"] / recipe.lr if recipe.lr else 1.0 for g in self.groups]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Those of now: loading a state puts others in their place."""
+        return [group for optimizer in self.every for group in optimizer.param_groups]
 
     def zero_grad(self) -> None:
         for optimizer in self.every:
             optimizer.zero_grad(set_to_none=True)
 
     def step(self, lr: float) -> None:
-        for group, share in self.groups:
+        for group, share in zip(self.groups, self.shares, strict=True):
             group["lr"] = lr * share
         for optimizer in self.every:
             optimizer.step()
