@@ -78,7 +78,8 @@ def main() -> None:
         trainer(small, train, val, folder, 2).train()
 
         # Or: sentei chooses by the data and trains on by itself, fed by Trainer's own loaders.
-        data = sentei.Data.of(first.get_train_dataloader(), first.get_eval_dataloader(), first.get_eval_dataloader())
+        test = first.get_test_dataloader(Digits(1600, None))
+        data = sentei.Data.of(first.get_train_dataloader(), first.get_eval_dataloader(), test)
         recipe = Recipe(epochs=2, lr=0.02)
         result = sentei.prune(model, data, task=Classes(), method="taylor", recipe=recipe, progress=False)
         print(f"sentei.prune: accuracy {result.summary['pruned']['accuracy']:.1%}")

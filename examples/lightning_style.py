@@ -76,7 +76,7 @@ def main() -> None:
         module, data, task=OfModule(), method="taylor", budget=sentei.Budget(macs=0.5), recipe=recipe,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=2e-3), progress=False,
     )  # fmt: skip
-    before, after = (result.summary[k] for k in ("original", "pruned"))
+    before, after = (result.summary[k] for k in ("base", "pruned"))
     print(f"accuracy {before['accuracy']:.1%} -> {after['accuracy']:.1%}, MACs {before['macs']:,} -> {after['macs']:,}")
     print("still a module with its own step:", type(result.model).__name__, result.model.training_step(batch, 0).item())
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sentei
 
-EPOCHS, CUT_AFTER = 6, 2
+EPOCHS, CUT_AFTER = 5, 2
 
 
 def loaders():
@@ -22,7 +22,7 @@ def loaders():
     x = torch.from_numpy(digits.images / 8 - 1).float()[:, None]
     x = torch.nn.functional.interpolate(x, 32, mode="bilinear")
     data = TensorDataset(x, torch.from_numpy(digits.target))
-    train, val = torch.utils.data.random_split(data, [800, len(x) - 800], torch.Generator().manual_seed(0))
+    train, val = torch.utils.data.random_split(data, [600, len(x) - 600], torch.Generator().manual_seed(0))
     return DataLoader(train, batch_size=40, shuffle=True), DataLoader(val, batch_size=200)
 
 
@@ -50,7 +50,8 @@ def main() -> None:
     criterion = LabelSmoothingCrossEntropy(0.1)
     for epoch in range(EPOCHS):
         train(model, train_loader, optimizer, scheduler, criterion, epoch)
-        print(f"epoch {epoch + 1}: accuracy {accuracy(model, val_loader):.1%}, lr {optimizer.param_groups[0]['lr']:.1e}")
+        rate = optimizer.param_groups[0]["lr"]
+        print(f"epoch {epoch + 1}: accuracy {accuracy(model, val_loader):.1%}, learning rate {rate:.1e}")
         if epoch + 1 != CUT_AFTER:
             continue
 
@@ -64,8 +65,8 @@ def main() -> None:
         scheduler = CosineLRScheduler(optimizer, t_initial=EPOCHS, lr_min=1e-5)
         scheduler.load_state_dict(rates)
         optimizer.load_state_dict(state)  # building a scheduler sets its rates
-        print(f"cut: {graph.cost().macs:,} -> {graph.cost(plan).macs:,} MACs, accuracy {accuracy(small, val_loader):.1%}")
         model = small
+        print(f"cut: {graph.cost().macs:,} -> {graph.cost(plan).macs:,} MACs, {accuracy(model, val_loader):.1%}")
 
 
 if __name__ == "__main__":
