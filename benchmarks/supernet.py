@@ -28,7 +28,7 @@ from sentei.plan.criteria import l1
 from sentei.supernet.proxies import StageDistances, SubnetMetric
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
-from sentei.supernet.training import Supernet, SupernetLoss
+from sentei.supernet.training import SortedNet, SupernetLoss
 from sentei.threads import set_threads
 from sentei.train.recipe import bf16_supported
 
@@ -57,7 +57,7 @@ def row(name: str, options: argparse.Namespace) -> str:
     stages = find_stages(model, graph)
     inside = [graph.groups[g].name for part in stages.inside for g in part]
     inner = [name for name in searched_groups(graph, "inner") if name in inside]
-    net = Supernet.of(model, graph, stages, shares(graph, inner, Constraints(max_ratio=0.9)), l1(model, graph))
+    net = SortedNet.of(model, graph, stages, shares(graph, inner, Constraints(max_ratio=0.9)), l1(model, graph))
     x = torch.randn(options.batch, 3, options.size, options.size).to(memory_format=torch.channels_last)
     y = torch.arange(options.batch) % 10
     steps: dict[str, Callable[[], None]] = {"plain": lambda: plain(net.model, x, y)}
@@ -101,7 +101,7 @@ def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
-def candidates(net: Supernet, options: argparse.Namespace) -> tuple[float, float]:
+def candidates(net: SortedNet, options: argparse.Namespace) -> tuple[float, float]:
     """Candidates a minute by accuracy and by stage distances."""
     images = torch.randn(2000, 3, options.size, options.size).to(memory_format=torch.channels_last)
     labels = torch.arange(2000) % 10

@@ -3,7 +3,7 @@
 from sentei.data import Data
 from sentei.errors import SenteiError
 from sentei.graph import ChannelGraph, Cost, Group, Slice, trace
-from sentei.methods import PruneResult, Sparsifier, prune, search_widths
+from sentei.methods import PruneResult, Sparsifier, Supernet, prune, search_widths
 from sentei.plan import Budget, Constraints, Plan, allocate, compose, uniform, widths
 from sentei.surgery import (
     carry_optimizer,
@@ -21,6 +21,6 @@ from sentei.tasks import Task
 
 __all__ = [
     "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Group", "Plan", "PruneResult", "SenteiError", "Slice",
-    "Sparsifier", "Task", "allocate", "carry_optimizer", "check", "check_optimizer", "compose", "cut", "fold", "load",
-    "permute", "prune", "retrace", "save", "search_widths", "slim", "trace", "uniform", "widths",
+    "Sparsifier", "Supernet", "Task", "allocate", "carry_optimizer", "check", "check_optimizer", "compose", "cut",
+    "fold", "load", "permute", "prune", "retrace", "save", "search_widths", "slim", "trace", "uniform", "widths",
 ]  # fmt: skip

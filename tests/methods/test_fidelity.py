@@ -162,7 +162,7 @@ def test_the_command_writes_a_run_that_resume_shows(tmp_path, capsys):
     assert "How each proxy ranks them" in told
     assert (tmp_path / "run" / "fidelity.svg").read_text().startswith("<svg")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["task"] == "fidelity"
+    assert summary["verb"] == "fidelity"
     assert main(["resume", run]) == 0
     assert "is finished already" in capsys.readouterr().out
     assert main([*command, "--run", run]) == 2

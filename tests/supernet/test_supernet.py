@@ -15,9 +15,9 @@ from sentei.plan import CRITERIA, Constraints
 from sentei.supernet.proxies import StageDistances, SubnetMetric, batch_statistics, even_batches
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
-from sentei.supernet.training import Supernet, SupernetLoss, full_pass, stage_losses, training_bytes
+from sentei.supernet.training import SortedNet, SupernetLoss, full_pass, stage_losses, training_bytes
 from sentei.surgery import cut
-from sentei.tasks import distillation_loss
+from sentei.tasks import Classification, distillation_loss
 from sentei.train import Recipe, evaluate, fit, recalibrate
 from tests.methods.networks import Three
 
@@ -29,7 +29,7 @@ def supernet(model, inputs, interfaces=False):
     stages = find_stages(model, graph)
     free = np.concatenate([*stages.inside, *(stages.between if interfaces else ())])
     space = shares(graph, [graph.groups[g].name for g in free], FREE)
-    return Supernet.of(model, graph, stages, space, CRITERIA["l1"](model, graph))
+    return SortedNet.of(model, graph, stages, space, CRITERIA["l1"](model, graph))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def drawn(net, seed=0):
 
 def test_sorting_keeps_the_function_and_unsorting_the_weights(net):
     model = Three().double().eval()
-    other = Supernet.of(model, net.graph, net.stages, net.space, CRITERIA["l1"](model, net.graph))
+    other = SortedNet.of(model, net.graph, net.stages, net.space, CRITERIA["l1"](model, net.graph))
     x, _ = images()
     assert torch.allclose(other.model(x), model(x), rtol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(other.unsorted().parameters(), model.parameters(), strict=True))
@@ -92,7 +92,7 @@ def test_losses_equal_those_of_cut_stages(interfaces):
             F.mse_loss(small.b(h1[:, :k1]), h2[:, :k2]) / h2.float().var(),
             distillation_loss(small.linear(small.c(h2[:, :k2]).mean((2, 3))), scores, 1.0),
         ]
-        targets, found = full_pass(model, net.stages, x)
+        targets, found = full_pass(model, net, x)
         assert torch.equal(found, scores)
         losses = stage_losses(net, widths, x, targets, scores)
     assert torch.tensor(losses).tolist() == pytest.approx(torch.tensor(expected).tolist(), rel=1e-5)
@@ -101,7 +101,7 @@ def test_losses_equal_those_of_cut_stages(interfaces):
 def test_gradients_equal_those_of_cut_stages(net):
     """One stage's loss, differentiated through a cut stage, lands in the same slices of the full weights."""
     model, widths, (x, _) = net.model.eval(), drawn(net, 2), images()
-    targets, scores = full_pass(model, net.stages, x)
+    targets, scores = full_pass(model, net, x)
     stage_losses(net, widths, x, targets, scores.detach())[1].backward()
     small = cut(model, net.graph, net.prefix(widths))
     h1 = model.a(x).detach()
@@ -146,11 +146,11 @@ def test_distances_take_statistics_of_the_batch_and_leave_the_network_alone(net)
 def test_accuracy_is_that_of_the_recalibrated_cut(net):
     data = load_data("digits")
     model = Three()
-    net = Supernet.of(model, net.graph, net.stages, net.space, CRITERIA["l1"](model, net.graph))
+    net = SortedNet.of(model, net.graph, net.stages, net.space, CRITERIA["l1"](model, net.graph))
     proxy, widths = SubnetMetric.of(net, data, images=180, recalibrate=200), drawn(net)
     small = cut(net.unsorted(), net.graph, net.plan(widths))
     recalibrate(small, proxy.calibration)
-    assert proxy(widths)["accuracy"] == pytest.approx(evaluate(small, data.val).value, abs=0.02)
+    assert proxy(widths)["val_accuracy"] == pytest.approx(evaluate(small, data.val).value, abs=0.02)
     assert proxy(widths) == proxy(widths)
 
 
@@ -164,7 +164,7 @@ def test_every_unit_is_taught_in_every_step_where_the_full_network_is(rule):
     for step in range(8):
         torch.manual_seed(step)
         net.model.train().zero_grad()
-        objective(net.model, *images())
+        objective(net.model, images())
         parameters = dict(net.model.named_parameters())
         for group in net.graph.groups:
             taught = torch.zeros(group.width, dtype=torch.bool)
@@ -194,7 +194,7 @@ def test_split_batches_give_the_same_gradients(rule):
         torch.manual_seed(1)
         net.model.zero_grad()
         objective = SupernetLoss(net, rule, chunk=chunk)
-        loss = objective(net.model, *images())
+        loss = objective(net.model, images())
         found.append((float(loss), [p.grad.clone() for p in net.model.parameters()], objective.measured()))
     (loss_a, grads_a, told_a), (loss_b, grads_b, told_b) = found
     assert loss_a == pytest.approx(loss_b)
@@ -209,7 +209,7 @@ def test_full_network_statistics_are_those_of_its_own_pass(net):
     plain = copy.deepcopy(net.model).train()
     plain(x)
     net.model.train()
-    SupernetLoss(net)(net.model, x, y)
+    SupernetLoss(net)(net.model, (x, y))
     found = net.model.state_dict()
     assert all(torch.equal(t, found[n]) for n, t in plain.state_dict().items() if "running" in n or "tracked" in n)
 
@@ -221,10 +221,10 @@ def test_training_makes_narrow_networks_work():
     accuracy = SubnetMetric.of(net, data, images=180, recalibrate=500)
     widths = [net.tiny, *(drawn(net, i) for i in range(4))]
     distance = StageDistances.of(net, data, 180)
-    before = [(accuracy(w)["accuracy"], distance(w)) for w in widths]
+    before = [(accuracy(w)["val_accuracy"], distance(w)) for w in widths]
     result = fit(net.model, data, Recipe(epochs=6, batch_size=64, lr=0.05), objective=SupernetLoss(net), progress=False)
     distance = StageDistances.of(net, data, 180)
-    now = [(accuracy(w)["accuracy"], distance(w)) for w in widths]
+    now = [(accuracy(w)["val_accuracy"], distance(w)) for w in widths]
     assert all(a > b + 0.05 for (a, _), (b, _) in zip(now, before, strict=True))
     for i in (1, 2, 3):
         assert sum(far[f"stage{i}"] for _, far in now) < 0.8 * sum(far[f"stage{i}"] for _, far in before)
@@ -255,7 +255,7 @@ def test_networks_of_the_zoo_learn_as_supernets(name):
         torch.manual_seed(step)
         net.model.train()
         optimizer.zero_grad()
-        losses.append(float(objective(net.model, x, y)))
+        losses.append(float(objective(net.model, (x, y))))
         told = objective.measured()
         assert len(told["tiny_losses"]) == len(told["random_losses"]) == len(net.stages)
         optimizer.step()
@@ -270,7 +270,7 @@ def label_loss(net, widths, x, y):
 
 def test_memory_of_training_is_what_autograd_keeps():
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 10))
-    found = training_bytes(model, torch.zeros(2, 1, 8, 8, requires_grad=False))
+    found = training_bytes(model, torch.zeros(2, 1, 8, 8), Classification())
     assert found == 4 * (64 + 4 * 64)  # the image for the conv, the ReLU's output for itself and for the linear layer
 
 

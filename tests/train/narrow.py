@@ -11,7 +11,7 @@ from sentei.data.splits import TensorSplit
 from sentei.plan import Constraints, criterion
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
-from sentei.supernet.training import Supernet, SupernetLoss
+from sentei.supernet.training import SortedNet, SupernetLoss
 from sentei.train import Recipe, fit
 
 SIZE, CLASSES = 56, 4
@@ -87,7 +87,7 @@ def supernet() -> list[tuple[int, bool]]:
     names = [g.name for g in graph.groups if not g.frozen]
     space = shares(graph, names, Constraints(round_to=1, max_ratio=0.6))
     scores = criterion("l1")(model, graph)
-    net = Supernet.of(model, graph, find_stages(model, graph, ("stem", "block")), space, scores)
+    net = SortedNet.of(model, graph, find_stages(model, graph, ("stem", "block")), space, scores)
     met = watch(net.model)
     recipe = Recipe(epochs=1, batch_size=64, lr=0.01, bf16=False)
     fit(net.model, data(), recipe, objective=SupernetLoss(net), progress=False)

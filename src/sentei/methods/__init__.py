@@ -7,8 +7,9 @@ from sentei.methods.oneshot import OneShot
 from sentei.methods.prune import PruneResult, prune
 from sentei.methods.registry import METHODS
 from sentei.methods.search_widths import search_widths
+from sentei.methods.stagewise import Supernet
 
 __all__ = [
-    "FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "Sparsifier", "prune",
+    "FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "Sparsifier", "Supernet", "prune",
     "search_widths",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sentei.errors import CheckpointError
-from sentei.supernet.training import Supernet
+from sentei.supernet.training import SortedNet
 from sentei.tensorfile import read_tensors, write_tensors
 
 ORDER = "order:"
@@ -22,7 +22,7 @@ def file_of(folder: Path, rule: str) -> Path:
     return folder / f"supernet-{rule}.safetensors"
 
 
-def save_supernet(net: Supernet, folder: Path, about: Mapping[str, Any]) -> None:
+def save_supernet(net: SortedNet, folder: Path, about: Mapping[str, Any]) -> None:
     """Write weights, the order of units, and what tells this supernet from others; no pickle."""
     orders = {f"{ORDER}{name}": torch.from_numpy(units.copy()) for name, units in net.order.items()}
     whole = {**net.model.state_dict(), **orders}
@@ -41,7 +41,7 @@ def _existing(folder: Path, rule: str) -> Path:
     return file
 
 
-def load_supernet(net: Supernet, folder: Path, about: Mapping[str, Any]) -> Supernet:
+def load_supernet(net: SortedNet, folder: Path, about: Mapping[str, Any]) -> SortedNet:
     """The supernet of a run, into the untrained `net` of the same settings.
 
     Raises CheckpointError if there is none, the file is damaged, or it was trained with other settings than `about`

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sentei.data import Data, Split
-from sentei.supernet.training import Supernet, Target, detached, full_pass, stage_losses
+from sentei.supernet.training import SortedNet, Target, detached, full_pass, stage_losses
 from sentei.train import recalibrate
 from sentei.train.evaluate import device_of, evaluating, measured
 from sentei.train.recipe import bf16_supported
@@ -34,7 +34,7 @@ class StageDistances:
     the full network are kept if they fit into `memory` bytes, otherwise computed again for each candidate.
     """
 
-    net: Supernet
+    net: SortedNet
     batches: Sequence[Any]
     memory: int = 2**30
     bf16: bool = False
@@ -42,7 +42,7 @@ class StageDistances:
 
     @classmethod
     def of(
-        cls, net: Supernet, data: Data, images: int, memory: int = 2**30, bf16: bool | None = None
+        cls, net: SortedNet, data: Data, images: int, memory: int = 2**30, bf16: bool | None = None
     ) -> StageDistances:
         """`images` of the validation split; bfloat16 where the hardware has it unless told otherwise."""
         return cls(net, even_batches(data.val, images), memory, _bf16(data, bf16))
@@ -96,14 +96,14 @@ class SubnetMetric:
     dict_keys(['fitness', 'val_accuracy', 'val_loss', 'val_majority'])
     """
 
-    net: Supernet
+    net: SortedNet
     calibration: Sequence[Any]
     batches: Sequence[Any]
     bf16: bool = False
 
     @classmethod
     def of(
-        cls, net: Supernet, data: Data, images: int, recalibrate: int, seed: int = 0, bf16: bool | None = None
+        cls, net: SortedNet, data: Data, images: int, recalibrate: int, seed: int = 0, bf16: bool | None = None
     ) -> SubnetMetric:
         """`recalibrate` training images, augmented as in training, and `images` of the validation split."""
         first = data.train.batches(min(BATCH, recalibrate), train=True, seed=seed, limit=recalibrate)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sentei.supernet.merge import Table, merge
-from sentei.supernet.training import Supernet
+from sentei.supernet.training import SortedNet
 
 INTERFACES = 5
 """Widths of a boundary that are tried; the groups there take the same share."""
@@ -22,7 +22,7 @@ class Proposer:
     ones; later ones are bred from those that the merge picked.
     """
 
-    net: Supernet
+    net: SortedNet
     seed: int = 0
 
     def columns(self, groups: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ class Proposer:
 class Tables:
     """The tables of all stages, with the levels behind each row."""
 
-    net: Supernet
+    net: SortedNet
     stages: tuple[Table, ...]
     levels: tuple[np.ndarray, ...]
     """Per stage int64 [rows, n_genes]; only the genes of the stage and of its boundaries mean something."""

@@ -12,7 +12,7 @@ Three rules of training, all on `slim`, hence for every network that can be trac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -35,13 +35,15 @@ from sentei.train.evaluate import CLASSIFICATION
 
 Rule = Literal["stagewise", "sandwich", "random-path"]
 RULES: tuple[str, ...] = get_args(Rule)
+FULL = "full"
+"""Whose the loss of the full network is."""
 
 
 @dataclass(frozen=True, eq=False)
-class Supernet:
+class SortedNet:
     """A network whose units are sorted once by importance, so that a narrow one is the first units of each group.
 
-    >>> net = Supernet.of(model, graph, stages, space, scores)
+    >>> net = SortedNet.of(model, graph, stages, space, scores)
     >>> with net.narrow(widths) as subnet: subnet(x)
     """
 
@@ -64,7 +66,7 @@ class Supernet:
         space: Space,
         scores: Mapping[str, np.ndarray],
         task: Task = CLASSIFICATION,
-    ) -> Supernet:
+    ) -> SortedNet:
         """Sort a copy of the model by scores, best first. Where the order of channels matters, it stays."""
         order = {}
         for group in map(graph.group, space.names):
@@ -150,7 +152,7 @@ class _SquaredError(torch.autograd.Function):
 
 
 def stage_losses(
-    net: Supernet, widths: np.ndarray, batch: Any, targets: Sequence[Target], outputs: Any
+    net: SortedNet, widths: np.ndarray, batch: Any, targets: Sequence[Target], outputs: Any
 ) -> list[Tensor]:
     """How far each stage of a narrow network is from the full one, given the full one's input to the stage.
 
@@ -183,7 +185,7 @@ def detached(outputs: Any) -> Any:
     return mapped(outputs, lambda t: t.detach())
 
 
-def full_pass(model: nn.Module, net: Supernet, batch: Any, staged: bool = True) -> tuple[list[Target], Any]:
+def full_pass(model: nn.Module, net: SortedNet, batch: Any, staged: bool = True) -> tuple[list[Target], Any]:
     """The full network's features at the boundaries, detached, and what leaves it."""
     targets: list[Target] = []
 
@@ -198,7 +200,7 @@ def full_pass(model: nn.Module, net: Supernet, batch: Any, staged: bool = True) 
 class SupernetLoss:
     """The objective of a supernet's training, for `sentei.train.fit`: one call, gradients of every subnet."""
 
-    net: Supernet
+    net: SortedNet
     rule: Rule = "stagewise"
     subnets: int = 1
     """Random subnets a step."""
@@ -212,7 +214,7 @@ class SupernetLoss:
             raise ConfigError(f"rule is {self.rule!r}; expected one of {', '.join(RULES)}")
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        widths, count = self._drawn(), self.net.task.count(batch)
+        widths, count = self.drawn(), self.net.task.count(batch)
         losses = [
             self._part(model, widths, part, self.net.task.count(part) / count)
             for part in pieces_of(batch, math.ceil(count / self.chunk))
@@ -220,7 +222,7 @@ class SupernetLoss:
         self.steps += 1
         return torch.stack(losses).sum()
 
-    def _drawn(self) -> dict[str, np.ndarray]:
+    def drawn(self) -> dict[str, np.ndarray]:
         """Widths of this step's subnets; torch's generator decides, which `fit` seeds for each epoch."""
         rng, space = np.random.default_rng(int(torch.randint(2**62, ()))), self.net.space
         found = {f"random {i}": space.widths(space.random(rng)) for i in range(self.paths)}
@@ -232,15 +234,34 @@ class SupernetLoss:
         return self.subnets + 2 * (self.rule == "random-path")
 
     def _part(self, model: nn.Module, widths: Mapping[str, np.ndarray], batch: Any, share: float) -> Tensor:
-        if self.rule == "random-path":
-            return torch.stack([self._by_task(w, batch, share) for w in widths.values()]).mean()
-        targets, outputs, loss = self._full(model, batch)
-        (loss * share).backward()
-        for name, w in widths.items():
-            losses = torch.stack(stage_losses(self.net, w, batch, targets, outputs))
+        """Gradients of a piece of a batch, one network after another, so that only one is in memory."""
+        shown: list[Tensor] = []
+        for kind, losses in self.terms(model, widths, batch):
             (losses.sum() * share).backward()
-            self._note(name.split()[0], losses.detach() * share)
-        return loss.detach() * share
+            found = losses.detach() * share
+            if kind != FULL:
+                self._note(kind, found)
+            if kind == FULL or self.rule == "random-path":
+                shown.append(found.sum())
+        return torch.stack(shown).mean()
+
+    def terms(
+        self, model: nn.Module, widths: Mapping[str, np.ndarray], batch: Any
+    ) -> Iterator[tuple[str, Tensor]]:
+        """What a batch minimises, network by network: whose it is, and its losses, one a stage or one in all.
+
+        Each network runs when it is asked for. The losses may be differentiated there or later.
+        """
+        if self.rule == "random-path":
+            for w in widths.values():
+                with self.net.narrow(w) as subnet:
+                    loss = self.net.task.step(subnet, batch)
+                yield "random", loss[None]
+            return
+        targets, outputs, loss = self._full(model, batch)
+        yield FULL, loss[None]
+        for name, w in widths.items():
+            yield name.split()[0], torch.stack(stage_losses(self.net, w, batch, targets, outputs))
 
     def _full(self, model: nn.Module, batch: Any) -> tuple[list[Target], Any, Tensor]:
         """Features, detached outputs and loss of the full network; a model that returns its losses runs twice."""
@@ -251,13 +272,6 @@ class SupernetLoss:
             return targets, detached(outputs), task.step(model, batch)
         targets, outputs = full_pass(model, self.net, batch, staged)
         return targets, detached(outputs), task.loss(outputs, batch)
-
-    def _by_task(self, widths: np.ndarray, batch: Any, share: float) -> Tensor:
-        with self.net.narrow(widths) as subnet:
-            loss = self.net.task.step(subnet, batch) * share
-        loss.backward()
-        self._note("random", loss.detach()[None])
-        return loss.detach()
 
     def narrowest(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         return self.net.narrow(self.net.tiny)

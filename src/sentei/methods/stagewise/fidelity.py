@@ -30,7 +30,7 @@ from sentei.search.evaluators import check_validation
 from sentei.search.jobs import Where
 from sentei.supernet.proxies import StageDistances
 from sentei.supernet.stages import find_stages
-from sentei.supernet.training import Rule, Supernet
+from sentei.supernet.training import Rule, SortedNet
 from sentei.tasks import Task, task_of
 from sentei.train import Recipe
 from sentei.train.checkpoint import digest
@@ -159,7 +159,7 @@ def measure_fidelity(
 class _Comparison:
     context: Pruning
     how: Fidelity
-    nets: dict[str, Supernet] = field(default_factory=dict)
+    nets: dict[str, SortedNet] = field(default_factory=dict)
 
     def result(self) -> dict[str, Any]:
         context, how = self.context, self.how
@@ -180,7 +180,7 @@ class _Comparison:
 
     # -- structures
 
-    def structures(self, net: Supernet) -> tuple[list[np.ndarray], np.ndarray]:
+    def structures(self, net: SortedNet) -> tuple[list[np.ndarray], np.ndarray]:
         """Widths of every structure, and which of them lie in the band."""
         context, how = self.context, self.how
         rng, names = np.random.default_rng(context.recipe.seed), net.space.names
@@ -232,14 +232,14 @@ class _Comparison:
             return StageDistances.of(net, context.data, how.table_images, how.memory_mb * 2**20, context.recipe.bf16)
         return how.metric(context, net)
 
-    def net(self, rule: Rule) -> Supernet:
+    def net(self, rule: Rule) -> SortedNet:
         """The supernet of that rule, trained once."""
         if rule not in self.nets:
             how = replace(self.how.supernet, rule=rule)
             self.nets[rule] = how.trained(self.context, self.untrained())
         return self.nets[rule]
 
-    def untrained(self) -> Supernet:
+    def untrained(self) -> SortedNet:
         base, graph = self.context.base, self.context.graph
         return self.how.supernet.sorted_net(self.context, find_stages(base, graph, self.how.stages), base)
 

@@ -2,49 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sentei.methods.common.measuring import measure
-from sentei.methods.common.pruning import Pruning
+from sentei.plan import Budget
 from sentei.search.jobs import Where
 from sentei.supernet.proxies import StageDistances, SubnetMetric
 from sentei.supernet.tables import Proposer, Tables, distances_of
-from sentei.supernet.training import Supernet
+from sentei.supernet.training import SortedNet
+from sentei.train.journal import Journal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageSearch:
     """One search of a trained supernet, under one limit."""
 
-    pruning: Pruning
-    net: Supernet
+    net: SortedNet
+    budget: Budget
+    distances: StageDistances
     metric: SubnetMetric
     evaluations: int
     """Structures measured for the tables."""
     rounds: int
     candidates: int
     """Structures measured as a whole at the end."""
-    table_images: int
-    memory: int
-    """Bytes for the full network's features."""
-    executor: Where
-    workers: int
+    say: Callable[[str], None]
+    seed: int = 0
+    journal: Journal | None = None
+    executor: Where = "here"
+    workers: int = 1
+    progress: bool = False
 
     def result(self) -> tuple[np.ndarray, dict[str, Any]]:
         """Widths of the best structure, int64 [n_groups], and what the summary says of the search."""
-        pruning, net = self.pruning, self.net
-        ((cost, limit),) = pruning.budget.resolve(pruning.graph).items()
-        proposer = Proposer(net, pruning.recipe.seed)
+        net = self.net
+        ((cost, limit),) = self.budget.resolve(net.graph).items()
+        proposer = Proposer(net, self.seed)
         tables = self._tables(proposer, cost, limit)
         levels, distances = tables.best(limit, self.candidates, proposer)
-        pruning.say(f"Measuring the {len(levels)} structures of least distance as a whole ...")
+        self.say(f"Measuring the {len(levels)} structures of least distance as a whole ...")
         records = self._measure(self.metric, levels, "candidates")
         widths = np.stack([net.space.widths(row) for row in levels.tolist()])
         best = int(np.argmax([r["fitness"] for r in records]))
-        costs = getattr(pruning.graph.costs(widths), cost)
+        costs = getattr(net.graph.costs(widths), cost)
         tried = [
             {"distance": float(d), **{k: v for k, v in r.items() if k.startswith("val_")}, cost: int(c)}
             for d, r, c in zip(distances, records, costs, strict=True)
@@ -54,10 +58,7 @@ class StageSearch:
 
     def _tables(self, proposer: Proposer, cost: str, limit: int) -> Tables:
         """Measure structures stage by stage, in rounds that look nearer and nearer to what the merge picks."""
-        pruning, stages = self.pruning, len(self.net.stages)
-        evaluator = StageDistances.of(
-            self.net, pruning.data, self.table_images, self.memory, pruning.recipe.bf16
-        )
+        evaluator, stages = self.distances, len(self.net.stages)
         enough = proposer.enough()
         rounds = 1 if enough is not None and enough <= self.evaluations else self.rounds
         count = min(self.evaluations, enough or self.evaluations)
@@ -65,7 +66,7 @@ class StageSearch:
         kept = evaluator.feature_bytes <= evaluator.memory
         told = "are kept" if kept else "exceed the limit and are computed again for each structure"
         images = evaluator.settings["images"]
-        pruning.say(
+        self.say(
             f"Measuring {count} structures stage by stage on {images} validation images; the full network's "
             f"features ({evaluator.feature_bytes / 2**20:,.0f} MB) {told} ..."
         )
@@ -74,7 +75,7 @@ class StageSearch:
         for number, part in enumerate(parts[1:], 1):
             tables = Tables.of(proposer, cost, levels, distances_of(records, stages))
             parents, distances = tables.best(limit, self.candidates, proposer)
-            pruning.say(f"  round {number} of {len(parts)}: least total distance {distances[0]:.4f} within the budget")
+            self.say(f"  round {number} of {len(parts)}: least total distance {distances[0]:.4f} within the budget")
             new = proposer.bred(parents, part, number)
             records += self._measure(evaluator, new, "stages")
             levels = np.concatenate([levels, new])
@@ -83,9 +84,8 @@ class StageSearch:
     def _measure(
         self, evaluator: StageDistances | SubnetMetric, levels: np.ndarray, title: str
     ) -> list[dict[str, Any]]:
-        pruning = self.pruning
         widths = [self.net.space.widths(row) for row in levels.tolist()]
         return measure(
-            evaluator, widths, journal=pruning.run.journal, where=self.executor, workers=self.workers, title=title,
-            shown=pruning.progress,
+            evaluator, widths, journal=self.journal, where=self.executor, workers=self.workers, title=title,
+            shown=self.progress,
         )  # fmt: skip

@@ -17,21 +17,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from sentei.errors import BudgetError, ConfigError
-from sentei.methods.common.genes import Genes, searched_groups
+from sentei.errors import ConfigError
+from sentei.methods.common.genes import Genes
 from sentei.methods.common.method import CHANGES_NOTHING, Found, Method, deciding
 from sentei.methods.common.pruning import Pruning
 from sentei.methods.stagewise.search import StageSearch
-from sentei.plan import Plan, criterion, note_on_use
+from sentei.methods.stagewise.sorting import Interfaces, Sorting, refuse_several_limits
+from sentei.plan import Plan, note_on_use
 from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
 from sentei.search.evaluators import check_validation
 from sentei.search.jobs import Where, count_workers, worker_threads
 from sentei.search.view import SearchView
 from sentei.supernet.files import content_of_supernet, load_supernet, save_supernet
-from sentei.supernet.proxies import SubnetMetric
-from sentei.supernet.shares import shares
+from sentei.supernet.proxies import StageDistances, SubnetMetric
 from sentei.supernet.stages import Stages, find_stages
-from sentei.supernet.training import RULES, Rule, Supernet, SupernetLoss, training_bytes
+from sentei.supernet.training import RULES, Rule, SortedNet, SupernetLoss, training_bytes
 from sentei.surgery import cut
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import digest
@@ -49,7 +49,7 @@ class Stagewise(Method):
 
     stages: tuple[str, ...] = ()
     """Modules that end a stage, in order (give MODEL before them); where the spatial size changes unless given."""
-    interfaces: Literal["whole", "searched"] = "whole"
+    interfaces: Interfaces = "whole"
     """Widths of the tensors between stages: kept whole, or searched too."""
     genes: Genes = "all"
     """Groups inside a stage whose width is searched: all, or only those inside branches (inner)."""
@@ -106,7 +106,7 @@ class Stagewise(Method):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
         allowed = {
-            "interfaces": ("whole", "searched"), "genes": get_args(Genes), "rule": RULES,
+            "interfaces": get_args(Interfaces), "genes": get_args(Genes), "rule": RULES,
             "search": get_args(SearchName), "start": ("supernet", "scratch"), "executor": get_args(Where),
         }  # fmt: skip
         for name, values in allowed.items():
@@ -166,41 +166,21 @@ class Stagewise(Method):
 
     # -- the supernet
 
-    def sorted_net(self, pruning: Pruning, stages: Stages, model: nn.Module) -> Supernet:
-        graph = pruning.graph
-        free = np.concatenate([*stages.inside, *(stages.between if self.interfaces == "searched" else ())])
-        inside = {graph.groups[g].name for g in free}
-        bound = {graph.groups[g].name for bundle in graph.bundles for g in bundle}  # stages are searched one by one
-        names = [name for name in searched_groups(graph, self.genes) if name in inside and name not in bound]
-        score = criterion(self.sort_by)
-        scores = score(model, graph, batches=pruning.scoring(), step=pruning.task.step, seed=pruning.recipe.seed)
-        space = shares(graph, names, pruning.constraints, self.levels)
-        return Supernet.of(model, graph, stages, space, scores, pruning.task)
+    def sorting(self, pruning: Pruning) -> Sorting:
+        return Sorting(
+            pruning.constraints, self.interfaces, self.genes, self.levels, self.sort_by, pruning.recipe.seed
+        )  # fmt: skip
 
-    def refuse(self, pruning: Pruning, net: Supernet) -> None:
+    def sorted_net(self, pruning: Pruning, stages: Stages, model: nn.Module) -> SortedNet:
+        return self.sorting(pruning).sorted_net(model, pruning.graph, stages, pruning.task, pruning.scoring())
+
+    def refuse(self, pruning: Pruning, net: SortedNet) -> None:
         """Refuse a budget that no structure meets, before any work."""
-        limits, least = pruning.budget.resolve(pruning.graph), pruning.graph.costs(net.tiny)
-        if self.search == "merge" and len(limits) > 1:
-            raise ConfigError(
-                f"the merge of stage tables knows one limit, not {' and '.join(limits)}; give one, or search='abc'"
-            )
-        for name, limit in limits.items():
-            smallest, full = int(getattr(least, name)), int(getattr(pruning.graph.cost(), name))
-            if smallest > limit:
-                groups = pruning.graph.groups
-                between = [groups[g].name for at in net.stages.between for g in at]
-                kept = [g.name for g in groups if not g.frozen and g.name not in (*net.space.names, *between)]
-                hint = ""
-                if kept:
-                    hint += f"; {', '.join(kept[:4])} stay whole (constraints, genes, or more than two stages)"
-                if between and self.interfaces == "whole":
-                    hint += f"; {', '.join(between[:4])} stay whole between stages: interfaces='searched' narrows them"
-                raise BudgetError(
-                    f"{limit:,} {name} are asked for, the narrowest network of the supernet has {smallest:,} "
-                    f"({smallest / full:.1%} of {full:,}){hint}"
-                )
+        if self.search == "merge":
+            refuse_several_limits(pruning.budget, ", or search='abc'")
+        self.sorting(pruning).refuse(net, pruning.budget)
 
-    def trained(self, pruning: Pruning, net: Supernet) -> Supernet:
+    def trained(self, pruning: Pruning, net: SortedNet) -> SortedNet:
         """The full network first if asked for, sort, train. Each phase goes on where it was stopped."""
         about = self._about_supernet(pruning, net)
         if self.supernet is not None:
@@ -218,7 +198,7 @@ class Stagewise(Method):
             save_supernet(net, pruning.run.folder, about)
         return net
 
-    def _about_supernet(self, pruning: Pruning, net: Supernet) -> dict[str, Any]:
+    def _about_supernet(self, pruning: Pruning, net: SortedNet) -> dict[str, Any]:
         """What has to agree for a supernet to be used again."""
         return {
             "base": digest(pruning.base),
@@ -242,7 +222,7 @@ class Stagewise(Method):
         pruning.seconds[name] = pruning.seconds.get(name, 0.0) + found.seconds
         return found.model
 
-    def chunk(self, pruning: Pruning, net: Supernet) -> int:
+    def chunk(self, pruning: Pruning, net: SortedNet) -> int:
         """Images that fit into the memory at once."""
         batch = pruning.recipe.batch_size
         few = next(iter(pruning.data.train.batches(2, limit=2)))
@@ -258,7 +238,7 @@ class Stagewise(Method):
 
     # -- the search
 
-    def searched(self, pruning: Pruning, net: Supernet) -> tuple[np.ndarray, dict[str, Any]]:
+    def searched(self, pruning: Pruning, net: SortedNet) -> tuple[np.ndarray, dict[str, Any]]:
         with pruning.timed("search"):
             if self.search == "merge":
                 return self.stage_search(pruning, net).result()
@@ -273,21 +253,23 @@ class Stagewise(Method):
                 found = Search(strategy, store, executor, view).run()
             return found.widths, {"search": {"strategy": self.search, **found.report}}
 
-    def stage_search(self, pruning: Pruning, net: Supernet) -> StageSearch:
+    def stage_search(self, pruning: Pruning, net: SortedNet) -> StageSearch:
+        recipe, memory = pruning.recipe, self.memory_mb * 2**20
         return StageSearch(
-            pruning, net, self.metric(pruning, net), evaluations=self.evaluations, rounds=self.rounds,
-            candidates=self.candidates, table_images=self.table_images, memory=self.memory_mb * 2**20,
-            executor=self.executor, workers=self.workers,
+            net=net, budget=pruning.budget, metric=self.metric(pruning, net), seed=recipe.seed,
+            distances=StageDistances.of(net, pruning.data, self.table_images, memory, recipe.bf16),
+            evaluations=self.evaluations, rounds=self.rounds, candidates=self.candidates, executor=self.executor,
+            workers=self.workers, journal=pruning.run.journal, say=pruning.say, progress=pruning.progress,
         )  # fmt: skip
 
-    def metric(self, pruning: Pruning, net: Supernet) -> SubnetMetric:
+    def metric(self, pruning: Pruning, net: SortedNet) -> SubnetMetric:
         return SubnetMetric.of(
             net, pruning.data, images=self.validation_images, recalibrate=self.calibration_images,
             seed=pruning.recipe.seed, bf16=pruning.recipe.bf16,
         )  # fmt: skip
 
 
-def tell_stages(pruning: Pruning, net: Supernet) -> None:
+def tell_stages(pruning: Pruning, net: SortedNet) -> None:
     """One line on where the network was taken apart."""
     whole = net.stages.costs(net.graph, "macs", net.graph.widths())
     parts = [
