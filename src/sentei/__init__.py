@@ -18,9 +18,11 @@ from sentei.surgery import (
     slim,
 )
 from sentei.tasks import Task
+from sentei.train import recalibrate
 
 __all__ = [
     "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Group", "Plan", "PruneResult", "SenteiError", "Slice",
     "Sparsifier", "Supernet", "Task", "allocate", "carry_optimizer", "check", "check_optimizer", "compose", "cut",
-    "fold", "load", "permute", "prune", "retrace", "save", "search_widths", "slim", "trace", "uniform", "widths",
+    "fold", "load", "permute", "prune", "recalibrate", "retrace", "save", "search_widths", "slim", "trace", "uniform",
+    "widths",
 ]  # fmt: skip

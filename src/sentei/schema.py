@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from sentei.errors import CheckpointError
 
@@ -116,11 +117,24 @@ class Summary(Open):
     data: str
 
 
+def refuse_unmeasured(figures: Mapping[str, Any], *names: str) -> None:
+    """ValueError if a figure is not there, or is neither a number nor nothing."""
+    for name in names:
+        if name not in figures or not isinstance(figures[name], (int, float, type(None))):
+            raise ValueError(f"it has no figure {name}")
+
+
 class TrainSummary(Summary):
     verb: Literal["train"]
     macs: int
     params: int
     data_description: DataDescription
+
+
+    @model_validator(mode="after")
+    def has_its_metric(self) -> TrainSummary:
+        refuse_unmeasured(self.model_extra or {}, self.metric.name, f"val_{self.metric.name}")
+        return self
 
 
 class PruneSummary(Summary):
@@ -136,6 +150,14 @@ class PruneSummary(Summary):
     data_description: DataDescription
     search: Searched | None = None
     ista: IstaReport | None = None
+
+    @model_validator(mode="after")
+    def has_its_metric(self) -> PruneSummary:
+        name = self.metric.name
+        refuse_unmeasured(self.after_cut, f"val_{name}")
+        for part in (self.base, self.pruned):
+            refuse_unmeasured(part.model_extra or {}, name, f"val_{name}")
+        return self
 
 
 class Proxy(Open):

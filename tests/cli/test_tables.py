@@ -39,7 +39,9 @@ def test_counts(value, shown):
 
 def test_missing_accuracies_are_dashes():
     part = {"accuracy": 0.5, "val_accuracy": None, "macs": 10, "params": 10}
-    out = text(before_after({"model": "m", "data": "d", "method": "l1", "base": part, "pruned": {**part, "macs": 5}}))
+    metric = {"name": "accuracy", "lower_is_better": False, "percent": True}
+    told = {"model": "m", "data": "d", "method": "l1", "metric": metric, "base": part, "pruned": {**part, "macs": 5}}
+    out = text(before_after(told))
     assert "-50.0%" in out
     assert "+0.00 points" in out
     assert "-" in next(line for line in out.splitlines() if "validation" in line)

@@ -51,7 +51,7 @@ def test_the_task_is_named_anew_where_it_has_moved(sentei, base, tmp_path):
     ("words", "said"),
     [
         (("--data", "digits", "--task", "segmentatoin"), "Did you mean 'segmentation'"),
-        (("--data", "digits", "--task", f"{OWN}:Stereo"), "expected"),
+        (("--data", "digits", "--task", f"{OWN}:Stereo"), "is not a sentei.Task; it lacks metric, loss, measure"),
         (("--data", f"{OWN}:data", "--task", f"{OWN}:Depth", "--val", 5), "cannot be applied"),
         ((*WHAT, "--label-smoothing", 0.1), "knows no label smoothing"),
     ],

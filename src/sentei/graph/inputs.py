@@ -58,7 +58,10 @@ class Inputs:
 
     @classmethod
     def from_spec(cls, spec: Any) -> Inputs:
-        return cls(tuple(_build(spec[0])), _build(spec[1]))
+        try:
+            return cls(tuple(_build(spec[0])), _build(spec[1]))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise TraceError(f"inputs of this description cannot be made: {error}") from error
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sentei.data import Data, Split
+from sentei.data.held import held
 from sentei.supernet.training import SortedNet, Target, detached, full_pass, stage_losses
 from sentei.train import recalibrate
 from sentei.train.evaluate import device_of, evaluating, measured
@@ -97,8 +98,8 @@ class SubnetMetric:
     """
 
     net: SortedNet
-    calibration: Sequence[Any]
-    batches: Sequence[Any]
+    calibration: Iterable[Any]
+    batches: Iterable[Any]
     bf16: bool = False
 
     @classmethod
@@ -106,8 +107,8 @@ class SubnetMetric:
         cls, net: SortedNet, data: Data, images: int, recalibrate: int, seed: int = 0, bf16: bool | None = None
     ) -> SubnetMetric:
         """`recalibrate` training images, augmented as in training, and `images` of the validation split."""
-        first = data.train.batches(min(BATCH, recalibrate), train=True, seed=seed, limit=recalibrate)
-        return cls(net, list(first), list(data.val.batches(500, limit=images)), _bf16(data, bf16))
+        first = held(data.train, min(BATCH, recalibrate), train=True, seed=seed, limit=recalibrate)
+        return cls(net, first, held(data.val, 500, limit=images), _bf16(data, bf16))
 
     @property
     def settings(self) -> Mapping[str, Any]:

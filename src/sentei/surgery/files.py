@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sentei.atomic import write_atomic
-from sentei.errors import CheckpointError, PlanError
+from sentei.errors import CheckpointError, PlanError, TraceError
 from sentei.graph import trace
 from sentei.graph.inputs import Inputs
 from sentei.graph.part import Forward, check_forward, name_of
@@ -140,8 +140,8 @@ def _inputs(plan: Plan, folder: Path) -> Inputs:
     assert plan.structure is not None
     try:
         return Inputs.from_spec(plan.structure.inputs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / PLAN} is damaged: its inputs cannot be made: {error}") from error
+    except TraceError as error:
+        raise CheckpointError(f"{folder / PLAN} is damaged: {error}") from error
 
 
 def _payload(record: Record, folder: Path) -> dict[str, Tensor]:
