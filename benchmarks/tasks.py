@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dense_models
 import torch
 
 import sentei
-from benchmarks import dense_models
 from sentei.data import load_data
 from sentei.models import load_weights
 from sentei.tasks import task_of

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from sentei.data import Data, load_data
+
 # Readline tells child processes, hence parallel test workers, the size of the terminal: tests have none.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
@@ -24,3 +26,9 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  the global state is what third-party code draws from
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data() -> Data:
+    """scikit-learn's digits."""
+    return load_data("digits")

@@ -16,27 +16,15 @@ from sentei.methods.common.method import deciding
 from sentei.methods.registry import method_of
 from sentei.models import build_model
 from sentei.plan import Constraints
-from sentei.train import Recipe, evaluate, fit
+from sentei.train import Recipe, evaluate
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=0.02, limit=256)
 QUICK = {"recipe": RECIPE, "images": 128, "evaluations": 24, "constraints": Constraints(round_to=1, max_ratio=0.9)}
 
 
-@pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def model(data):
-    torch.manual_seed(0)
-    net = build_model("digitsnet")
-    return fit(net, data, Recipe(epochs=4, batch_size=64, lr=0.1), progress=False).model
-
-
 @pytest.mark.parametrize("method", ["abc", "evolution", "random_search"])
-def test_a_search_meets_the_budget_and_reports_itself(method, model, data, tmp_path):
-    result = prune(model, data, method=method, budget=sentei.Budget(macs=0.4), run_dir=tmp_path / "run", **QUICK)
+def test_a_search_meets_the_budget_and_reports_itself(method, digitsnet, data, tmp_path):
+    result = prune(digitsnet, data, method=method, budget=sentei.Budget(macs=0.4), run_dir=tmp_path / "run", **QUICK)
     cost, full = result.graph.cost(result.plan), result.graph.cost()
     assert 0.38 * full.macs < cost.macs <= 0.4 * full.macs
     found = result.summary["search"]
@@ -52,9 +40,9 @@ def test_a_search_meets_the_budget_and_reports_itself(method, model, data, tmp_p
     assert evaluate(loaded, data.test).value == result.summary["pruned"]["accuracy"]
 
 
-def test_the_paper_s_search_is_limited_by_alpha_and_hands_over_trained_weights(model, data):
+def test_the_paper_s_search_is_limited_by_alpha_and_hands_over_trained_weights(digitsnet, data):
     options = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "evaluations": 200}
-    result = prune(model, data, method="abc", paper=True, alpha=0.5, fitness_images=256, **options)
+    result = prune(digitsnet, data, method="abc", paper=True, alpha=0.5, fitness_images=256, **options)
     widths = result.summary["widths"]
     assert widths["conv1"] == [32, 32]  # a residual stream stays
     assert all(after in {before * k // 10 for k in range(1, 6)} for before, after in (widths["conv2"], widths["conv4"]))
@@ -66,21 +54,21 @@ def test_the_paper_s_search_is_limited_by_alpha_and_hands_over_trained_weights(m
     assert evaluate(result.model, data.val, bf16=bf16).value == result.summary["search"]["fitness"]
 
 
-def test_constraints_hold_in_the_paper_s_search_too(model, data):
+def test_constraints_hold_in_the_paper_s_search_too(digitsnet, data):
     given = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "fitness_images": 64, "cycles": 1}
     limits = Constraints(keep=("conv2",), min_width=10, max_ratio={"conv4": 0.5})
-    result = prune(model, data, method="abc", paper=True, **{**given, "constraints": limits})
+    result = prune(digitsnet, data, method="abc", paper=True, **{**given, "constraints": limits})
     assert result.summary["widths"]["conv2"] == [32, 32]
     assert 32 <= result.summary["widths"]["conv4"][1] <= 44
     assert result.summary["budget"] is None
     with pytest.raises(ConfigError, match="all of them stay whole"):
-        prune(model, data, method="abc", paper=True, **{**given, "constraints": Constraints(max_ratio=0.1)})
+        prune(digitsnet, data, method="abc", paper=True, **{**given, "constraints": Constraints(max_ratio=0.1)})
 
 
-def test_an_exhausted_space_and_an_unused_budget_are_said(model, data):
+def test_an_exhausted_space_and_an_unused_budget_are_said(digitsnet, data):
     said = []
     given = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "constraints": Constraints(), "evaluations": 100}
-    result = prune(model, data, method="abc", say=said.append, **given)
+    result = prune(digitsnet, data, method="abc", say=said.append, **given)
     found = result.summary["search"]
     assert found["exhausted"]
     assert found["evaluations"] < 100
@@ -89,10 +77,10 @@ def test_an_exhausted_space_and_an_unused_budget_are_said(model, data):
     assert (result.summary["note"] == "") == (used >= 0.99)
 
 
-def test_workers_change_nothing(model, data):
+def test_workers_change_nothing(digitsnet, data):
     given = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "budget": sentei.Budget(macs=0.4)}
-    here = prune(model, data, method="abc", **given)
-    there = prune(model, data, method="abc", executor="process", processes=2, **given)
+    here = prune(digitsnet, data, method="abc", **given)
+    there = prune(digitsnet, data, method="abc", executor="process", processes=2, **given)
     assert here.plan == there.plan
     assert here.summary["search"]["curve"] == there.summary["search"]["curve"]
 
@@ -114,11 +102,11 @@ def test_a_model_of_the_user_s_own_file_reaches_the_workers(data, tmp_path):
     assert result.summary["search"]["failed"] == 0
 
 
-def test_an_interrupted_search_goes_on(model, data, tmp_path):
+def test_an_interrupted_search_goes_on(digitsnet, data, tmp_path):
     from sentei.search.evaluators import Recalibrate
 
     given = {**QUICK, "budget": sentei.Budget(macs=0.4)}
-    whole = prune(model, data, method="abc", **given)
+    whole = prune(digitsnet, data, method="abc", **given)
     original, calls = Recalibrate.__call__, []
 
     def interrupted(self, widths, share=1.0):
@@ -130,19 +118,19 @@ def test_an_interrupted_search_goes_on(model, data, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Recalibrate, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            prune(model, data, method="abc", run_dir=tmp_path, **given)
+            prune(digitsnet, data, method="abc", run_dir=tmp_path, **given)
         with pytest.raises(ConfigError, match="other settings: guide is 1.5 there, 0.5 now"):
-            prune(model, data, method="abc", run_dir=tmp_path, guide=0.5, **given)
-        result = prune(model, data, method="abc", run_dir=tmp_path, **given)
+            prune(digitsnet, data, method="abc", run_dir=tmp_path, guide=0.5, **given)
+        result = prune(digitsnet, data, method="abc", run_dir=tmp_path, **given)
     assert len(calls) == 25  # 10 before the stop, the one that was in flight, and the 14 that were left
     assert result.plan == whole.plan
     assert all(torch.equal(a, b) for a, b in zip(result.model.state_dict().values(), whole.model.state_dict().values(),
                                                  strict=True))  # fmt: skip
 
 
-def test_successive_halving_trains_the_better_half_longer(model, data, tmp_path):
+def test_successive_halving_trains_the_better_half_longer(digitsnet, data, tmp_path):
     given = {**QUICK, "evaluations": 8, "fitness_images": 128, "run_dir": tmp_path}
-    prune(model, data, method="abc", halving=2, fitness_epochs=2, **given)
+    prune(digitsnet, data, method="abc", halving=2, fitness_epochs=2, **given)
     records = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     shares = [r["share"] for r in records if r["event"] == "evaluation"]
     assert (shares.count(0.5), shares.count(1.0)) == (8, 4)
@@ -170,15 +158,15 @@ def test_successive_halving_trains_the_better_half_longer(model, data, tmp_path)
         ({"constraints": Constraints(max_ratio=0.0)}, BudgetError, "smallest reachable"),
     ],
 )
-def test_bad_input_is_refused_before_any_work(options, error, message, model, data, tmp_path):
+def test_bad_input_is_refused_before_any_work(options, error, message, digitsnet, data, tmp_path):
     with pytest.raises(error, match=message):
-        prune(model, data, method="abc", run_dir=tmp_path / "run", **{"recipe": RECIPE, **options})
+        prune(digitsnet, data, method="abc", run_dir=tmp_path / "run", **{"recipe": RECIPE, **options})
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_validation_images_are_refused(model):
+def test_too_few_validation_images_are_refused(digitsnet):
     with pytest.raises(DataError, match="a search needs 50 or more"):
-        prune(model, load_data("digits", val=0), method="abc", recipe=RECIPE)
+        prune(digitsnet, load_data("digits", val=0), method="abc", recipe=RECIPE)
 
 
 def test_a_network_without_anything_to_search_is_refused(data):

@@ -9,14 +9,12 @@ from scipy import stats
 
 import sentei
 from sentei.cli import main
-from sentei.data import load_data
 from sentei.errors import ConfigError
 from sentei.methods.stagewise.fidelity import PROXIES, Fidelity, correlation, measure_fidelity
 from sentei.plan import Constraints
 from sentei.report.scatter import scatter
 from sentei.runs import Run
-from sentei.train import Recipe, fit
-from tests.methods.networks import Three
+from sentei.train import Recipe
 
 QUICK = {
     "structures": 4, "supernet_epochs": 1, "table_images": 60, "calibration_images": 128, "validation_images": 60,
@@ -27,27 +25,14 @@ FREE = Constraints(round_to=1, max_ratio=0.9)
 HALF = sentei.Budget(macs=0.5)
 
 
-@pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def model(data):
-    torch.manual_seed(0)
-    model = Three()
-    fit(model, data, Recipe(epochs=3, batch_size=64, lr=0.1), progress=False)
-    return model
-
-
-def measured(model, data, run=None, **options):
+def measured(three, data, run=None, **options):
     how = Fidelity(**{**QUICK, **options})
-    return measure_fidelity(model, data, how, recipe=RECIPE, budget=HALF, constraints=FREE, run=run)
+    return measure_fidelity(three, data, how, recipe=RECIPE, budget=HALF, constraints=FREE, run=run)
 
 
-def test_every_proxy_is_held_against_real_trainings(model, data):
-    found = measured(model, data, across=2, seeds=2)
-    full = sentei.trace(model, torch.zeros(1, 1, 8, 8)).cost().macs
+def test_every_proxy_is_held_against_real_trainings(three, data):
+    found = measured(three, data, across=2, seeds=2)
+    full = sentei.trace(three, torch.zeros(1, 1, 8, 8)).cost().macs
     assert set(found["proxies"]) == set(PROXIES)
     rows = found["structures"]
     assert [r["band"] for r in rows] == [True] * 4 + [False] * 2
@@ -66,18 +51,18 @@ def test_every_proxy_is_held_against_real_trainings(model, data):
 
 
 @pytest.mark.slow
-def test_structures_can_be_trained_from_scratch(model, data):
-    inherited = measured(model, data, proxies=("recalibrate",))
-    scratch = measured(model, data, proxies=("recalibrate",), start="scratch")
+def test_structures_can_be_trained_from_scratch(three, data):
+    inherited = measured(three, data, proxies=("recalibrate",))
+    scratch = measured(three, data, proxies=("recalibrate",), start="scratch")
     pairs = list(zip(inherited["structures"], scratch["structures"], strict=True))
     assert all(a["widths"] == b["widths"] for a, b in pairs)
     assert np.mean([a["real"] for a, _ in pairs]) > np.mean([b["real"] for _, b in pairs])
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_to_the_same_result(model, data, tmp_path, monkeypatch):
+def test_a_killed_comparison_goes_on_to_the_same_result(three, data, tmp_path, monkeypatch):
     proxies = ("stagewise", "recalibrate")
-    expected = measured(model, data, proxies=proxies)
+    expected = measured(three, data, proxies=proxies)
     train, count = sentei.search.Train.__call__, [0]
 
     def dying(self, widths, share=1.0):
@@ -88,18 +73,18 @@ def test_a_killed_comparison_goes_on_to_the_same_result(model, data, tmp_path, m
 
     monkeypatch.setattr(sentei.search.Train, "__call__", dying)
     with pytest.raises(KeyboardInterrupt), Run.open(tmp_path / "run", {}) as run:
-        measured(model, data, run, proxies=proxies)
+        measured(three, data, run, proxies=proxies)
     monkeypatch.undo()
     trained = []
     monkeypatch.setattr(sentei.search.Train, "__call__", lambda *a: trained.append(1) or train(*a))
     with Run.open(tmp_path / "run", {}) as run:
-        found = measured(model, data, run, proxies=proxies)
+        found = measured(three, data, run, proxies=proxies)
     assert len(trained) == 2
     assert found["structures"] == expected["structures"]
     assert found["proxies"] == expected["proxies"]
 
 
-def test_the_test_images_are_never_read(model, data, monkeypatch):
+def test_the_test_images_are_never_read(three, data, monkeypatch):
     kind, batches = type(data.test), type(data.test).batches
 
     def read(self, *args, **kwargs):
@@ -107,7 +92,7 @@ def test_the_test_images_are_never_read(model, data, monkeypatch):
         return batches(self, *args, **kwargs)
 
     monkeypatch.setattr(kind, "batches", read)
-    measured(model, data, proxies=("stagewise-distance",))
+    measured(three, data, proxies=("stagewise-distance",))
 
 
 def test_correlations():
@@ -134,10 +119,10 @@ def test_bad_settings_are_refused(options, text):
         Fidelity(**options)
 
 
-def test_a_band_that_holds_too_few_structures_is_refused(model, data):
+def test_a_band_that_holds_too_few_structures_is_refused(three, data):
     narrow = Constraints(round_to=1, keep=("a.*", "b.*"))
     with pytest.raises(ConfigError, match="of 9 structures were found within 0.0% of the budget"):
-        measure_fidelity(model, data, Fidelity(structures=9, band=0.0001), recipe=RECIPE,
+        measure_fidelity(three, data, Fidelity(structures=9, band=0.0001), recipe=RECIPE,
                          budget=sentei.Budget(macs=0.97), constraints=narrow)  # fmt: skip
 
 

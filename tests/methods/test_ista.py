@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import sentei
-from sentei.data import load_data
 from sentei.errors import BudgetError, ConfigError
 from sentei.methods import prune
 from sentei.methods.common.pruning import Pruning
@@ -18,7 +17,7 @@ from sentei.methods.ista.rounds import Round, diagnose, next_rho, starting_point
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import read_summary
-from sentei.train import Recipe, evaluate, fit
+from sentei.train import Recipe, evaluate
 
 FREE = Constraints(round_to=1, max_ratio=0.9)
 RECIPE = Recipe(epochs=2, batch_size=64, lr=0.05)
@@ -26,21 +25,10 @@ HALF = sentei.Budget(macs=0.5)
 
 
 @pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def model(data):
-    torch.manual_seed(0)
-    return fit(build_model("digitsnet"), data, Recipe(epochs=6, batch_size=64, lr=0.1), progress=False).model
-
-
-@pytest.fixture(scope="module")
-def run(model, data, tmp_path_factory):
+def run(digitsnet, data, tmp_path_factory):
     folder, lines = tmp_path_factory.mktemp("ista") / "run", []
     result = prune(
-        model,
+        digitsnet,
         data,
         method=Ista(growth=2),
         budget=HALF,
@@ -83,7 +71,7 @@ def test_every_network_of_the_curve_is_there_and_measures_what_the_curve_says(ru
     assert read_summary(folder) == result.summary
 
 
-def test_a_run_that_was_killed_ends_in_the_same_bits(run, model, data, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_ends_in_the_same_bits(run, digitsnet, data, tmp_path, monkeypatch):
     _, whole, _ = run
     real, calls = module.fit, []
 
@@ -102,8 +90,8 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(run, model, data, tmp_path,
     }
     monkeypatch.setattr(module, "fit", dying)
     with pytest.raises(KeyboardInterrupt):
-        prune(model, data, **settings)
-    result = prune(model, data, **settings)
+        prune(digitsnet, data, **settings)
+    result = prune(digitsnet, data, **settings)
     assert calls[:3] == ["ista 1", "ista 2", "ista 2"]
     assert result.plan == whole.plan
     pairs = zip(result.model.state_dict().values(), whole.model.state_dict().values(), strict=True)
@@ -124,49 +112,49 @@ def test_folding_left_the_network_as_it_was(run, data):
     assert zeros == fold["carried"] + fold["kept"]
 
 
-def test_a_fixed_rho_is_the_papers_mode(model, data):
-    result = prune(model, data, method=Ista(rho=0.02, sparse_epochs=3), constraints=FREE, recipe=RECIPE)
+def test_a_fixed_rho_is_the_papers_mode(digitsnet, data):
+    result = prune(digitsnet, data, method=Ista(rho=0.02, sparse_epochs=3), constraints=FREE, recipe=RECIPE)
     report = result.summary["ista"]
     assert [p["rho"] for p in report["curve"]] == [0.02] * 3
     assert report["alpha"] == 0.1
     assert report["closed"] == 0
     assert all(p["reached"] is None for p in report["curve"])
     with pytest.raises(ConfigError, match="takes no budget"):
-        prune(model, data, method=Ista(rho=0.02), budget=HALF, recipe=RECIPE)
+        prune(digitsnet, data, method=Ista(rho=0.02), budget=HALF, recipe=RECIPE)
 
 
-def test_too_few_epochs_are_closed_with_the_smallest_scales(model, data):
+def test_too_few_epochs_are_closed_with_the_smallest_scales(digitsnet, data):
     lines = []
     result = prune(
-        model, data, method=Ista(sparse_epochs=1), budget=HALF, constraints=FREE, recipe=RECIPE, say=lines.append
+        digitsnet, data, method=Ista(sparse_epochs=1), budget=HALF, constraints=FREE, recipe=RECIPE, say=lines.append
     )
     assert result.graph.cost(result.plan).macs <= 0.5 * result.graph.cost().macs
     assert result.summary["ista"]["closed"] > 10
     assert any("Closed the gap" in line for line in lines)
 
 
-def test_a_budget_without_room_for_carriers_is_met_by_biases(model, data):
+def test_a_budget_without_room_for_carriers_is_met_by_biases(digitsnet, data):
     """The smallest network that the limits allow: constants of groups at their floor have nowhere to stay."""
-    graph = sentei.trace(model, torch.zeros(1, 1, 8, 8))
+    graph = sentei.trace(digitsnet, torch.zeros(1, 1, 8, 8))
     limits = Constraints(round_to=1, max_ratio=0.9, keep=("conv1",))
     least = int(graph.costs(limits.ladder(graph).floor).macs)
     given = {"recipe": dataclasses.replace(RECIPE, epochs=0), "constraints": limits, "sparse_epochs": 1}
-    summary = prune(model, data, method="ista", budget=sentei.Budget(macs=float(least)), **given).summary
+    summary = prune(digitsnet, data, method="ista", budget=sentei.Budget(macs=float(least)), **given).summary
     assert summary["pruned"]["macs"] <= least
 
 
-def test_streams_too(model, data):
+def test_streams_too(digitsnet, data):
     how = Ista(genes="all", cost="macs", fold="bias", sparse_epochs=6, growth=2)
-    result = prune(model, data, method=how, budget=sentei.Budget(params=0.6), constraints=FREE, recipe=RECIPE)
+    result = prune(digitsnet, data, method=how, budget=sentei.Budget(params=0.6), constraints=FREE, recipe=RECIPE)
     assert result.summary["widths"]["conv1"][1] <= 32
     assert result.graph.cost(result.plan).params <= 0.6 * result.graph.cost().params
     assert result.summary["ista"]["fold"]["carried"] == 0
 
 
-def test_limits_of_the_user_hold(model, data):
+def test_limits_of_the_user_hold(digitsnet, data):
     given = Constraints(round_to=1, max_ratio=0.5, keep=("conv4",))
     result = prune(
-        model,
+        digitsnet,
         data,
         method=Ista(sparse_epochs=2, growth=3),
         budget=sentei.Budget(macs=0.75),
@@ -177,7 +165,7 @@ def test_limits_of_the_user_hold(model, data):
     assert widths["conv4"] == [64, 64]
     assert widths["conv2"][1] >= 16
     with pytest.raises(BudgetError):
-        prune(model, data, method="ista", budget=sentei.Budget(macs=0.05), constraints=given, recipe=RECIPE)
+        prune(digitsnet, data, method="ista", budget=sentei.Budget(macs=0.05), constraints=given, recipe=RECIPE)
 
 
 def net(norm):
@@ -263,7 +251,7 @@ def test_rho_rises_faster_while_scales_stand_still_and_waits_while_many_go_or_th
     assert next_rho(1.0, 2.0, [a_round(val=0.1)], fell) < 1.0
 
 
-def test_a_round_that_destroys_the_network_is_done_over_with_a_smaller_rho(model, data, monkeypatch):
+def test_a_round_that_destroys_the_network_is_done_over_with_a_smaller_rho(digitsnet, data, monkeypatch):
     real, given = Pruning.value, []
 
     def measured(self, network):
@@ -273,7 +261,7 @@ def test_a_round_that_destroys_the_network_is_done_over_with_a_smaller_rho(model
 
     monkeypatch.setattr(Pruning, "value", measured)
     report = prune(
-        model, data, method=Ista(growth=1.5, sparse_epochs=3), budget=HALF, constraints=FREE, recipe=RECIPE
+        digitsnet, data, method=Ista(growth=1.5, sparse_epochs=3), budget=HALF, constraints=FREE, recipe=RECIPE
     ).summary["ista"]
     rho = [p["rho"] for p in report["curve"]]
     assert rho[0] < rho[2] < rho[1]
@@ -289,7 +277,7 @@ def test_alpha_by_the_papers_rule():
     assert alpha * 0.1 == pytest.approx(50 * 0.01 * rho)
 
 
-def test_only_training_and_validation_images_are_seen(model, data):
+def test_only_training_and_validation_images_are_seen(digitsnet, data):
     """A method that looked at the test set would fail on a test set without images."""
     seen = []
 
@@ -312,7 +300,7 @@ def test_only_training_and_validation_images_are_seen(model, data):
 
     splits = {name: Watched(name, getattr(data, name)) for name in ("train", "val", "test")}
     prune(
-        model,
+        digitsnet,
         dataclasses.replace(data, **splits),
         method=Ista(sparse_epochs=1),
         budget=HALF,

@@ -21,11 +21,6 @@ HALF = sentei.Budget(macs=0.5)
 
 
 @pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
     return build_model("digitsnet")

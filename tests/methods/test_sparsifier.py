@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import sentei
-from sentei.data import load_data
 from sentei.errors import BudgetError, CheckpointError, ConfigError
 from sentei.methods import prune
 from sentei.methods.ista import Ista
@@ -22,11 +21,6 @@ from sentei.train import Recipe, fit, recalibrate
 FREE = Constraints(round_to=1, max_ratio=0.9)
 HALF = sentei.Budget(macs=0.5)
 IMAGES = 640
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 import sentei
-from sentei.data import load_data
 from sentei.errors import BudgetError, CheckpointError, ConfigError, SearchError
 from sentei.methods import prune
 from sentei.methods.common.measuring import measure
 from sentei.methods.stagewise import Stagewise, reinitialise
 from sentei.plan import Constraints
-from sentei.train import Recipe, fit
+from sentei.train import Recipe
 from sentei.train.journal import Journal
 from tests.methods.networks import Three
 
@@ -26,22 +25,9 @@ QUICK = {
 FREE = Constraints(round_to=1, max_ratio=0.9)
 
 
-@pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
-def model(data):
-    torch.manual_seed(0)
-    model = Three()
-    fit(model, data, Recipe(epochs=4, batch_size=64, lr=0.1), progress=False)
-    return model
-
-
-def run(model, data, folder=None, budget=0.4, **options):
+def run(three, data, folder=None, budget=0.4, **options):
     return prune(
-        model, data, method="stagewise", budget=sentei.Budget(macs=budget), recipe=RECIPE, constraints=FREE,
+        three, data, method="stagewise", budget=sentei.Budget(macs=budget), recipe=RECIPE, constraints=FREE,
         images=128, run_dir=folder, **{**QUICK, **options},
     )  # fmt: skip
 
@@ -64,8 +50,8 @@ def same(a, b):
         {"full_epochs": 1, "memory_mb": 1},
     ],
 )
-def test_the_result_is_within_the_budget_and_proved(options, model, data):
-    result = run(model, data, **options)
+def test_the_result_is_within_the_budget_and_proved(options, three, data):
+    result = run(three, data, **options)
     cost, full = result.graph.cost(result.plan), result.graph.cost()
     assert 0.25 * full.macs < cost.macs <= 0.4 * full.macs
     assert result.summary["check"]["max_error"] < 1e-4
@@ -79,8 +65,8 @@ def test_the_result_is_within_the_budget_and_proved(options, model, data):
         assert best["val_accuracy"] == max(c["val_accuracy"] for c in told["search"]["candidates"])
 
 
-def test_the_structure_found_beats_the_narrowest_everywhere(model, data):
-    found = run(model, data, budget=0.6)
+def test_the_structure_found_beats_the_narrowest_everywhere(three, data):
+    found = run(three, data, budget=0.6)
     wider = [k.size for k in found.plan.keep.values()]
     assert found.summary["pruned"]["accuracy"] > 0.5
     assert sum(wider) > 3 * len(wider)
@@ -91,19 +77,19 @@ PHASES = ("stagewise", "StageDistances", *(pytest.param(phase, marks=pytest.mark
 
 
 @pytest.fixture(scope="module")
-def expected(model, data, tmp_path_factory):
-    return run(model, data, tmp_path_factory.mktemp("runs") / "whole")
+def expected(three, data, tmp_path_factory):
+    return run(three, data, tmp_path_factory.mktemp("runs") / "whole")
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_run_that_is_killed_in_any_phase_goes_on_to_the_same_result(
-    phase, model, data, tmp_path, monkeypatch, expected
+    phase, three, data, tmp_path, monkeypatch, expected
 ):
     kill_in(phase, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run(model, data, tmp_path / "killed")
+        run(three, data, tmp_path / "killed")
     monkeypatch.undo()
-    found = run(model, data, tmp_path / "killed")
+    found = run(three, data, tmp_path / "killed")
     assert same(found, expected)
     told = [json.loads(line) for line in (tmp_path / "killed" / "journal.jsonl").read_text().splitlines()]
     keys = [(r["evaluator"], tuple(r["widths"])) for r in told if r["event"] == "evaluation"]
@@ -146,20 +132,20 @@ def stop(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-def test_a_supernet_serves_another_budget(model, data, tmp_path, monkeypatch):
-    run(model, data, tmp_path / "first")
+def test_a_supernet_serves_another_budget(three, data, tmp_path, monkeypatch):
+    run(three, data, tmp_path / "first")
     monkeypatch.setattr("sentei.methods.stagewise.stagewise.fit", lambda *_, **__: pytest.fail("trained again"))
-    again = run(model, data, tmp_path / "again", supernet=str(tmp_path / "first"))
+    again = run(three, data, tmp_path / "again", supernet=str(tmp_path / "first"))
     monkeypatch.undo()
-    assert same(again, run(model, data))
-    narrower = run(model, data, budget=0.3, supernet=str(tmp_path / "first"))
+    assert same(again, run(three, data))
+    narrower = run(three, data, budget=0.3, supernet=str(tmp_path / "first"))
     assert narrower.graph.cost(narrower.plan).macs <= 0.3 * narrower.graph.cost().macs
 
 
-def test_a_run_that_is_used_is_not_overwritten(model, data, tmp_path):
-    run(model, data, tmp_path / "first")
+def test_a_run_that_is_used_is_not_overwritten(three, data, tmp_path):
+    run(three, data, tmp_path / "first")
     with pytest.raises(ConfigError, match="is used by this run and cannot be its run directory"):
-        run(model, data, tmp_path / "first", supernet=str(tmp_path / "first"), overwrite=True)
+        run(three, data, tmp_path / "first", supernet=str(tmp_path / "first"), overwrite=True)
     assert (tmp_path / "first/summary.json").exists()
 
 
@@ -167,18 +153,18 @@ def test_a_run_that_is_used_is_not_overwritten(model, data, tmp_path):
     ("options", "text"),
     [({"rule": "sandwich"}, "no supernet trained by sandwich"), ({"levels": 7}, "trained with other levels: .*a.0")],
 )
-def test_a_supernet_of_other_settings_is_refused(options, text, model, data, tmp_path):
-    run(model, data, tmp_path / "first")
+def test_a_supernet_of_other_settings_is_refused(options, text, three, data, tmp_path):
+    run(three, data, tmp_path / "first")
     with pytest.raises(CheckpointError, match=text):
-        run(model, data, supernet=str(tmp_path / "first"), **options)
+        run(three, data, supernet=str(tmp_path / "first"), **options)
 
 
-def test_the_test_images_are_not_seen_before_the_end(model, data, monkeypatch):
+def test_the_test_images_are_not_seen_before_the_end(three, data, monkeypatch):
     seen = []
     monkeypatch.setattr(sys.modules["sentei.methods.prune"], "_measure", lambda *_: seen.append(1) or stop())
     monkeypatch.setattr(type(data.test), "batches", guarded(data.test, type(data.test).batches))
     with pytest.raises(KeyboardInterrupt):
-        run(model, data)
+        run(three, data)
     assert seen
 
 
@@ -203,19 +189,19 @@ def guarded(test, batches):
         ({"macs": 0.4}, {"stages": "a"}, ConfigError, "expected several names"),
     ],
 )
-def test_bad_input_is_refused_before_any_work(budget, options, error, text, model, data, tmp_path, monkeypatch):
+def test_bad_input_is_refused_before_any_work(budget, options, error, text, three, data, tmp_path, monkeypatch):
     monkeypatch.setattr("sentei.methods.stagewise.stagewise.fit", lambda *_, **__: pytest.fail("training began"))
     with pytest.raises(error, match=text):
         prune(
-            model, data, method="stagewise", budget=sentei.Budget(**budget), recipe=RECIPE, constraints=FREE,
+            three, data, method="stagewise", budget=sentei.Budget(**budget), recipe=RECIPE, constraints=FREE,
             run_dir=tmp_path / "run", **{**QUICK, **options},
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 
-def test_nothing_left_to_search_is_refused(model, data):
+def test_nothing_left_to_search_is_refused(three, data):
     with pytest.raises(ConfigError, match="the constraints leave nothing to search"):
-        prune(model, data, method="stagewise", constraints=Constraints(keep=("*",)), recipe=RECIPE, **QUICK)
+        prune(three, data, method="stagewise", constraints=Constraints(keep=("*",)), recipe=RECIPE, **QUICK)
 
 
 def test_scratch_needs_modules_that_reset_themselves():

@@ -138,11 +138,6 @@ def test_numbers_of_any_kind_are_taken(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
-
-
-@pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
     return build_model("digitsnet").eval()

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import sentei
-from sentei.data import load_data
 from sentei.errors import BudgetError, ConfigError, DataError
 from sentei.plan import Constraints
 from sentei.supernet.training import SupernetLoss
@@ -19,11 +18,6 @@ from tests.methods.networks import Three
 HALF = sentei.Budget(macs=0.5)
 FREE = Constraints(round_to=1, max_ratio=0.9)
 QUICK = {"evaluations": 12, "rounds": 2, "candidates": 3, "table_images": 60, "calibration_images": 128}
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_data("digits")
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,9 @@ from sentei.train.optimizers import parameter_groups
 SHORT = Recipe(epochs=1, batch_size=128, lr=0.1, bf16=False)
 
 
-@pytest.fixture(scope="module")
-def digits() -> Data:
-    return load_data("digits")
-
-
-def test_digitsnet_learns_the_digits(digits: Data) -> None:
-    result = fit(build_model("digitsnet"), digits, Recipe(epochs=12, batch_size=64, lr=0.2), progress=False)
-    assert evaluate(result.model, digits.test).value > 0.96
+def test_digitsnet_learns_the_digits(data: Data) -> None:
+    result = fit(build_model("digitsnet"), data, Recipe(epochs=12, batch_size=64, lr=0.2), progress=False)
+    assert evaluate(result.model, data.test).value > 0.96
     assert result.value is not None
     assert result.best is not None
     assert 0.95 < result.value <= result.best
@@ -35,13 +30,13 @@ def test_digitsnet_learns_the_digits(digits: Data) -> None:
     assert not result.model.training
 
 
-def test_same_seed_same_weights_whatever_the_global_state(digits: Data) -> None:
+def test_same_seed_same_weights_whatever_the_global_state(data: Data) -> None:
     def train(seed: int, noise: int) -> dict[str, Tensor]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Dropout(0.2), build_model("digitsnet"))
         torch.manual_seed(noise)
         before = torch.get_rng_state()
-        fit(model, digits, replace(SHORT, seed=seed), progress=False)
+        fit(model, data, replace(SHORT, seed=seed), progress=False)
         assert torch.equal(torch.get_rng_state(), before)
         return model.state_dict()
 
@@ -63,23 +58,23 @@ def test_norms_and_biases_are_not_decayed() -> None:
     assert in_decayed | in_plain == set(names.values()) - {"features.0.weight"}
 
 
-def test_one_step_is_the_textbook_step(digits: Data) -> None:
+def test_one_step_is_the_textbook_step(data: Data) -> None:
     """SGD with momentum, Nesterov and decay, against the same step written out with plain autograd."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     weight = model[1].weight.detach().clone().requires_grad_()
     bias = model[1].bias.detach().clone().requires_grad_()
     recipe = replace(SHORT, limit=128, crop=0, warmup_epochs=0, weight_decay=0.1, label_smoothing=0.2)
-    ((x, y),) = digits.train.batches(128, train=True, limit=128, augment=recipe.augment(digits.train.augment))
+    ((x, y),) = data.train.batches(128, train=True, limit=128, augment=recipe.augment(data.train.augment))
     loss = F.cross_entropy(F.linear(x.flatten(1), weight, bias), y, label_smoothing=0.2)
     grad_w, grad_b = torch.autograd.grad(loss, (weight, bias))
-    fit(model, digits, recipe, progress=False)
+    fit(model, data, recipe, progress=False)
     step = (grad_w + 0.1 * weight) * 1.9  # Nesterov's first step: g + momentum * g
     torch.testing.assert_close(model[1].weight, weight - 0.1 * step)
     torch.testing.assert_close(model[1].bias, bias - 0.1 * 1.9 * grad_b)
 
 
-def test_clip_grad_bounds_the_step(digits: Data) -> None:
+def test_clip_grad_bounds_the_step(data: Data) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = [p.detach().clone() for p in model.parameters()]
     recipe = replace(
@@ -92,19 +87,19 @@ def test_clip_grad_bounds_the_step(digits: Data) -> None:
         weight_decay=0.0,
         clip_grad=0.01,
     )
-    fit(model, digits, recipe, progress=False)
+    fit(model, data, recipe, progress=False)
     moved = sum(float((p - q).detach().square().sum()) for p, q in zip(model.parameters(), before, strict=True))
     assert moved**0.5 == pytest.approx(0.01, rel=1e-3)
 
 
-def test_average_is_returned_and_differs_from_the_last_weights(digits: Data) -> None:
+def test_average_is_returned_and_differs_from_the_last_weights(data: Data) -> None:
     seen: list[Tensor] = []
 
     def collect(model: nn.Module, lr: float) -> None:
         seen.append(model.get_parameter("conv1.weight").detach().clone())
 
     model = build_model("digitsnet")
-    fit(model, digits, replace(SHORT, ema_decay=0.8), after_step=collect, progress=False)
+    fit(model, data, replace(SHORT, ema_decay=0.8), after_step=collect, progress=False)
     average = seen[0]
     for value in seen[1:]:
         average = 0.8 * average + 0.2 * value
@@ -112,10 +107,10 @@ def test_average_is_returned_and_differs_from_the_last_weights(digits: Data) -> 
     assert not torch.equal(average, seen[-1])
 
 
-def test_after_step_sees_the_rate_of_every_step(digits: Data) -> None:
+def test_after_step_sees_the_rate_of_every_step(data: Data) -> None:
     rates: list[float] = []
     recipe = replace(SHORT, epochs=2)
-    fit(build_model("digitsnet"), digits, recipe, after_step=lambda m, lr: rates.append(lr), progress=False)
+    fit(build_model("digitsnet"), data, recipe, after_step=lambda m, lr: rates.append(lr), progress=False)
     steps = 1257 // 128
     assert rates == [recipe.lr_at(step, steps) for step in range(2 * steps)]
 
@@ -128,20 +123,20 @@ def test_distillation_loss_is_the_papers() -> None:
     assert float(distillation_loss(student, student, 3.0)) == pytest.approx(0, abs=1e-6)
 
 
-def test_teacher_alone_can_teach_and_is_left_as_it_was(digits: Data) -> None:
-    teacher = fit(build_model("digitsnet"), digits, replace(SHORT, epochs=4, batch_size=64), progress=False).model
+def test_teacher_alone_can_teach_and_is_left_as_it_was(data: Data) -> None:
+    teacher = fit(build_model("digitsnet"), data, replace(SHORT, epochs=4, batch_size=64), progress=False).model
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
     teacher.train()
     student = build_model("digitsnet")
     recipe = replace(SHORT, epochs=4, batch_size=64, distill_weight=1.0)
-    fit(student, digits, recipe, teacher=teacher, progress=False)
-    assert evaluate(student, digits.test).value > 0.85
+    fit(student, data, recipe, teacher=teacher, progress=False)
+    assert evaluate(student, data.test).value > 0.85
     assert teacher.training
     assert all(torch.equal(before[n], t) for n, t in teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_diverging_run_stops_and_names_the_last_good_checkpoint(digits: Data, tmp_path: Path, bf16: bool) -> None:
+def test_diverging_run_stops_and_names_the_last_good_checkpoint(data: Data, tmp_path: Path, bf16: bool) -> None:
     calls = 0
 
     def poison(model: nn.Module, lr: float) -> None:
@@ -153,12 +148,12 @@ def test_diverging_run_stops_and_names_the_last_good_checkpoint(digits: Data, tm
 
     recipe = replace(SHORT, epochs=3, bf16=bf16)
     with pytest.raises(TrainError, match=r"epoch 2, step 4 of 9.*train\.ckpt \(epoch 1\)"):
-        fit(build_model("digitsnet"), digits, recipe, run_dir=tmp_path, after_step=poison, progress=False)
-    resumed = fit(build_model("digitsnet"), digits, recipe, run_dir=tmp_path, progress=False)
+        fit(build_model("digitsnet"), data, recipe, run_dir=tmp_path, after_step=poison, progress=False)
+    resumed = fit(build_model("digitsnet"), data, recipe, run_dir=tmp_path, progress=False)
     assert resumed.value is not None
 
 
-def test_weights_broken_by_the_last_step_never_reach_a_checkpoint(digits: Data, tmp_path: Path) -> None:
+def test_weights_broken_by_the_last_step_never_reach_a_checkpoint(data: Data, tmp_path: Path) -> None:
     calls = 0
 
     def poison(model: nn.Module, lr: float) -> None:
@@ -169,36 +164,36 @@ def test_weights_broken_by_the_last_step_never_reach_a_checkpoint(digits: Data, 
                 model.get_parameter("linear.bias").fill_(float("nan"))
 
     with pytest.raises(TrainError, match=r"linear\.bias is no longer finite after epoch 1\. There is no checkpoint"):
-        fit(build_model("digitsnet"), digits, SHORT, run_dir=tmp_path, after_step=poison, progress=False)
+        fit(build_model("digitsnet"), data, SHORT, run_dir=tmp_path, after_step=poison, progress=False)
     assert not (tmp_path / "train.ckpt").exists()
 
 
-def test_too_few_classes_are_refused_before_training(digits: Data) -> None:
+def test_too_few_classes_are_refused_before_training(data: Data) -> None:
     with pytest.raises(TrainError, match="scores 5 classes"):
-        fit(build_model("digitsnet", num_classes=5), digits, SHORT, progress=False)
+        fit(build_model("digitsnet", num_classes=5), data, SHORT, progress=False)
     with pytest.raises(TrainError, match=r"expected \(1, classes\)"):
-        fit(nn.Conv2d(1, 10, 3), digits, SHORT, progress=False)
+        fit(nn.Conv2d(1, 10, 3), data, SHORT, progress=False)
 
 
-def test_zero_epochs_and_no_validation(digits: Data) -> None:
-    result = fit(build_model("digitsnet"), digits, replace(SHORT, epochs=0), progress=False)
+def test_zero_epochs_and_no_validation(data: Data) -> None:
+    result = fit(build_model("digitsnet"), data, replace(SHORT, epochs=0), progress=False)
     assert (result.history, result.value, result.images_per_second) == ([], None, 0.0)
     result = fit(build_model("digitsnet"), load_data("digits", val=0), SHORT, progress=False)
     assert result.value is None
     assert "accuracy" not in result.history[0]
 
 
-def test_progress_is_one_line_an_epoch_off_the_terminal(digits: Data, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(build_model("digitsnet"), digits, replace(SHORT, epochs=2), name="finetune")
+def test_progress_is_one_line_an_epoch_off_the_terminal(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(build_model("digitsnet"), data, replace(SHORT, epochs=2), name="finetune")
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 2
     assert lines[1].startswith("finetune 2/2  loss ")
     assert "images/s" in lines[1]
-    fit(build_model("digitsnet"), digits, SHORT, progress=False)
+    fit(build_model("digitsnet"), data, SHORT, progress=False)
     assert capsys.readouterr().out == ""
 
 
-def test_compiled_training_runs(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_training_runs(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wrapped forward is what is called, and the weights that train are the model's own."""
     compiled: list[nn.Module] = []
 
@@ -209,6 +204,6 @@ def test_compiled_training_runs(digits: Data, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "compile", eager)
     model = build_model("digitsnet")
     before = model.get_parameter("conv1.weight").detach().clone()
-    fit(model, digits, replace(SHORT, compile=True), progress=False)
+    fit(model, data, replace(SHORT, compile=True), progress=False)
     assert compiled == [model]
     assert not torch.equal(before, model.get_parameter("conv1.weight"))
