@@ -37,12 +37,13 @@ from sentei.methods.stagewise.fidelity import ABOUT, Fidelity, measure_fidelity
 from sentei.models.user_file import code_of
 from sentei.plan import Budget, Constraints
 from sentei.report.scatter import scatter
-from sentei.report.tables import percent, table
+from sentei.report.tables import table
 from sentei.runfiles import CONFIG, is_started
 from sentei.runs import JustFinished, Run
 from sentei.schema import validated
 from sentei.search.jobs import worker_threads
 from sentei.tasks import Task
+from sentei.tasks.task import shown
 from sentei.threads import computed_on
 from sentei.train import Recipe
 from sentei.train.checkpoint import digest
@@ -138,22 +139,25 @@ class FidelityCommand:
 
 def plot(summary: Mapping[str, Any]) -> str:
     """Real accuracy over each proxy's value; structures outside the band are rings."""
-    rows = summary["structures"]
-    real = [100 * sum(r["real"]) / len(r["real"]) for r in rows]
+    rows, metric = summary["structures"], summary["metric"]
+    scale = 100 if metric["percent"] else 1
+    real = [scale * sum(r["real"]) / len(r["real"]) for r in rows]
     return scatter(
         {name: ([r[name] for r in rows], real) for name in summary["proxies"]},
-        title=f"{summary['model']} on {summary['data']}: real accuracy over what each proxy says",
-        xlabel="proxy", ylabel="real accuracy (%)", hollow=[not r["band"] for r in rows],
+        title=f"{summary['model']} on {summary['data']}: real {metric['name']} over what each proxy says",
+        xlabel="proxy", ylabel=f"real {'-' * metric['lower_is_better']}{metric['name']}{' (%)' * metric['percent']}", hollow=[not r["band"] for r in rows],
         notes={name: f"tau {p['tau']:+.2f}" for name, p in summary["proxies"].items()},
     )  # fmt: skip
 
 
 def show(folder: Path, summary: Mapping[str, Any]) -> None:
     banded = [r for r in summary["structures"] if r["band"]]
-    real = [sum(r["real"]) / len(r["real"]) for r in banded]
+    metric = summary["metric"]
+    sign = -1 if metric["lower_is_better"] else 1
+    real = sorted(sign * sum(r["real"]) / len(r["real"]) for r in banded)
     say(
-        f"{len(banded)} structures near the budget, {summary['epochs']} epochs each: real accuracy "
-        f"{percent(min(real))} to {percent(max(real))}"
+        f"{len(banded)} structures near the budget, {summary['epochs']} epochs each: real {metric['name']} "
+        f"{shown(real[0], metric['percent'])} to {shown(real[-1], metric['percent'])}"
     )
     across = any("across_tau" in p for p in summary["proxies"].values())
     columns = ["tau", "90 % interval", "rho", *(["tau, all costs"] if across else [])]

@@ -42,6 +42,8 @@ def task_of(given: str | Task | None = None, data: Data | str | None = None) -> 
     Raises ConfigError for an unknown name, with the nearest, and for what is no complete task, with what it lacks.
     """
     if isinstance(given, Task):
+        if not isinstance(getattr(given, "metric", None), str):
+            raise ConfigError(f"task {given.name} has no `metric`, the name of the figure that decides")
         return given
     name = _purpose(data) if given is None else given
     if not isinstance(name, str):

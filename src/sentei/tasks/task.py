@@ -88,7 +88,8 @@ class Task(ABC):
 
     def collapsed(self, now: float, before: float) -> bool:
         """Whether a network that measured `before` is destroyed, now that it measures `now`."""
-        return now > 4 * before if self.lower_is_better else now < before / 2
+        fall = self.fitness(before) - self.fitness(now)
+        return fall > abs(before) * (3 if self.lower_is_better else 0.5)
 
     def doubt(self, figures: Mapping[str, float], count: int) -> str | None:
         """Why the figures of a network, over `count` samples, look like those of one that is not trained; or None."""
@@ -208,5 +209,7 @@ def plainly(task: Task, what: str) -> Any:
     """Errors of a user's task as one sentence: which part of it failed, and on what."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise TrainError(f"{what} of task {task.name} failed: {type(error).__name__}: {error}") from error

@@ -38,12 +38,12 @@ from sentei.train.checkpoint import digest
 Proxy = Literal["stagewise", "stagewise-distance", "sandwich", "random-path", "recalibrate", "train"]
 PROXIES: tuple[Proxy, ...] = get_args(Proxy)
 ABOUT: dict[str, str] = {
-    "stagewise": "accuracy in a stage-wise supernet",
+    "stagewise": "the metric in a stage-wise supernet",
     "stagewise-distance": "sum of stage distances in it",
-    "sandwich": "accuracy in a sandwich supernet",
-    "random-path": "accuracy in a random-path supernet",
-    "recalibrate": "accuracy of the trained network's slice, no training",
-    "train": "accuracy after a short training",
+    "sandwich": "the metric in a sandwich supernet",
+    "random-path": "the metric in a random-path supernet",
+    "recalibrate": "the metric of the trained network's slice, no training",
+    "train": "the metric after a short training",
 }
 RESAMPLES = 2000
 
