@@ -145,7 +145,8 @@ def plot(summary: Mapping[str, Any]) -> str:
     return scatter(
         {name: ([r[name] for r in rows], real) for name in summary["proxies"]},
         title=f"{summary['model']} on {summary['data']}: real {metric['name']} over what each proxy says",
-        xlabel="proxy", ylabel=f"real {'-' * metric['lower_is_better']}{metric['name']}{' (%)' * metric['percent']}", hollow=[not r["band"] for r in rows],
+        xlabel="proxy", ylabel=f"real {'-' * metric['lower_is_better']}{metric['name']}{' (%)' * metric['percent']}",
+        hollow=[not r["band"] for r in rows],
         notes={name: f"tau {p['tau']:+.2f}" for name, p in summary["proxies"].items()},
     )  # fmt: skip
 
