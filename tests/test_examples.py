@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,9 @@ def test_an_example_runs(name, tmp_path):
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]
     assert SAYS.get(name, "") in found.stdout
+    if name.startswith("own_loop"):
+        before, after = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) -> ([\d,]+) MACs", found.stdout)[0])
+        assert 0.35 * before < after <= 0.5 * before
 
 
 def test_what_is_expected_is_there():
