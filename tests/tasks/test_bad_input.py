@@ -1,6 +1,7 @@
 """What is wrong with a task or its data is said in one sentence, before work is lost."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 import sentei
 from sentei.errors import ConfigError, DataError, TrainError
+from sentei.plan import CRITERIA
+from sentei.tasks import task_of
 from sentei.train import Recipe, evaluate, fit, recalibrate
+from tests.tasks import masked_regression
 from tests.tasks.masked_regression import Depth, Stereo, batches, data
 
 ONE = Recipe(epochs=1, lr=0.01)
@@ -145,3 +149,51 @@ def test_gammas_take_plain_steps_under_any_optimizer() -> None:
         task=Depth(), plain=[name], progress=False, after_step=lambda m, lr: steps.append(m.get_parameter(name).grad),
     )  # fmt: skip
     assert torch.allclose(model.get_parameter(name), before - 0.1 * steps[0])
+
+
+@pytest.mark.parametrize("method", ["l1", "taylor", "stagewise"])
+def test_a_loss_that_is_none_is_found_before_any_scoring(method: str, tmp_path: Any) -> None:
+    with pytest.raises(TrainError, match=r"the loss of task vector is a tensor of shape"):
+        sentei.prune(Stereo(), data(), task=Vector(), method=method, run_dir=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_batches_that_need_a_task_of_their_own_are_told_so() -> None:
+    said = "a batch is a dict with the keys views, scale, depth, known; task classification takes .* task=Mine"
+    with pytest.raises(TrainError, match=said):
+        sentei.prune(Stereo(), data())
+    with pytest.raises(TrainError, match=said):
+        sentei.recalibrate(Stereo(), batches(1, 0))
+    graph = sentei.trace(Stereo(), Depth().example(Stereo(), data()))
+    with pytest.raises(ConfigError, match="a batch is a dict, not .* give step="):
+        CRITERIA["taylor"](Stereo(), graph, batches=batches(1, 0))
+
+
+def test_costs_are_those_of_one_sample() -> None:
+    one = Depth().example(Stereo(), data())
+    assert {name: tuple(t.shape)[:1] for name, t in one.items()} == {"left": (1,), "right": (1,), "scale": (1,)}
+
+
+@pytest.mark.parametrize("given", [0.5, "50%"])
+def test_what_is_no_budget_is_told_how_to_write_one(given: Any) -> None:
+    graph = sentei.trace(Stereo(), Depth().example(Stereo(), data()))
+    for wrong in (
+        lambda: sentei.prune(Stereo(), data(), task=Depth(), budget=given),
+        lambda: sentei.uniform(graph, given),
+        lambda: sentei.search_widths(Stereo(), graph, given, evaluate=len),
+        lambda: sentei.Supernet(Stereo(), graph, given, task=Depth()),
+    ):
+        with pytest.raises(ConfigError, match=r"expected a Budget, for instance sentei.Budget\(macs=0.5\)"):
+            wrong()
+
+
+def test_the_code_of_a_task_is_a_part_of_its_run(tmp_path: Any) -> None:
+    file = tmp_path / "own.py"
+    text = Path(masked_regression.__file__).read_text()
+    file.write_text(text)
+    before = task_of(f"{file}:Depth").settings
+    assert task_of(f"{file}:Depth").settings == before
+    file.write_text(text.replace("smooth_l1_loss", "mse_loss"))
+    assert task_of(f"{file}:Depth").settings["code"] != before["code"]
+    assert "code" in Depth().settings
+    assert "code" not in task_of("segmentation").settings

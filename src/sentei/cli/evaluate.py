@@ -61,6 +61,10 @@ class Evaluate:
         model, data, task, recorded = self.run() if is_started(self.model) else self.named()
         model = model.to(device_of(self.images.device))
         cost = trace(model, task.example(model, data), forward=task.part).cost()
+        if not len(getattr(data, self.split)):
+            other = "val" if self.split == "test" else "test"
+            hint = f": --split {other} measures on the other" if len(getattr(data, other)) else ""
+            raise ConfigError(f"{data.name} has no {self.split} images{hint}")
         found = evaluate(model, getattr(data, self.split), task=task)
         result = {
             "model": self.model, "data": data.name, "split": self.split, **measured_task(task), **found.figures,

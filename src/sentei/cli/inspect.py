@@ -23,6 +23,7 @@ from sentei.models import input_shape_of
 from sentei.report.tables import cost_table, frozen_table, group_table, smallest
 from sentei.runfiles import is_finished, is_started, read_config, read_summary
 from sentei.tasks import task_of
+from sentei.tasks.detectors import is_detector
 from sentei.tasks.task import Forward
 
 
@@ -51,6 +52,9 @@ class Inspect:
         try:
             graph = trace(model, example, forward=part)
         except TraceError as error:
+            if part is None and is_detector(model):
+                hint = "--task detection traces the part of torchvision's detectors without that"
+                raise TraceError(f"{error}\n{hint}") from error
             if self.input is not None or not is_code(self.model):
                 raise
             guess = "x".join(map(str, example.shape))
@@ -101,7 +105,10 @@ class Inspect:
         shape = (1, *input_shape_of(self.model)) if given is None else given.shape
         channels = shape[1] if given is not None and len(shape) > 1 and not is_torchvision(self.model) else None
         part = None if self.task is None else task_of(self.task).part
-        return build_named(self.model, self.num_classes, channels), torch.zeros(shape), part
+        model, example = build_named(self.model, self.num_classes, channels), torch.zeros(shape)
+        if given is None and part is not None and is_detector(model):
+            example = model.transform([example[0]])[0].tensors
+        return model, example, part
 
     def of_run(self) -> tuple[nn.Module, Forward | None]:
         saved = saved_command(self.model)

@@ -141,7 +141,8 @@ class Prune:
         return ref, absolute_or_none(self.weights)
 
     def refuse_untrained(self, dense: Dense, bare: str | None) -> None:
-        again = f"sentei train {quoted(self.model)} --data {quoted(self.images.data)}"
+        task = f" --task {quoted(self.images.task)}" if self.images.task else ""
+        again = f"sentei train {quoted(self.model)} --data {quoted(self.images.data)}{task}"
         if dense.fresh:
             raise ConfigError(
                 f"the last layer of {self.model} is new, for {dense.num_classes} classes, and not trained yet. Train "
@@ -247,4 +248,5 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
     for warning in summary["warnings"]:
         say(f"Warning: {warning}.")
     say(f"Run directory: {folder}")
-    say(f"Next:  sentei evaluate {quoted(folder)}{trust_flag(folder)}")
+    split = "" if summary["data_description"]["test"] else " --split val"
+    say(f"Next:  sentei evaluate {quoted(folder)}{trust_flag(folder)}{split}")

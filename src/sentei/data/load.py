@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,7 @@ def load_data(
             ref, path, val=val, seed=seed, size=image_size, device=device, statistics=statistics, workers=workers
         )
     if ".py:" in ref:
-        value = load_function(ref, DataError)()
+        value = _called(ref)
         if isinstance(value, Data):
             _refuse_preparing(ref, val=val, image_size=image_size, normalize=normalize)
             return replace(value.on(device), name=ref)
@@ -120,6 +121,16 @@ def load_data(
     else:
         source = _source(ref, root)
     return _in_memory(ref, source, val, seed, image_size, torch.device(device), normalize)
+
+
+def _called(ref: str) -> Any:
+    """What a user's function returns; DataError that names it, whatever goes wrong in there."""
+    try:
+        return load_function(ref, DataError)()
+    except DataError as error:
+        raise error if ref in str(error) else DataError(f"{ref}: {error}") from error
+    except Exception as error:
+        raise DataError(f"{ref} failed: {type(error).__name__}: {error}") from error
 
 
 def _refuse_preparing(ref: str, **given: object) -> None:

@@ -24,6 +24,7 @@ from sentei.methods.common.timing import clock
 from sentei.methods.registry import method_of
 from sentei.models.user_file import code_of
 from sentei.plan import Budget, Constraints, Plan
+from sentei.plan.budget import refuse_other
 from sentei.runs import Run
 from sentei.surgery import save
 from sentei.surgery.history import as_dense
@@ -92,6 +93,8 @@ def prune(
     cannot be met, SurgeryError if a cut is not exact, TrainError if the task cannot measure the network.
     """
     name, chosen = method_of(method, options)
+    if budget is not None:
+        refuse_other(budget)
     if budget is not None and not chosen.budgeted:
         raise ConfigError(f"with these settings {name} takes no budget, its own settings decide the size; got {budget}")
     for used in chosen.reads if run_dir is not None else ():
@@ -169,6 +172,7 @@ def _result(pruning: Pruning, method: Method) -> PruneResult:
     with pruning.timed("trace"):
         pruning.graph = pruning.trace()
     pruning.say(f"Traced {pruning.source or type(pruning.base).__name__}: {pruning.graph}")
+    pruning.rehearse()
     value, warnings = _before(pruning)
     for warning in warnings:
         pruning.say(f"Warning: {warning}.")

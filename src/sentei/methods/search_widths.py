@@ -23,6 +23,7 @@ from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Say, silent
 from sentei.methods.common.searching import WidthSearch
 from sentei.methods.registry import METHODS, method_of
 from sentei.plan import Budget, Constraints, Plan
+from sentei.plan.budget import refuse_other
 from sentei.runs import Run
 from sentei.search import Inheritance
 from sentei.search.inherit import Inherit
@@ -104,6 +105,7 @@ def search_widths(
     }, options)  # fmt: skip
     if not callable(evaluate):
         raise ConfigError(f"evaluate is a {type(evaluate).__name__}; expected a function of the cut network")
+    refuse_other(budget)
     graph.check_fits(model)
     evaluator = Own(model, graph, evaluate, inherit, seed, lower_is_better)
     space = how.space(graph, budget, constraints)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,21 @@ def code_of(ref: str | None) -> str | None:
         return None
     path = Path(ref.rpartition(":")[0]).expanduser()
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
+
+
+def code_of_class(kind: type) -> str | None:
+    """Checksum of the code that a class comes from: of a user's file as a whole, elsewhere of the class alone.
+
+    None for classes of sentei itself, and where there is no source to read.
+    """
+    if kind.__module__.startswith("sentei."):
+        return None
+    try:
+        own = inspect.getsourcefile(kind) if kind.__module__.startswith("sentei_user_") else None
+        text = inspect.getsource(kind) if own is None else Path(own).read_text()
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_function(ref: str, error: type[SenteiError] = ModelError) -> Callable[..., Any]:

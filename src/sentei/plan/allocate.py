@@ -17,7 +17,7 @@ import numpy as np
 
 from sentei.errors import BudgetError, PlanError
 from sentei.graph import ChannelGraph, Group
-from sentei.plan.budget import Budget
+from sentei.plan.budget import Budget, refuse_other
 from sentei.plan.constraints import FAST, Constraints, Ladder, channels_of
 from sentei.plan.plan import Plan
 
@@ -112,10 +112,13 @@ def rescaler(
     return onto
 
 
-def note_on_use(graph: ChannelGraph, budget: Budget, widths: np.ndarray) -> str:
-    """What to tell about these widths, int [n_groups]: what they leave of a budget, and which are slow."""
+def note_on_use(graph: ChannelGraph, budget: Budget, widths: np.ndarray, chosen: bool = False) -> str:
+    """What to tell about these widths, int [n_groups]: what they leave of a budget, and which are slow.
+
+    `chosen` are those that a search preferred to larger ones.
+    """
     widths = np.asarray(widths)
-    return _joined(_note(float(_load(graph, budget)(widths))), _avoidable(graph, widths))
+    return _joined(_note(float(_load(graph, budget)(widths)), chosen), _avoidable(graph, widths))
 
 
 def note_on_widths(graph: ChannelGraph, widths: np.ndarray, before: np.ndarray | None = None) -> str:
@@ -145,10 +148,13 @@ def _joined(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
 
-def _note(used: float) -> str:
+def _note(used: float, chosen: bool = False) -> str:
     if used >= FILL:
         return ""
-    return f"{used:.1%} of the budget is used: the groups shrink in steps too coarse to use more"
+    why = "the best structure that was found is no larger" if chosen else (
+        "the groups shrink in steps too coarse to use more"
+    )
+    return f"{used:.1%} of the budget is used: {why}"
 
 
 def plan_from_widths(graph: ChannelGraph, widths: np.ndarray, scores: Scores | None = None, *, note: str = "") -> Plan:
@@ -246,6 +252,7 @@ def _descend(load: Load, ladder: Ladder, order: np.ndarray) -> tuple[np.ndarray,
 
 
 def _load(graph: ChannelGraph, budget: Budget) -> Load:
+    refuse_other(budget)
     limits = budget.resolve(graph)
 
     def load(widths: np.ndarray) -> np.ndarray:

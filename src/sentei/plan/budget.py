@@ -57,6 +57,13 @@ class Budget:
         return f"Budget({', '.join(f'{name}={value!r}' for name, value in self.limits.items())})"
 
 
+def refuse_other(budget: object) -> None:
+    """ConfigError, with what to write, for what is no Budget."""
+    if not isinstance(budget, Budget):
+        written = f"sentei.Budget(macs={budget})" if isinstance(budget, (int, float)) else "sentei.Budget(macs=0.5)"
+        raise ConfigError(f"budget is {budget!r}; expected a Budget, for instance {written}")
+
+
 def _validate(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{name}={value!r}: expected a number")

@@ -147,6 +147,11 @@ def taylor(
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """The loss of a classifier on (x, y)."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise ConfigError(
+            f"a batch is a {type(batch).__name__}, not (x, y): give step=lambda model, batch: ..., the loss of a "
+            "network on a batch, such as the `step` of a task"
+        )
     x, y = batch
     return nn.functional.cross_entropy(model(x), y)
 

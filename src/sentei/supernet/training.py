@@ -29,7 +29,7 @@ from sentei.search import Space
 from sentei.supernet.stages import Stages, visiting
 from sentei.surgery import permute, slim
 from sentei.tasks import Task
-from sentei.tasks.task import run_part
+from sentei.tasks.task import checked_loss, loss_of, plainly, run_part
 from sentei.train.checkpoint import digest
 from sentei.train.evaluate import CLASSIFICATION
 
@@ -255,7 +255,7 @@ class SupernetLoss:
         if self.rule == "random-path":
             for w in widths.values():
                 with self.net.narrow(w) as subnet:
-                    loss = self.net.task.step(subnet, batch)
+                    loss = loss_of(self.net.task, subnet, batch)
                 yield "random", loss[None]
             return
         targets, outputs, loss = self._full(model, batch)
@@ -269,9 +269,11 @@ class SupernetLoss:
         if task.steps_itself or task.part is not None:
             with torch.no_grad():
                 targets, outputs = full_pass(model, self.net, batch, staged)
-            return targets, detached(outputs), task.step(model, batch)
+            return targets, detached(outputs), loss_of(task, model, batch)
         targets, outputs = full_pass(model, self.net, batch, staged)
-        return targets, detached(outputs), task.loss(outputs, batch)
+        with plainly(task, "the loss"):
+            loss = task.loss(outputs, batch)
+        return targets, detached(outputs), checked_loss(task, loss)
 
     def narrowest(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
         return self.net.narrow(self.net.tiny)

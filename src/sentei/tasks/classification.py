@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sentei.data import Data
 from sentei.errors import TrainError
-from sentei.tasks.task import Figures, Task, called
+from sentei.tasks.task import Figures, Task, called, pair_of
 
 PER_CLASS = 5
 """Validation images a class, below which accuracies say nothing."""
@@ -39,7 +39,7 @@ class Classification(Task):
         return {"name": self.name, "metric": self.metric}
 
     def inputs(self, batch: Any) -> Any:
-        return batch if isinstance(batch, Tensor) else batch[0]
+        return batch if isinstance(batch, Tensor) else pair_of(self, batch)[0]
 
     def loss(self, output: Any, batch: Any) -> Tensor:
         scores = logits(output)

@@ -7,7 +7,7 @@ values. Both go on as they were around a part that was cut.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -19,6 +19,11 @@ from sentei.errors import ConfigError
 DENSE = (RetinaNet, FCOS, SSD)
 """Detectors whose head runs over whole feature maps; SSDlite is an SSD."""
 KNOWN = "Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite of torchvision"
+
+
+def is_detector(model: nn.Module) -> TypeGuard[Any]:
+    """Whether `detector_part` knows the parts of a model."""
+    return isinstance(model, (FasterRCNN, *DENSE))
 
 
 def detector_part(model: nn.Module, images: Tensor | Sequence[Tensor]) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def detector_part(model: nn.Module, images: Tensor | Sequence[Tensor]) -> dict[s
     With values a single box stands for all of an image, as they would all be the same. Raises ConfigError for any
     other model.
     """
-    if not isinstance(model, (FasterRCNN, *DENSE)):
+    if not is_detector(model):
         raise ConfigError(
             f"no part of a {type(model).__name__} is known that can be traced; known are {KNOWN}. For others a Task "
             "with a `forward` of its own, or trace(model, inputs, forward=...), runs the part"

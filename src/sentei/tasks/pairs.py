@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sentei.tasks.task import Figures, Task, called
+from sentei.tasks.task import Figures, Task, called, pair_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Pairs(Task):
 
     metric = "loss"
     lower_is_better = True
+
+    def inputs(self, batch: Any) -> Any:
+        return batch if isinstance(batch, Tensor) else pair_of(self, batch)[0]
 
     def loss(self, output: Any, batch: Any) -> Tensor:
         return self.function(output, batch[1])

@@ -15,7 +15,7 @@ from sentei.data import Data
 from sentei.data.segmentation import IGNORE
 from sentei.errors import TrainError
 from sentei.tasks.classification import distillation_loss, logits
-from sentei.tasks.task import Figures, Task, called
+from sentei.tasks.task import Figures, Task, called, pair_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Segmentation(Task):
         return {"name": self.name, "metric": self.metric, "ignore": self.ignore, "aux_weight": self.aux_weight}
 
     def inputs(self, batch: Any) -> Any:
-        return batch if isinstance(batch, Tensor) else batch[0]
+        return batch if isinstance(batch, Tensor) else pair_of(self, batch)[0]
 
     def loss(self, output: Any, batch: Any) -> Tensor:
         """Cross-entropy in nats, mean over the counted pixels; 0 where there are none."""

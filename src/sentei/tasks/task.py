@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sentei.data import Data
-from sentei.data.batches import count_of
+from sentei.data.batches import count_of, pieces_of
 from sentei.errors import ConfigError, TrainError
 from sentei.graph.inputs import arguments
+from sentei.models.user_file import code_of_class
 
 Figures = dict[str, float]
 Forward = Callable[..., Any]
@@ -106,12 +107,14 @@ class Task(ABC):
         return self
 
     def example(self, model: nn.Module, data: Data) -> Any:
-        """What the model is traced on."""
+        """What the model is traced on: one sample."""
         if data.example is not None:
             return data.example
         if data.input_shape is not None:
             return torch.zeros(1, *data.input_shape, device=data.device)
-        return self.inputs(next(iter(data.train.batches(2, limit=2))))
+        batch = next(iter(data.train.batches(1, limit=1)))
+        with plainly(self, "inputs"):
+            return pieces_of(self.inputs(batch), max(self.count(batch), 1))[0]
 
     # -- what follows
 
@@ -122,9 +125,11 @@ class Task(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What tells it from others, as plain values: its name, its metric, and its plain attributes."""
+        """What tells it from others, as plain values: name, metric, plain attributes, and a checksum of its code."""
         plain = {k: v for k, v in vars(self).items() if isinstance(v, (str, int, float, bool, type(None)))}
-        return {"name": self.name, "metric": self.metric, "lower_is_better": self.lower_is_better, **plain}
+        code = code_of_class(type(self))
+        own = {} if code is None else {"code": code}
+        return {"name": self.name, "metric": self.metric, "lower_is_better": self.lower_is_better, **plain, **own}
 
     @property
     def part(self) -> Forward | None:
@@ -172,6 +177,34 @@ def called(model: Callable[..., Any], inputs: Any) -> Any:
     """What a model returns on what `Task.inputs` gave."""
     args, named = arguments(inputs)
     return model(*args, **named)
+
+
+def checked_loss(task: Task, loss: Any) -> Tensor:
+    """A loss that can be minimised; TrainError if it is no scalar with a gradient."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        given = "a scalar without a gradient"
+    raise TrainError(f"the loss of task {task.name} is {given}; expected a scalar with a gradient")
+
+
+def loss_of(task: Task, model: nn.Module, batch: Any) -> Tensor:
+    """`Task.step`, with what may go wrong in it as one sentence."""
+    with plainly(task, "the loss"):
+        loss = task.step(model, batch)
+    return checked_loss(task, loss)
+
+
+def pair_of(task: Task, batch: Any) -> tuple[Any, Any]:
+    """The two parts of a batch; TrainError, with what to do, if it is no (inputs, targets)."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    given = f"a dict with the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+    raise TrainError(
+        f"a batch is {given}; task {task.name} takes (inputs, targets). Say what your batches are for with a task of "
+        "your own: task=Mine(), --task FILE.py:CLASS (see docs/tasks.md)"
+    )
 
 
 def run_part(task: Task, model: nn.Module, inputs: Any) -> Any:

@@ -19,7 +19,7 @@ from sentei.data.batches import mapped
 from sentei.errors import CheckpointError, ConfigError, TrainError
 from sentei.layout import arranged, training_layout
 from sentei.tasks import Task
-from sentei.tasks.task import called, plainly
+from sentei.tasks.task import called, checked_loss, loss_of, plainly
 from sentei.train.checkpoint import load_checkpoint, save_checkpoint
 from sentei.train.evaluate import CLASSIFICATION, check_device, evaluate, evaluating
 from sentei.train.journal import Journal
@@ -236,23 +236,21 @@ class _Run:
         with torch.autocast(self.data.device.type, torch.bfloat16, enabled=self.bf16):
             if self.objective is not None:
                 return self.objective(self.model, batch).detach()
-            with plainly(self.task, "the loss"):
-                loss = self._loss(batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise TrainError(f"the loss of task {self.task.name} is {_short(loss)}; expected a scalar with a gradient")
+            loss = self._loss(batch)
         loss.backward()
         return loss.detach()
 
     def _loss(self, batch: Any) -> Tensor:
         share = self.recipe.distill_weight
         if self.teacher is None or share == 0:
-            return self.task.step(self.forward, batch)
+            return loss_of(self.task, self.forward, batch)
         inputs = self.task.inputs(batch)
         output = called(self.forward, inputs)
         with torch.no_grad():
             target = called(self.teacher, inputs)
-        hard, soft = self.task.loss(output, batch), self.task.imitate(output, target, batch)
-        return (1 - share) * hard + share * soft
+        with plainly(self.task, "the loss"):
+            hard, soft = self.task.loss(output, batch), self.task.imitate(output, target, batch)
+        return checked_loss(self.task, (1 - share) * hard + share * soft)
 
     def _check_finite(self, total: float, epoch: int, step: int, every: int) -> None:
         if not math.isfinite(total):
@@ -352,7 +350,3 @@ def refuse_teacher(task: Task) -> None:
             f"task {task.name} does not say how to imitate a teacher, so it cannot distil: leave out --distill "
             "(distill=True, a teacher), or write `imitate`"
         )
-
-
-def _short(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sentei.data import Data
 from sentei.errors import ConfigError
@@ -18,8 +19,9 @@ from sentei.runs import Run
 from sentei.surgery.check import check
 from sentei.surgery.cut import cut
 from sentei.tasks import Task
+from sentei.tasks.task import loss_of
 from sentei.train import Recipe, evaluate, fit, recalibrate
-from sentei.train.evaluate import CLASSIFICATION
+from sentei.train.evaluate import CLASSIFICATION, evaluating
 from sentei.train.loop import refuse_teacher
 from sentei.train.optimizers import Factory
 
@@ -64,6 +66,7 @@ class Pruning:
             raise ConfigError(f"images is {self.images}; expected 1 or more")
         if self.distill:
             refuse_teacher(self.task)
+        self.task.with_settings(self.recipe.label_smoothing, self.recipe.temperature)
 
     def trace(self, model: nn.Module | None = None) -> ChannelGraph:
         """The graph of the network, or of a cut one."""
@@ -136,6 +139,16 @@ class Pruning:
     def value(self, model: nn.Module) -> float | None:
         """The metric on validation data; None where there are none."""
         return evaluate(model, self.data.val, task=self.task).value if len(self.data.val) else None
+
+    def rehearse(self) -> None:
+        """TrainError, before any work, if the task has no loss for a training batch that could be minimised."""
+        batch = next(iter(self.data.train.batches(2, limit=2)))
+        with evaluating(self.base), torch.enable_grad():
+            loss_of(self.task, self.base, batch)
+
+    def step(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of a network on a batch, for scores."""
+        return loss_of(self.task, model, batch)
 
     def scoring(self, images: int | None = None) -> Iterator[Any]:
         """Training batches from which scores are computed."""

@@ -26,6 +26,7 @@ from sentei.methods.ista.groups import shrinking
 from sentei.methods.ista.lasso import CostKind, Proximal, costs_of_units, lasso, live_plan, penalised
 from sentei.methods.ista.rounds import Round, diagnose, next_rho, starting_point
 from sentei.plan import Budget, Constraints, Plan, allocate, note_on_widths, uniform
+from sentei.plan.budget import refuse_other
 from sentei.surgery.check import CheckReport, check
 from sentei.surgery.cut import cut
 from sentei.surgery.fold import Folded, Mode
@@ -123,6 +124,8 @@ class Sparsifier:
     ) -> None:
         check_settings(rho, growth, alpha, cost, genes, fold)
         _check_goal(budget, rho, lr, steps)
+        if budget is not None:
+            refuse_other(budget)
         graph.check_fits(model)
         self.model, self.graph, self.inputs = model, graph, inputs
         self.lr, self.fixed, self.growth, self.cost, self.genes, self.mode = lr, rho, growth, cost, genes, fold

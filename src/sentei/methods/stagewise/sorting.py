@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ from sentei.supernet.shares import shares
 from sentei.supernet.stages import Stages
 from sentei.supernet.training import SortedNet
 from sentei.tasks import Task
+from sentei.tasks.task import loss_of
 
 Interfaces = Literal["whole", "searched"]
 
@@ -44,7 +46,7 @@ class Sorting:
         inside = {graph.groups[g].name for g in free}
         bound = {graph.groups[g].name for bundle in graph.bundles for g in bundle}  # stages are searched one by one
         names = [name for name in searched_groups(graph, self.genes) if name in inside and name not in bound]
-        scores = criterion(self.sort_by)(model, graph, batches=batches, step=task.step, seed=self.seed)
+        scores = criterion(self.sort_by)(model, graph, batches=batches, step=partial(loss_of, task), seed=self.seed)
         space = shares(graph, names, self.constraints, self.levels)
         return SortedNet.of(model, graph, stages, space, scores, task)
 

@@ -152,7 +152,7 @@ class Stagewise(Method):
         tell_stages(pruning, net)
         net = self.trained(pruning, net)
         widths, report = self.searched(pruning, net)
-        plan = replace(net.plan(widths), note=note_on_use(pruning.graph, pruning.budget, widths))
+        plan = replace(net.plan(widths), note=note_on_use(pruning.graph, pruning.budget, widths, chosen=True))
         trained = net.unsorted()
         done = pruning.run.once("cut", lambda: pruning.cut(trained, pruning.graph, plan))
         network = cut(trained, pruning.graph, plan := Plan.from_json(done["plan"]))

@@ -18,16 +18,17 @@ from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, silent
 from sentei.methods.stagewise.search import StageSearch
 from sentei.methods.stagewise.sorting import Interfaces, Sorting, refuse_several_limits
 from sentei.plan import Budget, Constraints, Plan, note_on_use
+from sentei.plan.budget import refuse_other
 from sentei.search.evaluators import check_validation
 from sentei.supernet.proxies import StageDistances, SubnetMetric
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Rule, SortedNet, SupernetLoss
 from sentei.surgery.check import check
 from sentei.surgery.cut import cut
-from sentei.tasks import Task
+from sentei.tasks import Task, task_of
 from sentei.tasks.pairs import Pairs
 from sentei.train import recalibrate
-from sentei.train.evaluate import CLASSIFICATION, device_of
+from sentei.train.evaluate import device_of
 
 
 class Supernet(nn.Module):
@@ -86,6 +87,8 @@ class Supernet(nn.Module):
             raise ConfigError(f"stages is {stages!r}; expected several names, for instance ({stages!r},)")
         if subnets < 1:
             raise ConfigError(f"subnets is {subnets}; expected 1 or more")
+        if budget is not None:
+            refuse_other(budget)
         self.budget, self.seed = budget, seed
         self._sorting = Sorting(constraints, interfaces, genes, levels, sort_by, seed)
         net = self._sorting.sorted_net(model, graph, find_stages(model, graph, stages), _task(task, loss), batches)
@@ -163,7 +166,9 @@ class Supernet(nn.Module):
         too few batches.
         """
         budget = budget or self.budget
-        if budget is None:
+        if budget is not None:
+            refuse_other(budget)
+        else:
             raise ConfigError("plan needs a budget, here or when the supernet is made")
         least = {"evaluations": evaluations, "rounds": rounds, "candidates": candidates, "memory_mb": memory_mb}
         for name, value in least.items():
@@ -179,7 +184,7 @@ class Supernet(nn.Module):
         )  # fmt: skip
         widths, report = found.result()
         self._data, self.searched = data, report["search"]
-        return replace(net.plan(widths), note=note_on_use(self.graph, budget, widths))
+        return replace(net.plan(widths), note=note_on_use(self.graph, budget, widths, chosen=True))
 
     def network(self, plan: Plan, calibration: Iterable[Any] | None = None, images: int = 2048) -> nn.Module:
         """The network of a plan, cut out of the supernet's weights of now and proven by `check`.
@@ -218,4 +223,4 @@ class Supernet(nn.Module):
 def _task(task: Task | None, loss: Callable[[Any, Any], Tensor] | None) -> Task:
     if task is not None and loss is not None:
         raise ConfigError("task and loss are both given; a task has its own loss")
-    return Pairs(loss) if loss is not None else task or CLASSIFICATION
+    return Pairs(loss) if loss is not None else task_of(task)
