@@ -176,7 +176,7 @@ def test_user_function_may_name_its_parts(user_file: str) -> None:
         ("mixed", "test images are .6, 4, 3., the training images .6, 5, 3."),
         ("negative", "labels -1..2"),
         ("infinite", "NaN or infinity"),
-        ("words", "Expected the four arrays"),
+        ("words", "or the four arrays"),
         ("short", "one label for each"),
         ("absent", "has no function 'absent'.*nchw"),
     ],

@@ -17,6 +17,7 @@ from sentei.cli.options import AsJson, Trust, path_of, resolved_ref
 from sentei.cli.running import Show, tell
 from sentei.cli.saved import Saved, permit, saved_command
 from sentei.console import say
+from sentei.data.dataset import kind_of
 from sentei.errors import CheckpointError, ConfigError
 from sentei.lock import FolderLock
 from sentei.runfiles import clean_up, is_finished, is_half_cleaned, is_started, resume_command
@@ -102,7 +103,7 @@ class Resume:
         supernet = getattr(getattr(command, "how", None), "supernet", None)
         places = {
             "--model": (command.model, "MODEL"),
-            "--data": (command.images.data, "KIND:PATH or FILE.py:FUNCTION"),
+            "--data": (command.images.data, f"{kind_of(command.images.data or '')}:PATH or FILE.py:FUNCTION"),
             "--task": (command.images.task, "FILE.py:CLASS"),
             "--weights": (command.weights, "FILE"),
             "--supernet": (supernet, "RUN"),
