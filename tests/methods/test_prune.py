@@ -170,7 +170,8 @@ def test_a_model_from_python_resumes_by_calling_again(model, data, tmp_path):
 
 def test_a_run_resumed_with_other_weights_is_refused(model, data, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["sentei.methods.prune"], "save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        module = sys.modules["sentei.methods.prune"]  # the name in the package is that of the function
+        patch.setattr(module, "save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prune(model, data, recipe=RECIPE, images=64, run_dir=tmp_path)
     torch.manual_seed(5)
