@@ -78,7 +78,7 @@ def test_bad_user_files_are_refused(tmp_path: Path) -> None:
         ("timm:mobilnetv2_100", "Did you mean timm:mobilenetv2_100"),
         ("sentei:resnet20-cifar", "Did you mean sentei:resnet20-cifar10"),
         ("qqqq", "Known: resnet20"),
-        ("torchvision:fasterrcnn_resnet50_fpn", "Unknown torchvision model"),
+        ("torchvision:r2plus1d_18", "Unknown torchvision model"),
     ],
 )
 def test_unknown_names_suggest_the_nearest(ref: str, near: str) -> None:
