@@ -218,19 +218,18 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def show(folder: Path, summary: Mapping[str, Any]) -> None:
-    console = screen()
+    console, metric = screen(), summary["metric"]
     console.print(widths_table(summary["widths"]))
     console.print(before_after(summary))
     if within := within_error(summary):
         say(within)
     if "search" in summary:
-        search, metric = summary["search"], summary["metric"]
+        search = summary["search"]
         console.print(search_table(search, metric))
         say(
             f"{search['evaluations']} structures of {search['genes']} genes took {search['seconds']:,.0f} s of work, "
             f"{search['failed']} failed."
         )
-    metric = summary["metric"]
     check, cut = summary["check"], summary["after_cut"][f"val_{metric['name']}"]
     if cut is not None:
         value = shown(cut, metric["percent"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import starmap
 from typing import Any
 
 import torch
@@ -65,7 +64,7 @@ def count_of(batch: Any) -> int:
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 1
     if isinstance(batch, Mapping):
-        return next(starmap(lambda _, v: count_of(v), batch.items()), 1)
+        return next(map(count_of, batch.values()), 1)
     if isinstance(batch, (list, tuple)) and batch:
         first = batch[0]
         samples = isinstance(batch, list) and isinstance(first, Tensor) and first.ndim != 4

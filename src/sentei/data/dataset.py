@@ -72,7 +72,8 @@ class Data:
     @property
     def notes(self) -> list[str]:
         """What keeps a run on these data from being repeated to the bit."""
-        return [note for split in (self.train,) if isinstance(split, LoaderSplit) and (note := split.note)]
+        note = self.train.note if isinstance(self.train, LoaderSplit) else None
+        return [] if note is None else [note]
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from sentei.data.dataset import Data, describe
-from sentei.data.samples import Normalised, SampleSplit, decoded, divided
+from sentei.data.samples import NormalisedSplit, decoded, divided
 from sentei.data.sources import Statistics
 from sentei.data.splits import Augment, stratified_split
 from sentei.errors import DataError
@@ -79,7 +78,7 @@ def _same_classes(path: Path, name: str, train: list[str], other: list[str]) -> 
         raise DataError(f"The classes of {path}/train and {path}/{name} differ: {'; '.join(parts)}.")
 
 
-class FolderSplit(SampleSplit[Sample]):
+class FolderSplit(NormalisedSplit[Sample]):
     """Images decoded and resized by worker processes, normalised on the device."""
 
     def __init__(
@@ -91,8 +90,8 @@ class FolderSplit(SampleSplit[Sample]):
         workers: int,
         root: Path,
     ) -> None:
-        super().__init__(samples, device, workers, root, Augment(flip=True))
-        self.size, self.normalised = size, Normalised(statistics, device)
+        super().__init__(samples, device, statistics, workers, root)
+        self.size = size
 
     @staticmethod
     def read(sample: Sample) -> tuple[Image, int]:
@@ -106,14 +105,8 @@ class FolderSplit(SampleSplit[Sample]):
     def collate(elements: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         return torch.stack([image for image, _ in elements]), torch.tensor([label for _, label in elements])
 
-    def finish(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.normalised(batch[0]), batch[1].to(self.device, non_blocking=True)
-
     def told(self, sample: Sample) -> str:
         return f"{self.stamp(sample[0])} {sample[1]}"
-
-    def constants(self) -> Sequence[Tensor]:
-        return self.normalised.mul, self.normalised.add
 
 
 def _training_transform(size: int, augment: Augment) -> v2.Transform:

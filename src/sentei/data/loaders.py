@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -139,12 +138,12 @@ class Numbers:
     """Random numbers of torch, NumPy and Python that belong to one stream of batches and to nobody else."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
-        with _kept():
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  what users' datasets draw from
-            self.inside = _states()
+        self.seed, outside = seed, _states()
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  what users' datasets draw from
+        self.inside = _states()
+        _restore(outside)
 
     def __enter__(self) -> None:
         self.outside = _states()
@@ -153,15 +152,6 @@ class Numbers:
     def __exit__(self, *_: object) -> None:
         self.inside = _states()
         _restore(self.outside)
-
-
-@contextmanager
-def _kept() -> Iterator[None]:
-    before = _states()
-    try:
-        yield
-    finally:
-        _restore(before)
 
 
 def _states() -> tuple[Any, Any, Any]:

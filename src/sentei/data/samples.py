@@ -19,15 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sentei.data.sources import Statistics
-from sentei.data.splits import (
-    Augment,
-    Batches,
-    content_of,
-    epoch_generator,
-    epoch_order,
-    epoch_steps,
-    training_batches,
-)
+from sentei.data.splits import Augment, Batches, content_of, epoch_generator, epoch_order, epoch_steps
 from sentei.errors import DataError
 from sentei.threads import data_workers
 
@@ -127,10 +119,8 @@ class SampleSplit(ABC, Generic[S]):
     ) -> Batches:
         """See `Split.batches`."""
         generator = epoch_generator(seed, epoch)
-        order = epoch_order(len(self), train, limit, generator)
-        if train:
-            order = order[: training_batches(len(order), batch_size) * batch_size]
-        elif self.most is not None:
+        order = epoch_order(len(self), batch_size, train, limit, generator)
+        if not train and self.most is not None:
             batch_size = min(batch_size, self.most)
         change = self.change((augment or self.augment) if train else None)
         loader = DataLoader(
@@ -215,6 +205,29 @@ class Normalised:
     def __call__(self, pixels: Tensor) -> Tensor:
         x = pixels.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         return torch.addcmul(self.add, x.float(), self.mul)
+
+
+class NormalisedSplit(SampleSplit[S]):
+    """Batches (images, labels): images normalised on the device, labels int64."""
+
+    def __init__(
+        self,
+        samples: Sequence[S],
+        device: torch.device,
+        statistics: Statistics,
+        workers: int,
+        root: Path,
+        keep: bool = False,
+        most: int | None = None,
+    ) -> None:
+        super().__init__(samples, device, workers, root, Augment(flip=True), keep, most)
+        self.normalised = Normalised(statistics, device)
+
+    def finish(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.normalised(batch[0]), batch[1].to(self.device, non_blocking=True).long()
+
+    def constants(self) -> Sequence[Tensor]:
+        return self.normalised.mul, self.normalised.add
 
 
 def decoded(path: str, mode: str | None = "RGB") -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from torchvision.transforms import v2
 
 from sentei.data.dataset import Data, describe
 from sentei.data.samples import (
-    Normalised,
-    SampleSplit,
+    NormalisedSplit,
     at_most,
     decoded,
     divided,
@@ -156,7 +154,7 @@ def mask_of(path: str) -> np.ndarray:
     return np.array(image).astype(kind)
 
 
-class SegmentationSplit(SampleSplit[Sample]):
+class SegmentationSplit(NormalisedSplit[Sample]):
     """Batches (images float32 N,3,H,W, normalised; masks int64 N,H,W)."""
 
     def __init__(
@@ -169,8 +167,8 @@ class SegmentationSplit(SampleSplit[Sample]):
         root: Path,
         keep: bool,
     ) -> None:
-        super().__init__(samples, device, workers, root, Augment(flip=True), keep, at_most(size))
-        self.size, self.normalised = size, Normalised(statistics, device)
+        super().__init__(samples, device, statistics, workers, root, keep, at_most(size))
+        self.size = size
 
     @staticmethod
     def read(sample: Sample) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -188,11 +186,5 @@ class SegmentationSplit(SampleSplit[Sample]):
         images, masks = zip(*elements, strict=True)
         return torch.stack(images), torch.stack(masks)
 
-    def finish(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.normalised(batch[0]), batch[1].to(self.device, non_blocking=True).long()
-
     def told(self, sample: Sample) -> str:
         return " ".join(map(self.stamp, sample))
-
-    def constants(self) -> Sequence[Tensor]:
-        return self.normalised.mul, self.normalised.add

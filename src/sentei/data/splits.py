@@ -83,11 +83,11 @@ class Split(Protocol):
         ...
 
 
-def epoch_order(size: int, train: bool, limit: int | None, generator: torch.Generator) -> Tensor:
-    """Indices of the images an epoch shows, in order."""
+def epoch_order(size: int, batch_size: int, train: bool, limit: int | None, generator: torch.Generator) -> Tensor:
+    """Indices of the images an epoch shows, in order; of those of training, what fills whole batches."""
     count = size if limit is None else min(limit, size)
     if train:
-        return torch.randperm(size, generator=generator)[:count]
+        return torch.randperm(size, generator=generator)[: training_batches(count, batch_size) * batch_size]
     return torch.arange(size) if count == size else torch.linspace(0, size - 1, count).round().long()
 
 
@@ -182,9 +182,7 @@ class TensorSplit:
         augment: Augment | None = None,
     ) -> Batches:
         generator = epoch_generator(seed, epoch)
-        order = epoch_order(len(self), train, limit, generator)
-        if train:
-            order = order[: training_batches(len(order), batch_size) * batch_size]
+        order = epoch_order(len(self), batch_size, train, limit, generator)
         # One mirror bit an image for the whole run, inverted every other epoch.
         mirrored = torch.rand(len(self), generator=epoch_generator(seed, -1)) < 0.5
         mirrored = mirrored ^ bool(epoch % 2)

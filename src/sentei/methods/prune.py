@@ -95,8 +95,10 @@ def prune(
     name, chosen = method_of(method, options)
     if budget is not None:
         refuse_other(budget)
-    if budget is not None and not chosen.budgeted:
-        raise ConfigError(f"with these settings {name} takes no budget, its own settings decide the size; got {budget}")
+        if not chosen.budgeted:
+            raise ConfigError(
+                f"with these settings {name} takes no budget, its own settings decide the size; got {budget}"
+            )
     for used in chosen.reads if run_dir is not None else ():
         if Path(used).resolve() == Path(run_dir or "").resolve():
             raise ConfigError(f"{used} is used by this run and cannot be its run directory too; choose another")
@@ -134,9 +136,7 @@ def data_of(data: Data | str) -> Data:
 
 def settings(pruning: Pruning, method: Method) -> dict[str, Any]:
     """Everything that decides the result, apart from model and data."""
-    given, factory = pruning.constraints, factory_name(pruning.optimizer)
-    ratio = dict(given.max_ratio) if isinstance(given.max_ratio, Mapping) else given.max_ratio
-    only = {} if given.only is None else {"only": sorted(given.only)}
+    factory = factory_name(pruning.optimizer)
     return {
         "task": pruning.task.settings,
         "method": pruning.name,
@@ -144,13 +144,10 @@ def settings(pruning: Pruning, method: Method) -> dict[str, Any]:
         "budget": pruning.budget.limits,
         "distill": pruning.distill,
         "images": pruning.images,
-        "constraints": {
-            "round_to": given.round_to, "min_width": given.min_width, "max_ratio": ratio, "keep": list(given.keep),
-            **only,
-        },
+        "constraints": pruning.constraints.settings,
         "recipe": pruning.recipe.to_dict(),
         **({} if factory is None else {"optimizer": factory}),
-    }  # fmt: skip
+    }
 
 
 def identity(pruning: Pruning, method: Method) -> dict[str, Any]:

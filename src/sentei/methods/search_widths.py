@@ -16,14 +16,12 @@ from torch import nn
 
 from sentei.errors import ConfigError, SearchError
 from sentei.graph import ChannelGraph
-from sentei.graph.resize import named_tensors
 from sentei.methods.common.genes import Genes
 from sentei.methods.common.method import deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Say, silent
 from sentei.methods.common.searching import WidthSearch
 from sentei.methods.registry import METHODS, method_of
 from sentei.plan import Budget, Constraints, Plan
-from sentei.plan.budget import refuse_other
 from sentei.runs import Run
 from sentei.search import Inheritance
 from sentei.search.inherit import Inherit
@@ -32,6 +30,7 @@ from sentei.surgery.cut import cut
 from sentei.tasks.task import shown
 from sentei.threads import computed_on
 from sentei.train.checkpoint import digest
+from sentei.train.evaluate import device_of
 
 Evaluate = Callable[[nn.Module], Any]
 OWN = ("evaluations", "genes", "inherit", "executor", "processes")
@@ -105,7 +104,6 @@ def search_widths(
     }, options)  # fmt: skip
     if not callable(evaluate):
         raise ConfigError(f"evaluate is a {type(evaluate).__name__}; expected a function of the cut network")
-    refuse_other(budget)
     graph.check_fits(model)
     evaluator = Own(model, graph, evaluate, inherit, seed, lower_is_better)
     space = how.space(graph, budget, constraints)
@@ -134,7 +132,7 @@ class Own:
 
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
         small = cut(self.model, self.graph, self.inheritance.plan(widths))
-        device = _device(self.model)
+        device = device_of(self.model)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self._seed(widths))
             value = _plain(self.evaluate(small))
@@ -191,7 +189,6 @@ def _identity(
     """What makes a search this one and no other."""
     settings = deciding(how)
     known = {n: v for n, v in settings.items() if n in OWN or n not in {f.name for f in fields(WidthSearch)}}
-    ratio, only = constraints.max_ratio, constraints.only
     threads = {} if how.worker_threads is None else {"worker_threads": how.worker_threads}
     return {
         "verb": "search_widths",
@@ -201,15 +198,7 @@ def _identity(
         "method": name,
         **{n: v for n, v in known.items() if n not in PAPER},
         "budget": budget.limits,
-        "constraints": {
-            "round_to": constraints.round_to, "min_width": constraints.min_width, "keep": list(constraints.keep),
-            "max_ratio": dict(ratio) if isinstance(ratio, Mapping) else ratio,
-            "only": None if only is None else sorted(only),
-        },
-        **computed_on(_device(evaluator.model)),
+        "constraints": constraints.settings,
+        **computed_on(device_of(evaluator.model)),
         **threads,
-    }  # fmt: skip
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(iter(named_tensors(model).values())).device
+    }

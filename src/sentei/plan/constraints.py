@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -63,6 +63,13 @@ class Constraints:
         if not all(isinstance(pattern, str) for pattern in keep):
             raise ConfigError(f"keep={self.keep!r}: expected name patterns, for instance ('layer1.*',)")
         object.__setattr__(self, "keep", keep)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of it as plain values, for the config of a run."""
+        ratio = dict(self.max_ratio) if isinstance(self.max_ratio, Mapping) else self.max_ratio
+        plain = {"round_to": self.round_to, "min_width": self.min_width, "max_ratio": ratio, "keep": list(self.keep)}
+        return plain if self.only is None else {**plain, "only": sorted(self.only)}
 
     @property
     def ratios(self) -> Mapping[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ class SubnetMetric:
         first = held(data.train, min(BATCH, recalibrate), train=True, seed=seed, limit=recalibrate)
         return cls(net, first, held(data.val, 500, limit=images), _bf16(data, bf16))
 
-    @property
+    @cached_property
     def settings(self) -> Mapping[str, Any]:
         parts = {"recalibrate": self.calibration, "images": self.batches}
         count = {name: sum(map(self.net.task.count, part)) for name, part in parts.items()}

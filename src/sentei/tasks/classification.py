@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,33 +13,26 @@ from torch import Tensor, nn
 
 from sentei.data import Data
 from sentei.errors import TrainError
-from sentei.tasks.task import Figures, Task, called, pair_of
+from sentei.tasks.scored import Scored
+from sentei.tasks.task import Figures, called
 
 PER_CLASS = 5
 """Validation images a class, below which accuracies say nothing."""
 
 
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(Scored):
     """One class an image. Batches are (images N,C,H,W; labels int64 N), models return scores N,classes.
 
     >>> sentei.prune(model, data, task=Classification())  # doctest: +SKIP
     """
 
-    label_smoothing: float = 0.0
-    temperature: float = 1.0
-    """Softens both sides of the teacher's term."""
-
     metric = "accuracy"
-    percent = True
 
     @property
     def settings(self) -> dict[str, Any]:
         """Smoothing and temperature are those of the recipe, which tells them."""
         return {"name": self.name, "metric": self.metric}
-
-    def inputs(self, batch: Any) -> Any:
-        return batch if isinstance(batch, Tensor) else pair_of(self, batch)[0]
 
     def loss(self, output: Any, batch: Any) -> Tensor:
         scores = logits(output)
@@ -77,12 +70,6 @@ class Classification(Task):
             f"before any cut the network is right on {figures['accuracy']:.2%} of the validation images, no better "
             "than guessing: its weights are not trained, or not for these images (--normalize, the order of classes)"
         )
-
-    def guessing(self, data: Data) -> float | None:
-        return math.log(max(data.num_classes or 2, 2))
-
-    def with_settings(self, label_smoothing: float, temperature: float) -> Self:
-        return replace(self, label_smoothing=label_smoothing, temperature=temperature)
 
 
 def logits(output: Any) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ from sentei.data import Data
 from sentei.data.segmentation import IGNORE
 from sentei.errors import TrainError
 from sentei.tasks.classification import distillation_loss, logits
-from sentei.tasks.task import Figures, Task, called, pair_of
+from sentei.tasks.scored import Scored
+from sentei.tasks.task import Figures, called
 
 
 @dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(Scored):
     """One class a pixel. Batches are (images N,C,H,W; masks int64 N,H,W), models return scores N,classes,h,w.
 
     >>> data = load_data("segmentation:camvid")
@@ -33,20 +34,13 @@ class Segmentation(Task):
     """Mask value of pixels that are not counted."""
     aux_weight: float = 0.5
     """Weight of the loss of a model's second output, "aux", where it has one."""
-    label_smoothing: float = 0.0
-    temperature: float = 1.0
-    """Softens both sides of the teacher's term."""
 
     metric = "miou"
-    percent = True
 
     @property
     def settings(self) -> dict[str, Any]:
         """Smoothing and temperature are those of the recipe, which tells them."""
         return {"name": self.name, "metric": self.metric, "ignore": self.ignore, "aux_weight": self.aux_weight}
-
-    def inputs(self, batch: Any) -> Any:
-        return batch if isinstance(batch, Tensor) else pair_of(self, batch)[0]
 
     def loss(self, output: Any, batch: Any) -> Tensor:
         """Cross-entropy in nats, mean over the counted pixels; 0 where there are none."""
@@ -96,12 +90,6 @@ class Segmentation(Task):
             "better than always answering the commonest class: its weights are not trained, or not for these images "
             "(--normalize, the order of classes)"
         )
-
-    def guessing(self, data: Data) -> float | None:
-        return math.log(max(data.num_classes or 2, 2))
-
-    def with_settings(self, label_smoothing: float, temperature: float) -> Self:
-        return replace(self, label_smoothing=label_smoothing, temperature=temperature)
 
 
 def resized(scores: Tensor, mask: Tensor) -> Tensor:

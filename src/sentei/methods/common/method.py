@@ -11,6 +11,7 @@ from torch import nn
 
 from sentei.methods.common.pruning import Pruning
 from sentei.plan import Plan
+from sentei.search.jobs import Where, count_workers, worker_threads
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,21 @@ class Method(ABC):
     @abstractmethod
     def find(self, pruning: Pruning) -> Found:
         """Choose what goes, from training and validation images only, and cut it."""
+
+
+class InWorkers(Method):
+    """Base of the methods that measure structures wherever `executor` and `processes` say."""
+
+    executor: Where
+    processes: int | None
+
+    @property
+    def workers(self) -> int:
+        return count_workers(self.executor, self.processes)
+
+    @property
+    def worker_threads(self) -> int | None:
+        return worker_threads(self.executor, self.workers)
 
 
 def settings_of(method: Any) -> dict[str, Any]:

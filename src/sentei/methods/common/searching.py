@@ -13,7 +13,7 @@ from torch import nn
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
-from sentei.methods.common.method import CHANGES_NOTHING, Found, Method
+from sentei.methods.common.method import CHANGES_NOTHING, Found, InWorkers, Method
 from sentei.methods.common.pruning import Pruning, Say
 from sentei.plan import Budget, Constraints, Plan, note_on_use
 from sentei.search import (
@@ -30,7 +30,7 @@ from sentei.search import (
     open_executor,
 )
 from sentei.search.inherit import Inherit
-from sentei.search.jobs import Where, count_workers, worker_threads
+from sentei.search.jobs import Where, count_workers
 from sentei.search.view import SearchView
 from sentei.surgery import cut
 from sentei.train import Recipe
@@ -40,7 +40,7 @@ Fitness = Literal["recalibrate", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WidthSearch(Method):
+class WidthSearch(InWorkers):
     """Settings of a width search. A method adds its strategy."""
 
     evaluations: int = 200
@@ -139,13 +139,9 @@ class WidthSearch(Method):
         told: Callable[[float], str],
         progress: bool,
     ) -> SearchResult:
-        """Search the space with this evaluator: every width search runs here. `told` shows a fitness."""
-        strategy, store = self.strategy(space, seed), Store(evaluator.settings, journal)
-        with (
-            open_executor(self.executor, evaluator, self.workers) as executor,
-            SearchView(self.expected(), progress, told) as view,
-        ):
-            return Search(strategy, store, executor, view, self.halving).run()
+        """Search the space with this evaluator. `told` shows a fitness."""
+        view = SearchView(self.expected(), progress, told)
+        return run_search(self.strategy(space, seed), evaluator, journal, self, view, self.halving)
 
     def tell_exhausted(self, found: SearchResult, graph: ChannelGraph, constraints: Constraints, say: Say) -> None:
         """Say so if there were fewer structures than evaluations."""
@@ -173,14 +169,6 @@ class WidthSearch(Method):
             bf16=pruning.recipe.bf16, seed=seed,
         )  # fmt: skip
 
-    @property
-    def workers(self) -> int:
-        return count_workers(self.executor, self.processes)
-
-    @property
-    def worker_threads(self) -> int | None:
-        return worker_threads(self.executor, self.workers)
-
     def expected(self) -> int:
         """Evaluations to expect, for the time left."""
         return self.evaluations
@@ -204,6 +192,20 @@ class WidthSearch(Method):
     def _report(self, space: Space, found: SearchResult) -> dict[str, Any]:
         where = {"executor": self.executor, "workers": self.workers}
         return {"genes": len(space), "structures": space.size, **where, **found.report}
+
+
+def run_search(
+    strategy: Strategy,
+    evaluator: Evaluator,
+    journal: Journal | None,
+    where: InWorkers,
+    view: SearchView,
+    rounds: int = 1,
+) -> SearchResult:
+    """Every search of whole structures runs here: journalled, in the workers of a method."""
+    store = Store(evaluator.settings, journal)
+    with open_executor(where.executor, evaluator, where.workers) as executor, view:
+        return Search(strategy, store, executor, view, rounds).run()
 
 
 def _images(evaluator: Recalibrate | Train, pruning: Pruning) -> int:

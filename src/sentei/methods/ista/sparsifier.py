@@ -124,8 +124,6 @@ class Sparsifier:
     ) -> None:
         check_settings(rho, growth, alpha, cost, genes, fold)
         _check_goal(budget, rho, lr, steps)
-        if budget is not None:
-            refuse_other(budget)
         graph.check_fits(model)
         self.model, self.graph, self.inputs = model, graph, inputs
         self.lr, self.fixed, self.growth, self.cost, self.genes, self.mode = lr, rho, growth, cost, genes, fold
@@ -453,7 +451,10 @@ def _check_goal(budget: Budget | None, rho: float | None, lr: float, steps: int 
             "which decides the size itself"
         )
     refuse_wrong({"lr": (lr, lr > 0, "above 0"), "steps": (steps, steps is None or steps >= 1, "1 or more")})
-    if budget is not None and steps is None:
+    if budget is None:
+        return
+    refuse_other(budget)
+    if steps is None:
         raise ConfigError("steps is missing: the first rho follows from the steps of a round; give steps=len(loader)")
 
 

@@ -19,14 +19,15 @@ from torch import nn
 
 from sentei.errors import ConfigError
 from sentei.methods.common.genes import Genes
-from sentei.methods.common.method import CHANGES_NOTHING, Found, Method, deciding
+from sentei.methods.common.method import CHANGES_NOTHING, Found, InWorkers, deciding
 from sentei.methods.common.pruning import Pruning
+from sentei.methods.common.searching import run_search
 from sentei.methods.stagewise.search import StageSearch
 from sentei.methods.stagewise.sorting import Interfaces, Sorting, refuse_several_limits
 from sentei.plan import Plan, note_on_use
-from sentei.search import Colony, Evolution, RandomSearch, Search, Store, Strategy, budgeted, open_executor
+from sentei.search import Colony, Evolution, RandomSearch, Strategy, budgeted
 from sentei.search.evaluators import check_validation
-from sentei.search.jobs import Where, count_workers, worker_threads
+from sentei.search.jobs import Where, count_workers
 from sentei.search.view import SearchView
 from sentei.supernet.files import content_of_supernet, load_supernet, save_supernet
 from sentei.supernet.proxies import StageDistances, SubnetMetric
@@ -41,7 +42,7 @@ STRATEGIES: dict[str, type[Strategy]] = {"abc": Colony, "evolution": Evolution, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stagewise(Method):
+class Stagewise(InWorkers):
     """Train a stage-wise supernet, search it, cut the best structure out of it.
 
     >>> sentei.prune(model, data, method="stagewise", budget=sentei.Budget(macs=0.5), supernet_epochs=5)
@@ -121,14 +122,6 @@ class Stagewise(Method):
     @property
     def about(self) -> str:
         return "a supernet in stages, supervised by the full network; widths searched stage by stage (SWP-style)"
-
-    @property
-    def workers(self) -> int:
-        return count_workers(self.executor, self.processes)
-
-    @property
-    def worker_threads(self) -> int | None:
-        return worker_threads(self.executor, self.workers)
 
     def identity(self) -> dict[str, Any]:
         given = deciding(self)
@@ -245,12 +238,8 @@ class Stagewise(Method):
             evaluator = self.metric(pruning, net)
             space = budgeted(pruning.graph, net.space.names, pruning.budget, pruning.constraints)
             strategy = STRATEGIES[self.search](space, seed=pruning.recipe.seed, evaluations=self.evaluations)
-            store = Store(evaluator.settings, pruning.run.journal)
-            with (
-                open_executor(self.executor, evaluator, self.workers) as executor,
-                SearchView(self.evaluations, pruning.progress, pruning.task.told_fitness) as view,
-            ):
-                found = Search(strategy, store, executor, view).run()
+            view = SearchView(self.evaluations, pruning.progress, pruning.task.told_fitness)
+            found = run_search(strategy, evaluator, pruning.run.journal, self, view)
             return found.widths, {"search": {"strategy": self.search, **found.report}}
 
     def stage_search(self, pruning: Pruning, net: SortedNet) -> StageSearch:

@@ -87,8 +87,6 @@ class Supernet(nn.Module):
             raise ConfigError(f"stages is {stages!r}; expected several names, for instance ({stages!r},)")
         if subnets < 1:
             raise ConfigError(f"subnets is {subnets}; expected 1 or more")
-        if budget is not None:
-            refuse_other(budget)
         self.budget, self.seed = budget, seed
         self._sorting = Sorting(constraints, interfaces, genes, levels, sort_by, seed)
         net = self._sorting.sorted_net(model, graph, find_stages(model, graph, stages), _task(task, loss), batches)
@@ -166,9 +164,7 @@ class Supernet(nn.Module):
         too few batches.
         """
         budget = budget or self.budget
-        if budget is not None:
-            refuse_other(budget)
-        else:
+        if budget is None:
             raise ConfigError("plan needs a budget, here or when the supernet is made")
         least = {"evaluations": evaluations, "rounds": rounds, "candidates": candidates, "memory_mb": memory_mb}
         for name, value in least.items():
@@ -210,6 +206,7 @@ class Supernet(nn.Module):
         return data
 
     def _refuse(self, net: SortedNet, budget: Budget) -> None:
+        refuse_other(budget)
         refuse_several_limits(budget)
         self._sorting.refuse(net, budget)
 
