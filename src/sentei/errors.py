@@ -43,3 +43,7 @@ class ConfigError(SenteiError):
 
 class SearchError(SenteiError):
     """A search cannot start or go on."""
+
+
+class ExportError(SenteiError):
+    """A network cannot be handed over: an optional package is missing, or the file does not compute what it should."""

@@ -1,0 +1,1 @@
+"""What leaves the house: networks in other runtimes, and how fast they are there."""
