@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import sentei
-from sentei.methods.common.summary import machine
+from sentei.machine import machine
 from sentei.models import build_model
 from sentei.surgery import fold
 

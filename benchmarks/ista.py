@@ -31,8 +31,8 @@ import sentei
 from sentei.atomic import write_atomic
 from sentei.data import Data, load_data
 from sentei.graph import ChannelGraph
+from sentei.machine import machine
 from sentei.methods.common.genes import inner_groups
-from sentei.methods.common.summary import machine
 from sentei.methods.ista import Ista
 from sentei.methods.ista.lasso import Proximal, costs_of_units, penalised
 from sentei.models import build_model

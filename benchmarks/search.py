@@ -21,8 +21,8 @@ import torch
 
 import sentei
 from sentei.data import load_data
+from sentei.machine import machine
 from sentei.methods.common.genes import inner_groups
-from sentei.methods.common.summary import machine
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.search import Colony, Evolution, Job, RandomSearch, Recalibrate, Space, Strategy, budgeted, open_executor

@@ -47,7 +47,7 @@ from sentei import load
 from sentei.cli import main
 from sentei.cli.saved import saved_command
 from sentei.errors import SenteiError
-from sentei.methods.common.summary import machine
+from sentei.machine import machine
 from sentei.models import build_model, load_weights
 from sentei.runfiles import has_progress, read_summary
 from sentei.sealed import sealed_json, sealed_yaml

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 import sentei
+from sentei.machine import machine
 from sentei.methods.common.genes import searched_groups
-from sentei.methods.common.summary import machine
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.plan.criteria import l1

@@ -46,7 +46,7 @@ from torchvision import models
 import sentei
 from sentei import ChannelGraph, Plan
 from sentei.graph.outputs import output_tensors
-from sentei.methods.common.summary import machine
+from sentei.machine import machine
 from sentei.models import build_model
 from sentei.models.reference import input_shape_of
 from sentei.surgery.check import relative_error

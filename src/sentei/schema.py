@@ -97,6 +97,15 @@ class FoldReport(Open):
     error: float
 
 
+class Timed(Open):
+    """Report of a budget of milliseconds."""
+
+    runtime: str
+    dense_ms: float
+    small_ms: float
+    predicted_ms: float
+
+
 class IstaReport(Open):
     fold: FoldReport
 
@@ -149,6 +158,7 @@ class PruneSummary(Summary):
     warnings: list[str]
     data_description: DataDescription
     search: Searched | None = None
+    latency: Timed | None = None
     ista: IstaReport | None = None
 
     @model_validator(mode="after")

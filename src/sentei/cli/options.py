@@ -15,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from sentei.data import Data, load_data
 from sentei.data.load import in_folder, located
 from sentei.errors import ConfigError
+from sentei.methods.common.latency import Timing
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
 from sentei.models import build_model
 from sentei.plan import Constraints
@@ -36,12 +37,18 @@ def amount(text: str) -> float:
     given = text.strip()
     try:
         if given.endswith("%"):
-            return float(given[:-1]) / 100
+            return _share(text, float(given[:-1]) / 100)
         return float(given[:-1]) * SIZES[given[-1]] if given[-1:] in SIZES else float(given)
     except ValueError:
         raise ConfigError(
             f"{text!r} is no amount; expected a share such as 0.5 or 50%, or a number such as 20M"
         ) from None
+
+
+def _share(text: str, value: float) -> float:
+    if value > 1:
+        raise ConfigError(f"{text!r} is more than the whole; a share is at most 100%")
+    return value
 
 
 _AMOUNT: Any = PrimitiveConstructorSpec(
@@ -145,6 +152,21 @@ class Limits:
 
     def constraints(self) -> Constraints:
         return Constraints(**vars(self))
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """Where milliseconds are measured, if the budget limits them."""
+
+    runtime: Literal["onnxruntime", "openvino", "eager", "compile"] = "onnxruntime"
+    """Where the pruned network will run."""
+    runtime_threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Threads of that runtime."""
+    latency_table: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A latency table measured before, by sentei.LatencyTable."""
+
+    def timing(self) -> Timing:
+        return Timing(self.runtime, self.runtime_threads, absolute_or_none(self.latency_table))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sentei.cli.options import (
     Limits,
     OptionalAmount,
     Ref,
+    TimingOptions,
     Trust,
     absolute_or_none,
     command_of,
@@ -65,7 +66,17 @@ class Prune:
     macs: OptionalAmount = None
     """Budget of multiply-accumulates: a share (0.5, 50%) or a number (20M). Half if no budget is given."""
     params: OptionalAmount = None
-    """Budget of parameters, likewise; with --macs both must hold."""
+    """Budget of parameters, likewise; all that are given must hold."""
+    latency: OptionalAmount = None
+    """Budget of time: a share of the full network's, measured in --runtime on this machine."""
+    latency_ms: Annotated[float | None, tyro.conf.arg(metavar="MS")] = None
+    """Budget of time in milliseconds a forward pass."""
+    activation_bytes: OptionalAmount = None
+    """Budget of bytes that layers write: a share or a number."""
+    memory: OptionalAmount = None
+    """Budget of bytes of activations that are alive at once: a share or a number."""
+    clock: TimingOptions = field(default_factory=TimingOptions)
+    """Where milliseconds are measured, if the budget limits them."""
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Run directory; runs/MODEL-DATA-METHOD unless given."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -115,6 +126,7 @@ class Prune:
                 constraints=constraints,
                 distill=self.distill,
                 images=self.score_images,
+                timing=self.clock.timing(),
                 source=dense.ref,
                 command=options.command(dense),
                 overwrite=self.overwrite,
@@ -158,15 +170,17 @@ class Prune:
             )
 
     def budget(self) -> Budget | None:
-        given = self.macs is not None or self.params is not None
-        return Budget(macs=self.macs, params=self.params) if given else None
+        given = {f.name: v for f in fields(Budget) if (v := getattr(self, f.name)) is not None}
+        return Budget(**given) if given else None
 
     def command(self, dense: Dense) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in OPTIONS}
         limits = {**asdict(self.limits), "keep": list(self.limits.keep)}
+        clock = {**asdict(self.clock), "latency_table": absolute_or_none(self.clock.latency_table)}
+        options = {**own, "limits": limits, "clock": clock, "weights": self.source()[1]}
         return command_of(
-            "prune", resolved_ref(self.model), dense, self.images, recipe=self.recipe.to_dict(),
-            options={**own, "limits": limits, "weights": self.source()[1]}, how=settings_of(self.how.resolved()),
+            "prune", resolved_ref(self.model), dense, self.images, recipe=self.recipe.to_dict(), options=options,
+            how=settings_of(self.how.resolved()),
         )  # fmt: skip
 
     @classmethod
@@ -176,7 +190,7 @@ class Prune:
         return validated(kind, {**saved.options, **given}, folder / CONFIG)
 
 
-OPTIONS = ("method", "macs", "params", "score_images", "distill", "untrained")
+OPTIONS = ("method", *(f.name for f in fields(Budget)), "score_images", "distill", "untrained")
 
 
 def method_named(argv: Sequence[str]) -> str:
@@ -192,7 +206,7 @@ def method_named(argv: Sequence[str]) -> str:
 def refuse_options_of_others(argv: Sequence[str], method: str) -> None:
     """ConfigError, naming whose it is, for an option that another method has and this one has not."""
     own = type(METHODS.get(method, METHODS[DEFAULT]))
-    known = {f.name for kind in (Prune, DataOptions, Limits, Recipe, own) for f in fields(kind)}  # type: ignore[arg-type]
+    known = {f.name for kind in (Prune, DataOptions, Limits, TimingOptions, Recipe, own) for f in fields(kind)}  # type: ignore[arg-type]
     for word in argv:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         owners = [n for n, m in METHODS.items() if name in {f.name for f in fields(m)}]  # type: ignore[arg-type]

@@ -28,7 +28,8 @@ from sentei.cli.saved import Saved, quoted, trust_flag
 from sentei.console import say, screen
 from sentei.data import Data
 from sentei.graph import trace
-from sentei.methods.common.summary import figures_of, machine, measured_task, tested
+from sentei.machine import machine
+from sentei.methods.common.summary import figures_of, measured_task, tested
 from sentei.models.user_file import code_of
 from sentei.report.tables import count, table
 from sentei.runs import JustFinished, Run

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
+Name = TypeVar("Name", bound=Hashable)
 Clock = Callable[[], float]
 ALONE = 0.95
 """Share of the process's CPU time that the calling thread must have used to be the one that computes."""
@@ -25,7 +27,12 @@ def clock_for(once: Callable[[], object], threads: int, passes: int = 3) -> Cloc
     return time.thread_time if alone else time.perf_counter
 
 
-class Timer:
+def clock_name(clock: Clock) -> str:
+    """"thread" or "wall"."""
+    return "thread" if clock is time.thread_time else "wall"
+
+
+class Timer(Generic[Name]):
     """Times of several passes, gathered in rounds: `seconds[name]` is one number for each round.
 
     >>> timer = Timer({"dense": dense, "small": small}, time.thread_time)  # doctest: +SKIP
@@ -34,11 +41,11 @@ class Timer:
     """
 
     def __init__(
-        self, passes: Mapping[str, Callable[[], object]], clock: Clock, shortest: float = 2e-3, seed: int = 0
+        self, passes: Mapping[Name, Callable[[], object]], clock: Clock, shortest: float = 2e-3, seed: int = 0
     ) -> None:
         """`shortest`: a time is that of as many calls as last so many seconds together."""
         self._passes, self._clock, self._random = dict(passes), clock, random.Random(seed)
-        self.seconds: dict[str, list[float]] = {name: [] for name in passes}
+        self.seconds: dict[Name, list[float]] = {name: [] for name in passes}
         self._calls = {name: self._repeats(once, shortest) for name, once in self._passes.items()}
 
     def _repeats(self, once: Callable[[], object], shortest: float) -> int:
@@ -57,7 +64,7 @@ class Timer:
                 once()
             self.seconds[name].append((self._clock() - started) / calls)
 
-    def fast(self, name: str) -> float:
+    def fast(self, name: Name) -> float:
         """Median of the fast half, in seconds a pass."""
         return fast_half(self.seconds[name])
 

@@ -53,6 +53,8 @@ class Dispatcher(LabelMode):
             for out in call.outputs():
                 if getattr(out, "_sentei_layers", None) or call.name in OVERWRITES:
                     self.write(out, ())
+        if self.count_cost and self.units is None:
+            self.lives.note(self.op, call, self.sources, self.sizes)
         return call.out
 
     def _apply(self, call: Call) -> None:

@@ -87,6 +87,7 @@ def run(mode: LabelMode, model: nn.Module, inputs: Inputs, forward: Forward | No
     for t in tensors:
         for layer in mode.layers(t):
             mode.freeze(layer, "reaches the network output")
+    mode.lives.reach_the_end(tensors)
     mode.trace.output_shapes.extend(tuple(t.shape) for t in tensors)
     return tensors
 

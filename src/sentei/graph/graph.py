@@ -16,11 +16,12 @@ from torch import nn
 from sentei.errors import PlanError
 from sentei.graph.bundles import completed
 from sentei.graph.copying import rebuilt
-from sentei.graph.cost import Cost, CostModel, Costs
+from sentei.graph.cost import COUNTS, Cost, CostModel, Costs
 from sentei.graph.fields import Field, site_values
 from sentei.graph.groups import Group, Grouping
 from sentei.graph.inputs import Inputs
 from sentei.graph.labels import stay
+from sentei.graph.latency import Latency, Times
 from sentei.graph.memory import emptied
 from sentei.graph.part import Forward, name_of
 from sentei.graph.record import Site, Trace
@@ -136,19 +137,39 @@ class ChannelGraph:
     # -- cost
 
     def cost(self, plan: HasKeep | None = None) -> Cost:
-        """MACs, parameters and activation bytes of the network that `plan` leaves (of the whole network by default)."""
-        return Cost(*(int(round(float(v))) for v in self.costs_of(self.widths(plan))))
+        """What the network that `plan` leaves costs (the whole network by default)."""
+        costs = self.costs(self.widths(plan))
+        counts = {name: round(float(getattr(costs, name))) for name in COUNTS}
+        return Cost(**counts, latency_ms=float(costs.latency_ms) if self.timed else None)
 
     def costs(self, widths: np.ndarray) -> Costs:
         """Costs of many width vectors at once: int [..., n_groups] in the order of `groups` -> arrays [...]."""
         return self.costs_of(widths)
+
+    def with_latency(self, times: Times) -> ChannelGraph:
+        """The same graph with measured times, so that budgets may limit milliseconds.
+
+        >>> graph = graph.with_latency(sentei.LatencyTable.measure(graph, model))  # doctest: +SKIP
+        >>> graph.cost(plan).latency_ms  # doctest: +SKIP
+        3.41
+
+        Raises PlanError if the times are those of another model.
+        """
+        new = copy.copy(self)
+        new.costs_of = self.costs_of.with_column("latency_ms", Latency(self.costs_of, self.trace_record, times))
+        return new
+
+    @property
+    def timed(self) -> bool:
+        """Whether milliseconds are known."""
+        return "latency_ms" in self.costs_of.columns
 
     def prunable(self) -> tuple[float, float]:
         """Shares of (MACs, parameters) that some unfrozen group touches."""
         frozen = np.array([g.frozen for g in self.groups], bool)
         none = self.costs_of(np.where(frozen, self.widths(), 0))
         full = self.costs_of(self.widths())
-        return tuple(1 - float(n) / max(float(f), 1.0) for n, f in zip(none[:2], full[:2], strict=True))  # type: ignore[return-value]
+        return 1 - float(none.macs) / max(float(full.macs), 1.0), 1 - float(none.params) / max(float(full.params), 1.0)
 
     # -- what a plan does to parameters
 

@@ -20,6 +20,20 @@ def part_of(model: nn.Module, forward: Forward | None) -> Callable[..., Any]:
     return model if forward is None else functools.partial(forward, model)
 
 
+class Part(nn.Module):
+    """A part of a model as a model: what takes a module (an exporter, a runtime) can be given it.
+
+    >>> Part(model, forward)(*inputs)  # forward(model, *inputs)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model, self._forward = model, forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(self.model, *args, **kwargs)
+
+
 def check_forward(forward: Any) -> None:
     """TraceError if this cannot be called with a copy of a model and its inputs."""
     if forward is None:

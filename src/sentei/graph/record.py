@@ -84,9 +84,27 @@ class Shape:
     sizes: tuple[Vector, ...]
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """How a convolution moves over its input: what its time depends on apart from the widths."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool
+    space: tuple[int, ...]
+    """Of the input."""
+
+
 @dataclass
 class Contraction:
-    """A conv or matrix product: MACs are `constant` times the product of `factors`, outputs that of `out_factors`."""
+    """A conv or matrix product: MACs are `constant` times the product of `factors`, outputs that of `out_factors`.
+
+    The factors of a convolution end with its outputs and its inputs of one channel group, those of a matrix product
+    with the size that is summed over and its columns.
+    """
 
     where: str
     constant: int
@@ -95,6 +113,17 @@ class Contraction:
     itemsize: int
     at: At
     operation: str
+    kernel: Kernel | None = None
+
+
+@dataclass
+class Life:
+    """The bytes of one storage, its `sizes` times `itemsize`, and the first and the last operation that touch it."""
+
+    sizes: tuple[Vector, ...]
+    itemsize: int
+    first: int
+    last: int
 
 
 @dataclass
@@ -172,6 +201,7 @@ class Trace:
     inside: list[Tensor] = field(default_factory=list)
     ordered: list[Tensor] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
+    lives: list[Life] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     produced: list[Tensor] = field(default_factory=list)
     mixing: list[tuple[Tensor, str]] = field(default_factory=list)

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentei.graph import labels as lab
 from sentei.graph.labels import Layers
+from sentei.graph.lives import Lives
 from sentei.graph.operation import Call
-from sentei.graph.record import At, Cuts, Numbers, Occurrence, Seen, Shape, Site, Split, Tie, Trace
+from sentei.graph.record import At, Cuts, Numbers, Occurrence, Seen, Shape, Site, Split, Tie, Trace, Vector
 from sentei.graph.resize import is_layer
 
 
@@ -70,6 +71,7 @@ class LabelMode(TorchDispatchMode):
         self.strangers: set[int] = set()
         """Modules that ran and are none of the model's, by id."""
         self.count_cost = True
+        self.lives = Lives(self.trace.lives)
 
     # -- where we are
 
@@ -152,6 +154,11 @@ class LabelMode(TorchDispatchMode):
         if self.units is None and self.stack and not is_layer(self.stack[-1][1]):
             self.trace.seen += [Seen(self.where, "own", layer) for layer in real]
         t._sentei_layers = tuple(real)  # type: ignore[attr-defined]
+
+    def sizes(self, t: Tensor) -> tuple[Vector, ...]:
+        """The dimensions of a tensor: labels where it has them, numbers elsewhere."""
+        along = {d: x for x in reversed(self.layers(t)) for d in lab.varying(x)}
+        return tuple(lab.first_along(along[d], d) if d in along else n for d, n in enumerate(t.shape))
 
     # -- records
 

@@ -17,9 +17,11 @@ from torch import nn
 from sentei.data import Data, load_data
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
+from sentei.machine import machine
+from sentei.methods.common.latency import Timing, set_up, within_time
 from sentei.methods.common.method import Found, Method, deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, Pruning, Say, silent
-from sentei.methods.common.summary import figures_of, machine, measured_task, tested
+from sentei.methods.common.summary import figures_of, measured_task, tested
 from sentei.methods.common.timing import clock
 from sentei.methods.registry import method_of
 from sentei.models.user_file import code_of
@@ -59,6 +61,7 @@ def prune(
     images: int = 2048,
     seed: int | None = None,
     optimizer: Factory | None = None,
+    timing: Timing | None = None,
     source: str | None = None,
     command: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -83,6 +86,8 @@ def prune(
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
         distill: fine-tune with the original network as a teacher (`recipe.distill_weight`, `recipe.temperature`).
         images: training images that recalibrate BatchNorm, and from which scores are computed.
+        timing: where a budget of milliseconds is measured: runtime, threads, or a table measured before. ONNX Runtime
+            on one thread unless given.
         optimizer: makes an optimizer of parameter groups, in place of the recipe's own, wherever something is trained.
         source: the reference of the dense model, to be noted in the files.
         overwrite: replace a run in `run_dir`.
@@ -117,6 +122,7 @@ def prune(
         source=source,
         say=say or silent,
         progress=progress,
+        timing=timing or Timing(),
     )
     with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
         return _result(pruning, chosen)
@@ -147,6 +153,7 @@ def settings(pruning: Pruning, method: Method) -> dict[str, Any]:
         "constraints": pruning.constraints.settings,
         "recipe": pruning.recipe.to_dict(),
         **({} if factory is None else {"optimizer": factory}),
+        **({"timing": pruning.timing.settings()} if pruning.budget.timed else {}),
     }
 
 
@@ -170,10 +177,16 @@ def _result(pruning: Pruning, method: Method) -> PruneResult:
         pruning.graph = pruning.trace()
     pruning.say(f"Traced {pruning.source or type(pruning.base).__name__}: {pruning.graph}")
     pruning.rehearse()
+    if pruning.budget.timed:
+        with pruning.timed("latency"):
+            set_up(pruning)
     value, warnings = _before(pruning)
     for warning in warnings:
         pruning.say(f"Warning: {warning}.")
     found = method.find(pruning)
+    if pruning.budget.timed:
+        with pruning.timed("latency"):
+            found = within_time(pruning, found)
     tuned = pruning.fit(found.model, pruning.recipe, "finetune", found.teacher)
     if pruning.run.folder is not None:
         save(tuned, found.plan, pruning.run.folder, source=pruning.source, forward=pruning.task.part)

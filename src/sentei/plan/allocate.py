@@ -26,7 +26,13 @@ Load = Callable[[np.ndarray], np.ndarray]
 """Largest share used of any limit at widths [..., n_groups]; the budget holds where it is at most 1."""
 
 FILL = 0.99
-UNITS = {"macs": "MACs", "params": "parameters", "activation_bytes": "activation bytes"}
+UNITS = {
+    "macs": "MACs",
+    "params": "parameters",
+    "activation_bytes": "activation bytes",
+    "memory": "bytes of live activations",
+    "latency_ms": "ms",
+}
 
 
 def uniform(
@@ -257,8 +263,9 @@ def _load(graph: ChannelGraph, budget: Budget) -> Load:
 
     def load(widths: np.ndarray) -> np.ndarray:
         costs = graph.costs(widths)
-        # A limit that rounds down to zero still has to tell zero from more.
-        return np.max([getattr(costs, name) / max(limit, 0.5) for name, limit in limits.items()], axis=0)
+        # A count that rounds down to zero still has to tell zero from more.
+        least = {name: limit if name == "latency_ms" else max(limit, 0.5) for name, limit in limits.items()}
+        return np.max([getattr(costs, name) / limit for name, limit in least.items()], axis=0)
 
     return load
 
@@ -304,17 +311,27 @@ def _exchange(load: Load, ladder: Ladder, widths: np.ndarray) -> np.ndarray:
     return best
 
 
+def told(name: str, value: float, unit: bool = True) -> str:
+    """An amount of a cost in words.
+
+    >>> told("macs", 20_000_000.0), told("latency_ms", 3.14159)
+    ('20,000,000 MACs', '3.14 ms')
+    """
+    number = f"{value:,.3g}" if name == "latency_ms" else f"{int(value):,}"
+    return f"{number} {UNITS[name]}" if unit else number
+
+
 def _unreachable(graph: ChannelGraph, budget: Budget, constraints: Constraints, ladder: Ladder) -> str:
     limits, least, full = budget.resolve(graph), graph.costs(ladder.floor), graph.cost()
     text = ["this budget cannot be met:"]
     for name, limit in limits.items():
-        smallest, whole, given = int(getattr(least, name)), getattr(full, name), budget.limits[name]
+        smallest, whole, given = float(getattr(least, name)), getattr(full, name), budget.limits.get(name, 0)
         if smallest > limit:
             text.append(
-                f"{limit:,} {UNITS[name]} are asked for, the smallest reachable are {smallest:,} "
-                f"({smallest / max(whole, 1):.1%} of {whole:,})."
+                f"{told(name, limit)} are asked for, the smallest reachable are {told(name, smallest)} "
+                f"({smallest / (whole or 1):.1%} of {told(name, whole, unit=False)})."
             )
-            if 1 < given <= 100:
+            if 1 < given <= 100 and name != "latency_ms":
                 text.append(f"{name}={given:g} is an absolute number; for {given:g} % write {given / 100:g}.")
     return " ".join([*text, _what_limits(graph, _load(graph, budget), constraints)])
 

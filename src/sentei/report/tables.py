@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from sentei.graph import ChannelGraph, Group
+from sentei.graph.cost import COUNTS
 from sentei.graph.graph import HasKeep
 from sentei.plan import Constraints
 from sentei.tasks.task import shown
@@ -55,6 +56,9 @@ def before_after(summary: Mapping[str, Any]) -> Table:
     for name, key in (("MACs", "macs"), ("parameters", "params")):
         a, b = base[key], pruned[key]
         out.add_row(name, count(a), count(b), f"{b / max(a, 1) - 1:+.1%}")
+    if (measured := summary.get("latency")) is not None:
+        a, b = measured["dense_ms"], measured["small_ms"]
+        out.add_row(f"ms in {measured['runtime']}", f"{a:.3g}", f"{b:.3g}", f"{b / a - 1:+.1%}")
     return out
 
 
@@ -115,7 +119,7 @@ def bar(share: float) -> str:
 def smallest(graph: ChannelGraph, constraints: Constraints) -> dict[str, int]:
     """The least that a plan may cost under these constraints, as budgets that cannot be met are refused with."""
     least = graph.costs(constraints.ladder(graph).floor)
-    return {name: int(getattr(least, name)) for name in ("macs", "params", "activation_bytes")}
+    return {name: int(getattr(least, name)) for name in COUNTS}
 
 
 def cost_table(name: str, graph: ChannelGraph, constraints: Constraints) -> Table:
@@ -128,6 +132,8 @@ def cost_table(name: str, graph: ChannelGraph, constraints: Constraints) -> Tabl
     out.add_row("parameters", f"{full.params:,}", f"{params:.1%}", f"{least['params']:,} {share['params']}")
     megabytes = f"{least['activation_bytes'] / 1e6:.2f} MB {share['activation_bytes']}"
     out.add_row("activations", f"{full.activation_bytes / 1e6:.2f} MB", "", megabytes)
+    peak = f"{least['memory'] / 1e6:.2f} MB {share['memory']}"
+    out.add_row("peak memory", f"{full.memory / 1e6:.2f} MB", "", peak)
     return out
 
 
@@ -147,7 +153,9 @@ def frozen_table(graph: ChannelGraph) -> Table | None:
         without = rigid.copy()
         without[members] = 0
         rest = graph.costs(without)
-        held = (float(left[k] - rest[k]) / max(total, 1) for k, total in enumerate((full.macs, full.params)))
+        held = (
+            float(getattr(left, k) - getattr(rest, k)) / max(getattr(full, k), 1) for k in ("macs", "params")
+        )
         out.add_row(why, str(len(members)), str(int(graph.widths()[members].sum())), *(f"{h:.1%}" for h in held))
     out.caption = "MACs and params: share that these groups hold and no prunable group touches"
     out.caption_justify = "left"

@@ -47,8 +47,9 @@ def merge(tables: Sequence[Table], limit: float, *, top: int = 1, bins: int = 20
     least = [float(t.cost.min()) for t in tables]
     slack = limit - sum(least)
     if slack < 0:
-        raise BudgetError(f"the narrowest versions of all stages cost {sum(least):,.0f}, more than {limit:,.0f}")
-    step = max(1.0, slack / bins)
+        raise BudgetError(f"the narrowest versions of all stages cost {sum(least):,g}, more than {limit:,g}")
+    counts = all(np.array_equal(t.cost, np.round(t.cost)) for t in tables)
+    step = max(1.0, slack / bins) if counts else slack / bins or 1.0
     steps = [np.ceil((t.cost - low) / step - 1e-9).astype(np.int64) for t, low in zip(tables, least, strict=True)]
     size = int(slack / step + 1e-9) + 1
     best = {int(e): np.full((size, top), np.inf) for e in np.unique(tables[0].entry)}
@@ -65,7 +66,7 @@ def merge(tables: Sequence[Table], limit: float, *, top: int = 1, bins: int = 20
         for place, rank in _smallest(sums, top)
     ]
     if not found:
-        raise BudgetError(f"no versions of the stages that fit together cost at most {limit:,.0f}")
+        raise BudgetError(f"no versions of the stages that fit together cost at most {limit:,g}")
     return sorted(found, key=lambda m: (m.distance, m.cost, m.rows))[:top]
 
 

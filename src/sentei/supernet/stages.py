@@ -217,6 +217,7 @@ def _assemble(model: nn.Module, graph: ChannelGraph, flow: Dataflow, ends: Seque
     terms = {
         "macs": contraction,
         "activation_bytes": contraction,
+        "latency_ms": contraction,
         "params": np.array([stage_of.get(p, n - 1) for p in graph.params], np.int64),
     }
     return Stages((*(b.module for b in boundaries), "output"), boundaries, inside, between, terms)

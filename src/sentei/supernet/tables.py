@@ -91,7 +91,8 @@ class Tables:
     def of(cls, proposer: Proposer, cost: str, levels: np.ndarray, distances: np.ndarray) -> Tables:
         """From structures, levels [n, n_genes], and the distance of each of their stages, [n, n_stages].
 
-        `cost` is "macs", "params" or "activation_bytes". Versions that were measured twice count by their mean.
+        `cost` is "macs", "params", "activation_bytes" or "latency_ms". Versions that were measured twice count by their
+        mean.
         """
         net = proposer.net
         widths = np.stack([net.space.widths(row) for row in levels.tolist()])

@@ -11,7 +11,7 @@ from torch import Tensor
 from sentei.graph import labels as lab
 from sentei.graph.calls import COUNTED, MIXERS, Call, rule
 from sentei.graph.labels import Layers
-from sentei.graph.record import Contraction, Vector
+from sentei.graph.record import Contraction, Kernel, Vector
 from sentei.graph.rules.pointwise import combine
 from sentei.graph.tracer import LabelMode, unknown
 
@@ -82,7 +82,17 @@ def convolution(mode: LabelMode, call: Call) -> None:
     space = [size_along(positions, mode, d) for d in (0, *range(2, out.ndim))]
     channels_out = vector(channels, out.shape[1])
     add_product(mode, call, math.prod(w.shape[2:]), (*space, vector(w_out, w.shape[o]), vector(w_in, w.shape[i])),
-           (*(size_along(out, mode, d) for d in (0, *range(2, out.ndim))), channels_out))  # fmt: skip
+           (*(size_along(out, mode, d) for d in (0, *range(2, out.ndim))), channels_out),
+           _kernel(call, tuple(x.shape[2:]), tuple(w.shape[2:]), transposed))  # fmt: skip
+
+
+def _kernel(call: Call, space: tuple[int, ...], size: tuple[int, ...], transposed: bool) -> Kernel:
+    def each(name: str, default: int) -> tuple[int, ...]:
+        given = tuple(call[name]) if call.has(name) else (default,)
+        return given * len(size) if len(given) == 1 else given
+
+    stride, padding, dilation = each("stride", 1), each("padding", 0), each("dilation", 1)
+    return Kernel(size, stride, padding, dilation, int(call["groups"]), transposed, space)
 
 
 @rule("torchvision.deform_conv2d")
@@ -212,11 +222,14 @@ def _freeze_all(mode: LabelMode, vectors: Sequence[Tensor | None], why: str) -> 
             mode.freeze(v, why)
 
 
-def add_product(mode: LabelMode, call: Call, constant: int, factors: Sequence[Vector], out: Sequence[Vector]) -> None:
+def add_product(
+    mode: LabelMode, call: Call, constant: int, factors: Sequence[Vector], out: Sequence[Vector],
+    kernel: Kernel | None = None,
+) -> None:  # fmt: skip
     """Note the cost of an operation that sums over units: MACs and the size of its output."""
     if mode.count_cost:
         itemsize = call.outputs()[0].element_size()
-        found = Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize, mode.at, call.name)
+        found = Contraction(mode.where, constant, tuple(factors), tuple(out), itemsize, mode.at, call.name, kernel)
         mode.trace.contractions.append(found)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from torch import nn
 
 from sentei.methods.common.pruning import Pruning
-from sentei.plan import Plan
+from sentei.plan import Budget, Plan
 from sentei.search.jobs import Where, count_workers, worker_threads
 
 
@@ -28,6 +28,8 @@ class Found:
     """What the summary says beyond that: plain values."""
     teacher: nn.Module | None = None
     """A network to distil from in the fine-tuning."""
+    again: Callable[[Budget, str], Found] | None = None
+    """The same under another budget, without searching or training anew; the text names what is stored of it."""
 
 
 CHANGES_NOTHING = {"changes": "nothing"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sentei.data import Data
+from sentei.deploy.latency import LatencyTable
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
+from sentei.methods.common.latency import Timing
 from sentei.methods.common.timing import clock
 from sentei.plan import Budget, Constraints, Plan
 from sentei.runs import Run
@@ -59,7 +62,10 @@ class Pruning:
     say: Say = silent
     progress: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
+    """Where milliseconds are measured, if the budget limits them."""
     graph: ChannelGraph = field(init=False)
+    table: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         if self.images < 1:
@@ -71,7 +77,14 @@ class Pruning:
     def trace(self, model: nn.Module | None = None) -> ChannelGraph:
         """The graph of the network, or of a cut one."""
         traced = self.base if model is None else model
-        return trace(traced, self.task.example(traced, self.data), forward=self.task.part)
+        graph = trace(traced, self.task.example(traced, self.data), forward=self.task.part)
+        return graph if self.table is None else graph.with_latency(self.table)
+
+    def under(self, budget: Budget) -> Pruning:
+        """The same run with another budget."""
+        other = copy.copy(self)
+        other.budget = budget
+        return other
 
     # -- one cut
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -15,7 +16,7 @@ from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
 from sentei.methods.common.method import CHANGES_NOTHING, Found, InWorkers, Method
 from sentei.methods.common.pruning import Pruning, Say
-from sentei.plan import Budget, Constraints, Plan, note_on_use
+from sentei.plan import Budget, Constraints, Plan, note_on_use, rescaler
 from sentei.search import (
     Evaluator,
     Inheritance,
@@ -128,7 +129,23 @@ class WidthSearch(InWorkers):
         network.load_state_dict(done["model"])
         pruning.tell_cut(done, "its short training" if self.fitness == "train" else "recalibration")
         pruning.seconds["search"] = found.report["seconds"] / self.workers
-        return Found(network, plan, [done], {"search": self._report(space, found)})
+        report = {"search": self._report(space, found)}
+        again = partial(self._again, pruning, evaluator, found.widths, report)
+        return Found(network, plan, [done], report, again=again)
+
+    def _again(
+        self, pruning: Pruning, evaluator: Recalibrate | Train, widths: np.ndarray, report: dict[str, Any],
+        budget: Budget, name: str,
+    ) -> Found:  # fmt: skip
+        """The best structure in the same proportions under another budget."""
+        other = pruning.under(budget)
+        constraints = pruning.constraints.restricted(searched_groups(pruning.graph, self.genes or "all"))
+        near = rescaler(pruning.graph, budget, constraints)(widths)
+        done = pruning.run.once(name, lambda: self._cut(other, evaluator, near))
+        small = cut(pruning.base, pruning.graph, plan := Plan.from_json(done["plan"]))
+        small.load_state_dict(done["model"])
+        pruning.tell_cut(done)
+        return Found(small, plan, [done], report, again=partial(self._again, pruning, evaluator, widths, report))
 
     def search(
         self,

@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from sentei.data import Split
 from sentei.tasks import Task
 from sentei.train import evaluate
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Threads, versions and processor: what a reader needs to judge times."""
-    found = {
-        "cpu": _cpu(),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "device": str(device),
-    }
-    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def measured_task(task: Task) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sentei.methods.ista.lasso import CostKind
 from sentei.methods.ista.rounds import diagnose
 from sentei.methods.ista.sparsifier import Sparsifier, check_settings, refuse_wrong
 from sentei.methods.ista.view import LassoView, picture
-from sentei.plan import Plan
+from sentei.plan import Budget, Plan
 from sentei.runfiles import CURVE, remove_curve
 from sentei.surgery import cut, save
 from sentei.surgery.fold import Mode
@@ -185,7 +185,14 @@ class _Search:
         last = copy.deepcopy(pruning.base)
         last.load_state_dict(sparsifier.model.state_dict())
         sparsifier.model = last
-        done = pruning.run.once("cut1", self._cut)
+        return self._cut_under(pruning.budget, "cut1")
+
+    def _cut_under(self, budget: Budget, name: str) -> Found:
+        """What sparse training left, cut and folded to meet a budget; one that it meets already changes nothing."""
+        pruning, sparsifier = self.pruning, self.sparsifier
+        if sparsifier.limits:
+            sparsifier.limits = budget.resolve(self.graph)
+        done = pruning.run.once(name, self._cut)
         if done["closed"]:
             pruning.say(f"Closed the gap to the budget with the {done['closed']} units of the smallest scales")
         pruning.say(f"Folded: {done['folded']}")
@@ -204,7 +211,7 @@ class _Search:
             before, after = ({g.name: g.norms(network).cpu() for g in groups} for network in networks)
             picture(before, after, pruning.run.folder / "gammas.png")
         pruning.seconds["sparsify"] = sum(r.seconds for r in rounds)
-        return Found(model, plan, [done], {"ista": report})
+        return Found(model, plan, [done], {"ista": report}, again=self._cut_under)
 
     def _cut(self) -> dict[str, Any]:
         end = self.sparsifier.conclude()

@@ -70,13 +70,13 @@ def costs_of_units(
         raise ConfigError(f"cost is {kind!r}; expected 'memory', 'macs' or 'params'")
     where = [graph.index(name) for name in names]
     widths = graph.widths(plan)
-    without = graph.costs(widths - np.eye(len(widths), dtype=int))
-    saved = [full - less for full, less in zip(graph.costs(widths), without, strict=True)]
+    before, without = graph.costs(widths), graph.costs(widths - np.eye(len(widths), dtype=int))
     images, pixels, itemsize = _input(graph)
-    memory = (_weights(graph, names, plan) + saved[2][where] / itemsize / images) / pixels
+    maps = (before.activation_bytes - without.activation_bytes)[where] / itemsize / images
+    memory = (_weights(graph, names, plan) + maps) / pixels
     if kind == "memory":
         return memory
-    other = saved[0][where] if kind == "macs" else saved[1][where]
+    other = (getattr(before, kind) - getattr(without, kind))[where]
     units = widths[where]
     return other * (memory @ units) / max(float(other @ units), 1e-30)
 
@@ -125,7 +125,7 @@ class Proximal:
     groups: Sequence[Penalised]
     penalties: Sequence[float]
     """rho * lambda of each group"""
-    limits: dict[str, int]
+    limits: dict[str, float]
     steps: int = 0
     reached: int | None = None
     """The step after which the limits held."""
@@ -179,7 +179,7 @@ def lasso(model: nn.Module, groups: Sequence[Penalised], penalties: Sequence[flo
 
 
 def live_within(
-    model: nn.Module, graph: ChannelGraph, groups: Sequence[Penalised], live: Sequence[Tensor], limits: dict[str, int]
+    model: nn.Module, graph: ChannelGraph, groups: Sequence[Penalised], live: Sequence[Tensor], limits: dict[str, float]
 ) -> bool:
     """Whether the network of these live units (bool) is small enough, with a carrier in each group that loses constants
     above zero."""

@@ -318,7 +318,7 @@ class Sparsifier:
             folded = self._folded(model, mode)
             cost = self.graph.cost(folded.plan)
             over = max(getattr(cost, k) / v for k, v in self.limits.items())
-            limits = {k: int(v / max(over, 1.001)) for k, v in limits.items()}
+            limits = {k: v / max(over, 1.001) for k, v in limits.items()}
         note = note_on_widths(self.graph, self.graph.widths(folded.plan))
         return Conclusion(folded, replace(folded.plan, note=note), closed)
 
@@ -486,6 +486,6 @@ def _weights(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _holds(graph: ChannelGraph, plan: Plan, limits: dict[str, int]) -> bool:
+def _holds(graph: ChannelGraph, plan: Plan, limits: dict[str, float]) -> bool:
     cost = graph.cost(plan)
     return all(getattr(cost, name) <= limit for name, limit in limits.items())

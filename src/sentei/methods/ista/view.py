@@ -19,6 +19,7 @@ from sentei.console import screen
 from sentei.graph import ChannelGraph
 from sentei.methods.ista.lasso import Penalised, lasso, live_plan
 from sentei.methods.ista.rounds import Round
+from sentei.plan.allocate import told
 
 EVERY = 0.5
 """Seconds between two updates."""
@@ -27,7 +28,7 @@ EVERY = 0.5
 class LassoView:
     """On a terminal a live table: Lasso term, sparsity by group, live MACs against the budget."""
 
-    def __init__(self, groups: Sequence[Penalised], limits: dict[str, int], graph: ChannelGraph, shown: bool) -> None:
+    def __init__(self, groups: Sequence[Penalised], limits: dict[str, float], graph: ChannelGraph, shown: bool) -> None:
         console = screen()
         self.groups, self.limits, self.graph = groups, limits, graph
         self.live = Live(console=console, transient=True, auto_refresh=False) if shown and console.is_terminal else None
@@ -55,7 +56,7 @@ class LassoView:
 
     def table(self, model: nn.Module, penalties: Sequence[float], number: int) -> Table:
         cost, full = self.graph.cost(live_plan(model, self.graph, self.groups)), self.graph.cost()
-        limits = "".join(f", budget {limit:,} {name}" for name, limit in self.limits.items())
+        limits = "".join(f", budget {told(name, limit)}" for name, limit in self.limits.items())
         out = Table(
             title=f"ista, epoch {number}, step {self.steps}{self.last}: "
             f"Lasso {lasso(model, self.groups, penalties):.3f}",

@@ -63,6 +63,7 @@ class OneShot(Method):
         graph = pruning.graph
         model, plan, cuts = pruning.base, Plan({}, graph.structure), []
         for step in range(1, self.steps + 1):
+            before = model, plan
             done = pruning.run.once(f"cut{step}", partial(self._cut, pruning, model, plan, step))
             plan = Plan.from_json(done["plan"])
             model = cut(pruning.base, graph, plan)
@@ -71,7 +72,18 @@ class OneShot(Method):
             pruning.tell_cut(done)
             if step < self.steps:
                 model = pruning.fit(model, replace(pruning.recipe, epochs=self.step_epochs), f"step{step}")
-        return Found(model, plan, cuts)
+        return Found(model, plan, cuts, again=partial(self._again, pruning, *before, cuts))
+
+    def _again(
+        self, pruning: Pruning, model: nn.Module, plan: Plan, cuts: list[dict[str, Any]], budget: Budget, name: str
+    ) -> Found:
+        """The last cut under another budget."""
+        other = pruning.under(budget)
+        done = other.run.once(name, partial(self._cut, other, model, plan, self.steps))
+        small = cut(pruning.base, pruning.graph, new := Plan.from_json(done["plan"]))
+        small.load_state_dict(done["model"])
+        pruning.tell_cut(done)
+        return Found(small, new, [*cuts[:-1], done], again=partial(self._again, pruning, model, plan, cuts))
 
     def _cut(self, pruning: Pruning, model: nn.Module, plan: Plan, step: int) -> dict[str, Any]:
         seconds: dict[str, float] = {}
@@ -98,8 +110,7 @@ class OneShot(Method):
         """Limits fall geometrically from the full model to the budget: full * (limit / full) ** (step / steps)."""
         full, share = pruning.graph.cost(), step / self.steps
         limits = pruning.budget.resolve(pruning.graph)
-        on_the_way = {
-            name: max(2, round(getattr(full, name) * (limit / getattr(full, name)) ** share))
-            for name, limit in limits.items()
-        }
-        return Budget(**{name: float(limits[name] if share == 1 else v) for name, v in on_the_way.items()})
+        if share < 1:
+            way = {name: getattr(full, name) * (limit / getattr(full, name)) ** share for name, limit in limits.items()}
+            limits = {name: v if name == "latency_ms" else max(2, round(v)) for name, v in way.items()}
+        return Budget(**{name: float(limit) for name, limit in limits.items()})

@@ -18,10 +18,11 @@ from torch import nn
 
 from sentei.data import Data
 from sentei.errors import ConfigError
+from sentei.machine import machine
 from sentei.methods.common.measuring import measure
 from sentei.methods.common.method import CHANGES_NOTHING, deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Pruning, silent
-from sentei.methods.common.summary import machine, measured_task
+from sentei.methods.common.summary import measured_task
 from sentei.methods.stagewise import Stagewise, reinitialise, resets
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
@@ -314,6 +315,8 @@ def _tau(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _one_limit(budget: Budget) -> Budget:
+    if budget.timed:
+        raise ConfigError(f"structures are compared at equal counts, for instance macs=0.5; got {budget}")
     if len(budget.limits) != 1:
         raise ConfigError(f"a band needs one limit, not {' and '.join(budget.limits)}")
     return budget

@@ -49,14 +49,15 @@ class StageSearch:
         widths = np.stack([net.space.widths(row) for row in levels.tolist()])
         best = int(np.argmax([r["fitness"] for r in records]))
         costs = getattr(net.graph.costs(widths), cost)
+        costs = costs if cost == "latency_ms" else costs.astype(np.int64)
         tried = [
-            {"distance": float(d), **{k: v for k, v in r.items() if k.startswith("val_")}, cost: int(c)}
-            for d, r, c in zip(distances, records, costs, strict=True)
+            {"distance": float(d), **{k: v for k, v in r.items() if k.startswith("val_")}, cost: c}
+            for d, r, c in zip(distances, records, costs.tolist(), strict=True)
         ]
         rows = [len(table.cost) for table in tables.stages]
         return widths[best], {"search": {"strategy": "merge", "rows": rows, "picked": best, "candidates": tried}}
 
-    def _tables(self, proposer: Proposer, cost: str, limit: int) -> Tables:
+    def _tables(self, proposer: Proposer, cost: str, limit: float) -> Tables:
         """Measure structures stage by stage, in rounds that look nearer and nearer to what the merge picks."""
         evaluator, stages = self.distances, len(self.net.stages)
         enough = proposer.enough()

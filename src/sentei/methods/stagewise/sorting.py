@@ -14,6 +14,7 @@ from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
 from sentei.plan import Budget, Constraints, criterion
+from sentei.plan.allocate import told
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import Stages
 from sentei.supernet.training import SortedNet
@@ -54,11 +55,12 @@ class Sorting:
         """BudgetError for a budget that no narrow network meets, with the smallest cost and what keeps it up."""
         least, whole = net.graph.costs(net.tiny), net.graph.cost()
         for name, limit in budget.resolve(net.graph).items():
-            smallest, full = int(getattr(least, name)), int(getattr(whole, name))
+            smallest, full = float(getattr(least, name)), float(getattr(whole, name))
             if smallest > limit:
                 raise BudgetError(
-                    f"{limit:,} {name} are asked for, the narrowest network of the supernet has {smallest:,} "
-                    f"({smallest / full:.1%} of {full:,}){self._hint(net)}"
+                    f"{told(name, limit)} are asked for, the narrowest network of the supernet has "
+                    f"{told(name, smallest, unit=False)} ({smallest / full:.1%} of {told(name, full, unit=False)})"
+                    f"{self._hint(net)}"
                 )
 
     def _hint(self, net: SortedNet) -> str:
@@ -74,7 +76,9 @@ class Sorting:
 
 
 def refuse_several_limits(budget: Budget, instead: str = "") -> None:
-    """ConfigError unless there is one limit, which is what a merge of tables can keep."""
+    """ConfigError unless there is one limit on a sum over layers, which is what a merge of tables can keep."""
+    if budget.memory is not None:
+        raise ConfigError(f"memory is a peak, and the merge of tables adds up stages: limit another cost{instead}")
     if len(budget.limits) > 1:
         raise ConfigError(
             f"the merge of stage tables knows one limit, not {' and '.join(budget.limits)}; give one{instead}"

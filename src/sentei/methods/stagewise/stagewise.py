@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -24,7 +25,7 @@ from sentei.methods.common.pruning import Pruning
 from sentei.methods.common.searching import run_search
 from sentei.methods.stagewise.search import StageSearch
 from sentei.methods.stagewise.sorting import Interfaces, Sorting, refuse_several_limits
-from sentei.plan import Plan, note_on_use
+from sentei.plan import Budget, Plan, note_on_use, rescaler
 from sentei.search import Colony, Evolution, RandomSearch, Strategy, budgeted
 from sentei.search.evaluators import check_validation
 from sentei.search.jobs import Where, count_workers
@@ -145,17 +146,31 @@ class Stagewise(InWorkers):
         tell_stages(pruning, net)
         net = self.trained(pruning, net)
         widths, report = self.searched(pruning, net)
+        told = {"stages": list(stages.names), "features_bytes": stages.feature_bytes(), **report}
+        return self._cut(pruning, net, widths, told, "cut")
+
+    def _cut(
+        self, pruning: Pruning, net: SortedNet, widths: np.ndarray, told: dict[str, Any], name: str
+    ) -> Found:
+        """A structure cut out of the supernet."""
         plan = replace(net.plan(widths), note=note_on_use(pruning.graph, pruning.budget, widths, chosen=True))
         trained = net.unsorted()
-        done = pruning.run.once("cut", lambda: pruning.cut(trained, pruning.graph, plan))
+        done = pruning.run.once(name, lambda: pruning.cut(trained, pruning.graph, plan))
         network = cut(trained, pruning.graph, plan := Plan.from_json(done["plan"]))
         network.load_state_dict(done["model"])
         pruning.tell_cut(done)
         if self.start == "scratch":
             reinitialise(network, pruning.recipe.seed)
-        told = {"stages": list(stages.names), "features_bytes": stages.feature_bytes(), **report}
         teacher = pruning.base if self.imitate and pruning.task.imitates else None
-        return Found(network, plan, [done], {"stagewise": told}, teacher)
+        again = partial(self._again, pruning, net, widths, told)
+        return Found(network, plan, [done], {"stagewise": told}, teacher, again)
+
+    def _again(
+        self, pruning: Pruning, net: SortedNet, widths: np.ndarray, told: dict[str, Any], budget: Budget, name: str
+    ) -> Found:
+        """The same structure in the same proportions under another budget."""
+        near = rescaler(pruning.graph, budget, pruning.constraints.restricted(net.space.names))(widths)
+        return self._cut(pruning.under(budget), net, near, told, name)
 
     # -- the supernet
 

@@ -1,0 +1,149 @@
+"""Budgets in milliseconds: a table before the plan, and the cut network measured after it, until it keeps the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from sentei.deploy.latency import LatencyTable, whole_pass
+from sentei.deploy.runtimes import runtime_of
+from sentei.deploy.timing import Timer, clock_for
+from sentei.errors import BudgetError, ConfigError
+from sentei.graph import ChannelGraph
+from sentei.plan import Constraints
+
+if TYPE_CHECKING:
+    from sentei.methods.common.method import Found
+    from sentei.methods.common.pruning import Pruning
+
+TRIES = 3
+"""Cuts after the first one."""
+NEAR = 0.02
+"""How far from its limit a measured time may be."""
+ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where a budget of milliseconds is measured.
+
+    >>> sentei.prune(model, data, budget=sentei.Budget(latency=0.5), timing=Timing("openvino", threads=2))
+    """
+
+    runtime: str = "onnxruntime"
+    """onnxruntime, openvino, eager or compile."""
+    threads: int = 1
+    """Threads of the runtime."""
+    table: str | None = None
+    """A latency table measured before (`LatencyTable.save`)."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result: the content of the table, wherever it lies.
+
+        ExportError if the runtime is not installed.
+        """
+        runtime_of(self.runtime).versions()
+        given = asdict(self)
+        return given if self.table is None else {**given, "table": LatencyTable.load(self.table).to_plain()}
+
+
+def set_up(pruning: Pruning) -> None:
+    """Give the graph measured times, and let widths fall in the steps of the runtime.
+
+    The table is the one that is given, or is measured now and stored.
+    """
+    timing, graph = pruning.timing, pruning.graph
+    if timing.table is not None:
+        table = LatencyTable.load(timing.table)
+        if (table.runtime, table.threads) != (timing.runtime, timing.threads):
+            raise ConfigError(
+                f"{timing.table} was measured in {table.runtime} with {table.threads} threads; asked for is "
+                f"{timing.runtime} with {timing.threads}"
+            )
+        table.check_fits(graph)
+    else:
+        threads = f"{timing.threads} thread{'s' * (timing.threads > 1)}"
+        pruning.say(f"Measuring layers and four whole networks in {timing.runtime}, {threads} ...")
+        table = LatencyTable.from_plain(pruning.run.once("latency", lambda: _measured(pruning, graph))["table"])
+    dense, predicted = table.calibrated[0]
+    pruning.say(
+        f"The full network takes {dense:.3g} ms ({table.clock} time); widths in steps of {table.step} are fast there, "
+        f"and whole networks are predicted within {table.error:.1%}"
+    )
+    pruning.table, pruning.graph = table, graph.with_latency(table)
+    pruning.constraints = in_steps(pruning.constraints, table)
+
+
+def _measured(pruning: Pruning, graph: ChannelGraph) -> dict[str, Any]:
+    table = LatencyTable.measure(
+        graph, pruning.base, runtime=pruning.timing.runtime, threads=pruning.timing.threads, progress=pruning.progress
+    )
+    return {"table": table.to_plain()}
+
+
+def in_steps(constraints: Constraints, table: LatencyTable) -> Constraints:
+    """Widths in the steps of the runtime, unless none are wanted: a narrower one costs the same time."""
+    if constraints.round_to == 1:
+        return constraints
+    return replace(constraints, round_to=max(constraints.round_to, table.step))
+
+
+def within_time(pruning: Pruning, found: Found) -> Found:
+    """The network as its method cut it or, where it is not as fast as the limit, as it cuts it under another one.
+
+    Measured beside the full network; the limit is moved by what was missed, at most three times.
+    """
+    graph, table = pruning.graph, pruning.table
+    assert table is not None
+    limit = pruning.budget.resolve(graph)["latency_ms"]
+    share, asked = limit / float(graph.cost().latency_ms or 1.0), limit
+    tries: list[tuple[Found, dict[str, Any]]] = []
+    while True:
+        number = len(tries) + 1
+        record = pruning.run.once(f"timed{number}", lambda found=found: _timed(pruning, found.model))  # type: ignore[misc]
+        cost = graph.cost(found.plan)
+        record = {**record, "predicted_ms": cost.latency_ms, "asked_ms": asked, "used": record["share"] / share}
+        tries.append((found, record))
+        pruning.say(
+            f"Measured {record['small_ms']:.3g} ms, {record['share']:.1%} of the full network's "
+            f"{record['dense_ms']:.3g} ms (predicted {cost.latency_ms:.3g}; the limit is {limit:.3g})"
+        )
+        if abs(record["used"] - 1) <= NEAR or number > TRIES or found.again is None:
+            break
+        asked *= min(max(1 / record["used"], 0.7), 1.3)
+        try:
+            other = found.again(pruning.budget.in_milliseconds(asked), f"again{number}")
+        except BudgetError as error:
+            pruning.say(f"  Nearer to it is out of reach: {error}")
+            break
+        if graph.cost(other.plan) == cost:
+            break
+        found = other
+    best, record = min(tries, key=lambda t: (t[1]["used"] > 1 + NEAR, abs(t[1]["used"] - 1)))
+    told = {
+        "runtime": table.runtime, "threads": table.threads, "clock": table.clock, "step": table.step,
+        "limit_ms": limit, **{k: record[k] for k in ("dense_ms", "small_ms", "share", "predicted_ms")},
+        "error": table.error, "tries": [_plain(r) for _, r in tries], "versions": dict(table.versions),
+    }  # fmt: skip
+    return replace(best, report={**best.report, "latency": told})
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if k != "seconds"}
+
+
+def _timed(pruning: Pruning, small: nn.Module) -> dict[str, Any]:
+    """Milliseconds of both networks, measured in turn."""
+    graph, timing = pruning.graph, pruning.timing
+    passes = {
+        name: whole_pass(network, graph, timing.runtime, timing.threads)
+        for name, network in (("dense", pruning.base), ("small", small))
+    }
+    timer = Timer(passes, clock_for(passes["dense"], timing.threads))
+    for _ in range(ROUNDS):
+        timer.round()
+    dense, small_ms = (timer.fast(name) * 1e3 for name in ("dense", "small"))
+    return {"dense_ms": dense, "small_ms": small_ms, "share": small_ms / dense}
