@@ -15,9 +15,10 @@ def test_by_hand() -> None:
     graph = trace(model, torch.zeros(1, 3, 8, 8))
     macs = 64 * 9 * 3 * 8 + 16 * 9 * 8 * 4 + 64 * 5
     params = (9 * 3 * 8 + 8) + 16 + (9 * 8 * 4 + 4) + (64 * 5 + 5)
-    assert graph.cost() == Cost(macs, params, 4 * (64 * 8 + 16 * 4 + 5))
+    assert graph.cost() == Cost(macs, params, 4 * (64 * 8 + 16 * 4 + 5), memory=4 * 2 * 64 * 8)
     half = Plan({"0": np.arange(0, 8, 2), "2": [3]})
-    assert graph.cost(half) == Cost(64 * 9 * 3 * 4 + 16 * 9 * 4 + 80, 112 + 8 + 37 + 85, 4 * (64 * 4 + 16 + 5))
+    left = 64 * 9 * 3 * 4 + 16 * 9 * 4 + 80, 112 + 8 + 37 + 85, 4 * (64 * 4 + 16 + 5)
+    assert graph.cost(half) == Cost(*left, memory=4 * 2 * 64 * 4)
 
 
 def test_grouped_depthwise_and_transposed_by_hand() -> None:
@@ -39,8 +40,8 @@ def test_many_widths_at_once() -> None:
     widths = np.stack([graph.widths(p) for p in plans])
     batch = graph.costs(widths.reshape(4, 5, -1))
     assert batch.macs.shape == (4, 5)
-    for values, name in zip(batch, ("macs", "params", "activation_bytes"), strict=True):
-        assert values.ravel().tolist() == [getattr(graph.cost(p), name) for p in plans]
+    for name in ("macs", "params", "activation_bytes", "memory"):
+        assert getattr(batch, name).ravel().tolist() == [getattr(graph.cost(p), name) for p in plans]
 
 
 def test_tied_parameters_count_once() -> None:

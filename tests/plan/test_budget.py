@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -24,9 +25,20 @@ def test_fractions_are_taken_as_written_in_decimal(thousandths, width):
     assert Budget(params=thousandths / 1000).resolve(graph) == {"params": 13 * width * thousandths // 1000}
 
 
-def test_latency_is_refused_early():
-    with pytest.raises(ConfigError, match="latency_ms=3.*set macs"):
-        Budget(macs=0.5, latency_ms=3)
+def test_milliseconds_need_measured_times():
+    for budget in (Budget(latency=0.5), Budget(macs=0.5, latency_ms=3)):
+        with pytest.raises(ConfigError, match="no measured times: graph.with_latency"):
+            budget.resolve(SimpleNamespace(timed=False))
+
+
+def test_shares_and_milliseconds_of_time():
+    graph = SimpleNamespace(timed=True, cost=lambda: SimpleNamespace(macs=100, latency_ms=8.0))
+    assert Budget(latency=0.5).resolve(graph) == {"latency_ms": 4.0}
+    assert Budget(latency_ms=0.3).resolve(graph) == {"latency_ms": 0.3}  # milliseconds, however few
+    assert Budget(macs=0.5, latency=0.5, latency_ms=3).resolve(graph) == {"macs": 50, "latency_ms": 3}
+    assert Budget(macs=0.5, latency=0.5).in_milliseconds(3.5) == Budget(macs=0.5, latency_ms=3.5)
+    with pytest.raises(ConfigError, match=r"latency=5 is a share.*latency_ms=5"):
+        Budget(latency=5)
 
 
 def test_something_must_be_set():

@@ -24,7 +24,7 @@ from sentei.deploy.runtimes import Pass, runtime_of
 from sentei.deploy.timing import Timer, clock_for, clock_name
 from sentei.errors import BudgetError, CheckpointError, ConfigError
 from sentei.graph import ChannelGraph
-from sentei.graph.latency import axes
+from sentei.graph.latency import axes, size
 from sentei.graph.part import Part
 from sentei.graph.record import Contraction, Kernel
 from sentei.machine import machine
@@ -214,7 +214,8 @@ def _layers(
 
 def _places(c: Contraction, step: int) -> list[tuple[int, ...]]:
     """The widths at which a layer is measured."""
-    return list(product(*(points(len(c.factors[i]), step) for i in axes(c))))  # type: ignore[arg-type]
+    factors = [c.factors[i] for i in axes(c)]
+    return list(product(*((f,) if isinstance(f, int) else points(len(f), step) for f in factors)))
 
 
 def interpolated(at: Sequence[tuple[int, ...]], measured: Sequence[float]) -> np.ndarray:
@@ -227,9 +228,9 @@ def interpolated(at: Sequence[tuple[int, ...]], measured: Sequence[float]) -> np
     for axis, column in zip(np.array(at, np.float64).reshape(len(at), -1).T, (a, b), strict=False):
         column[:] = axis
     basis = np.stack([np.ones(len(at)), a, b, a * b], 1)
-    size = np.maximum(basis.max(0), 1)
-    found, _ = nnls(basis / size / np.array(measured)[:, None], np.ones(len(at)))
-    out: np.ndarray = found / size
+    largest = np.maximum(basis.max(0), 1)
+    found, _ = nnls(basis / largest / np.array(measured)[:, None], np.ones(len(at)))
+    out: np.ndarray = found / largest
     return out
 
 
@@ -239,7 +240,7 @@ def _guessed(graph: ChannelGraph, times: np.ndarray) -> np.ndarray:
     known = times.any(1)
     full = np.zeros(len(times))
     for i, c in enumerate(graph.trace_record.contractions):
-        a, b = ([float(len(c.factors[j])) for j in axes(c)] + [0.0, 0.0])[:2]  # type: ignore[arg-type]
+        a, b = ([float(size(c.factors[j])) for j in axes(c)] + [0.0, 0.0])[:2]
         full[i] = times[i] @ [1, a, b, a * b]
     rate = full[known].sum() / max(macs[known].sum(), 1)
     out = times.copy()
@@ -268,8 +269,8 @@ def _calibrated(
     plain = graph.with_latency(table)
     columns = [[float(plain.costs(w).latency_ms), float(plain.costs(w).activation_bytes), 1.0] for w in widths]
     shares = np.array(columns) / measured[:, None]
-    size = shares.max(0)
-    scale, per_byte, constant = (nnls(shares / size, np.ones(len(widths)))[0] / size).tolist()
+    largest = shares.max(0)
+    scale, per_byte, constant = (nnls(shares / largest, np.ones(len(widths)))[0] / largest).tolist()
     predicted = np.array(columns) @ [scale, per_byte, constant]
     pairs = tuple(zip(measured.tolist(), predicted.tolist(), strict=True))
     return _with(table, scale=scale, per_byte=per_byte, constant=constant, calibrated=pairs)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sentei.deploy.runtimes import IN_PLACE, Pass, runtime_of
 from sentei.extras import required
-from sentei.graph.latency import axes
+from sentei.graph.latency import axes, size
 from sentei.graph.record import Contraction, Kernel
 
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
@@ -86,13 +86,13 @@ class Layer:
 def layer_at(c: Contraction, sizes: Sequence[int]) -> Layer | None:
     """A contraction with these sizes on its `axes`; None for one that cannot be run alone."""
     where = axes(c)
-    full = [len(f) if isinstance(f, Tensor) else f for f in c.factors]
+    full = [size(f) for f in c.factors]
     labelled = [i for i, f in enumerate(c.factors) if isinstance(f, Tensor)]
-    if len(labelled) > len(where):
+    if set(labelled) - set(where):
         return None
     now = list(full)
-    for place, size in zip(where, sizes, strict=True):
-        now[place] = size
+    for place, wanted in zip(where, sizes, strict=True):
+        now[place] = wanted
     if c.kernel is not None:
         return _convolution(c.kernel, full, now, labelled)
     if c.operation in PRODUCTS:
@@ -102,7 +102,7 @@ def layer_at(c: Contraction, sizes: Sequence[int]) -> Layer | None:
 
 def _convolution(k: Kernel, full: Sequence[int], now: Sequence[int], labelled: Sequence[int]) -> Layer | None:
     batch, outputs, inputs = now[0], now[-2], now[-1]
-    if any(i not in (len(full) - 2, len(full) - 1) for i in labelled) or (k.transposed and k.groups > 1):
+    if k.transposed and k.groups > 1:
         return None
     groups = k.groups
     if groups > 1 and len(full) - 1 not in labelled:  # whole groups go

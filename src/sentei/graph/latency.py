@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sentei.errors import PlanError
 from sentei.graph.cost import CostModel, Products
-from sentei.graph.record import Contraction, Trace
+from sentei.graph.record import Contraction, Trace, Vector
 
 
 class Times(Protocol):
@@ -39,8 +39,15 @@ class Times(Protocol):
 
 
 def axes(c: Contraction) -> tuple[int, ...]:
-    """The places of those factors of a contraction that may shrink: at most two, the last ones."""
+    """The places of the factors that may shrink, at most two: outputs and inputs of a convolution."""
+    if c.kernel is not None:
+        return len(c.factors) - 2, len(c.factors) - 1
     return tuple(i for i, f in enumerate(c.factors) if isinstance(f, Tensor))[-2:]
+
+
+def size(factor: Vector) -> int:
+    """How large a factor is in the full network."""
+    return factor if isinstance(factor, int) else len(factor)
 
 
 class Stepped(Products):

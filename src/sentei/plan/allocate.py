@@ -9,9 +9,9 @@ for that never depend on the budget, hence a smaller budget never yields a large
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -20,10 +20,7 @@ from sentei.graph import ChannelGraph, Group
 from sentei.plan.budget import Budget, refuse_other
 from sentei.plan.constraints import FAST, Constraints, Ladder, channels_of
 from sentei.plan.plan import Plan
-
-Scores = Mapping[str, np.ndarray]
-Load = Callable[[np.ndarray], np.ndarray]
-"""Largest share used of any limit at widths [..., n_groups]; the budget holds where it is at most 1."""
+from sentei.plan.ranking import Load, Rank, Scores, by_score, by_score_per_cost, evenly
 
 FILL = 0.99
 UNITS = {
@@ -52,7 +49,7 @@ def uniform(
     """
     constraints = constraints or Constraints()
     ladder = constraints.ladder(graph)
-    order = np.argsort(_removed_share(ladder), kind="stable")
+    order = evenly(ladder)
     return _planned(graph, budget, constraints, ladder, order, scores)
 
 
@@ -62,6 +59,7 @@ def allocate(
     scores: Scores,
     *,
     scope: Literal["global", "local"] = "global",
+    rank: Rank = "score",
     constraints: Constraints | None = None,
 ) -> Plan:
     """Keep the units with the highest scores within the budget.
@@ -72,22 +70,28 @@ def allocate(
     `scores` is {group name: float [width]} for every group that may shrink, comparable between groups for
     scope "global", where one threshold decides over the whole network; "local" gives all groups the same keep
     ratio. A removal takes `constraints.round_to` units at once and ranks by their mean score; among equal
-    ones the group that has lost least goes first, and within a group the last unit. Budget and note are those of
+    ones the group that has lost least goes first, and within a group the last unit. With rank "per_cost" the
+    removals with the least score for what they save of the budgeted costs go first, each counted in the network
+    that those before have left (as in HALP, Shen et al. 2021, arXiv 2110.10811). Budget and note are those of
     `uniform`. One threshold over all layers is that of Liu et al., "Learning Efficient Convolutional Networks through
     Network Slimming" (ICCV 2017, arXiv 1708.06519); here scores of any kind meet it.
 
     Raises BudgetError, naming the smallest reachable cost, if the budget cannot be met, and PlanError for another
-    scope, a group that may shrink and has no scores, and scores of another shape, NaN or infinite.
+    scope or rank, a group that may shrink and has no scores, and scores of another shape, NaN or infinite.
     """
     if scope not in ("global", "local"):
         raise PlanError(f"scope={scope!r}: expected 'global' or 'local'")
+    if rank not in get_args(Rank):
+        raise PlanError(f"rank={rank!r}: expected 'score' or 'per_cost'")
     constraints = constraints or Constraints()
     ladder = constraints.ladder(graph)
     shrinking = [g for g, floor in zip(graph.groups, ladder.floor, strict=True) if floor < g.width]
     _check_scores(graph, scores, shrinking)
     if scope == "local":
         return uniform(graph, budget, scores=scores, constraints=constraints)
-    order = np.lexsort((_removed_share(ladder), _rung_scores(graph, ladder, scores)))
+    order = by_score(graph, ladder, scores)
+    if rank == "per_cost":
+        order = by_score_per_cost(graph, ladder, scores, _load(graph, budget))
     return _planned(graph, budget, constraints, ladder, order, scores)
 
 
@@ -216,28 +220,6 @@ def _check_scores(graph: ChannelGraph, scores: Scores, required: list[Group]) ->
         if not np.isfinite(values).all():
             bad = (~np.isfinite(values)).sum()
             raise PlanError(f"group {name!r} has {bad} scores that are NaN or infinite")
-
-
-def _removed_share(ladder: Ladder) -> np.ndarray:
-    """Share of the group that is gone halfway through each rung; sorted by it, rungs round to the nearest."""
-    return 1 - (ladder.before + ladder.after) / (2 * ladder.full[ladder.group])
-
-
-def _rung_scores(graph: ChannelGraph, ladder: Ladder, scores: Scores) -> np.ndarray:
-    """Mean score of the units that each rung removes, [n_rungs]."""
-    means = []
-    for i in np.unique(ladder.group):
-        members = next((b for b in ladder.bundles if i in b), (i,))
-        means.append(np.mean([_means(ladder, i, m, scores[graph.groups[m].name]) for m in members], axis=0))
-    return np.concatenate(means) if means else np.zeros(0)
-
-
-def _means(ladder: Ladder, group: int, member: int, scores: np.ndarray) -> np.ndarray:
-    """Mean score of the units that one group, or another that follows it, loses on each rung of it."""
-    rungs = ladder.group == group
-    before, after = (w[rungs] * ladder.full[member] // ladder.full[group] for w in (ladder.before, ladder.after))
-    ascending = np.sort(np.asarray(scores, np.float64))[: ladder.full[member] - ladder.floor[member]]
-    return np.add.reduceat(ascending, ladder.full[member] - before) / (before - after)
 
 
 def _check_reachable(graph: ChannelGraph, budget: Budget, constraints: Constraints, ladder: Ladder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from sentei.methods.common.timing import clock
 from sentei.methods.oneshot.remaining import Remaining
 from sentei.plan import Budget, Plan, allocate, criterion, uniform
 from sentei.plan.compose import compose
+from sentei.plan.ranking import Rank
 from sentei.surgery import cut
 
 Scope = Literal["global", "local"]
@@ -41,6 +42,8 @@ class OneShot(Method):
     """How units are scored: random, l1, l2, bn_scale, fpgm or taylor."""
     scope: Scope = "global"
     """Rank units over the whole network, or within each group, which then all keep the same share."""
+    rank: Rank = "score"
+    """Rank a removal by its score, or by its score for what it saves of the budget (per_cost)."""
     steps: int = 1
     """Cuts on the way; units are scored again before each."""
     step_epochs: int = 1
@@ -50,6 +53,8 @@ class OneShot(Method):
         criterion(self.criterion)
         if self.scope not in ("global", "local"):
             raise ConfigError(f"scope is {self.scope!r}; expected 'global' or 'local'")
+        if self.rank not in get_args(Rank):
+            raise ConfigError(f"rank is {self.rank!r}; expected 'score' or 'per_cost'")
         for name, least in (("steps", 1), ("step_epochs", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
@@ -96,7 +101,7 @@ class OneShot(Method):
         with clock(seconds, "score"):
             uniform(graph, budget, constraints=constraints)  # refuse a budget before the scores' work
             scores = self._scores(pruning, model, graph)
-            small = allocate(graph, budget, scores, scope=self.scope, constraints=constraints)
+            small = allocate(graph, budget, scores, scope=self.scope, rank=self.rank, constraints=constraints)
         combined = small if step == 1 else compose(dense, plan, graph, small)
         done = pruning.cut(model, graph, small, combined)
         return {**done, "seconds": {**seconds, **done["seconds"]}}
