@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test slow soak lint clean
+.PHONY: demo test slow soak lint site clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -22,6 +22,10 @@ slow: $(VENV)/.installed-dev
 # Kills, damaged files, full disks and lost workers, about half an hour; see docs/reliability.md.
 soak: $(VENV)/.installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
+
+# The documentation as a site, in build/site.
+site: $(VENV)/.installed-dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --quiet

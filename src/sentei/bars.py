@@ -21,5 +21,5 @@ def live_bar(shown: bool, counted: bool = False, times: bool = True) -> Progress
     status = MofNCompleteColumn() if counted else TextColumn("{task.fields[status]}")
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(bar_width=20), status]
     console = screen()
-    off = not shown or not console.is_terminal
+    off = not shown or not (console.is_terminal or console.is_jupyter)
     return Progress(*columns, *([Times()] if times else []), console=console, disable=off, transient=True)

@@ -22,6 +22,8 @@ CONFIG, JOURNAL, SUMMARY = "config.yaml", "journal.jsonl", "summary.json"
 NETWORK = ("model.safetensors", "plan.json")
 CURVE = "curve"
 """Folder of the networks that a method passed on its way, one folder each."""
+SCALARS = "tensorboard"
+"""Folder of event files for TensorBoard."""
 SUPERNETS = tuple(f"supernet-{rule}.safetensors" for rule in ("stagewise", "sandwich", "random-path"))
 OURS = (SUMMARY, JOURNAL, *NETWORK, *SUPERNETS, "gammas.png", "fidelity.svg", CONFIG)
 """The files of a run; the config goes last when a run is cleared, so that a kill leaves a resumable one."""
@@ -88,6 +90,7 @@ def clear(folder: str | Path) -> None:
         (path / SUMMARY).unlink(missing_ok=True)
         remove_checkpoints(path)
         remove_curve(path)
+        remove_scalars(path)
         for name in OURS:
             (path / name).unlink(missing_ok=True)
 
@@ -115,6 +118,14 @@ def remove_curve(folder: Path) -> None:
             passed.rmdir()
     with suppress(OSError):
         (folder / CURVE).rmdir()
+
+
+def remove_scalars(folder: Path) -> None:
+    """Remove event files, and nothing else."""
+    for file in (folder / SCALARS).glob("events.out.tfevents.*"):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / SCALARS).rmdir()
 
 
 # -- what is replaced
@@ -151,7 +162,7 @@ def forget_replaced(folder: Path) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     """What belongs to a run, apart from its config."""
-    names = [CURVE, *(name for name in OURS if name != CONFIG), *(p.name for p in folder.glob("*.ckpt"))]
+    names = [CURVE, SCALARS, *(name for name in OURS if name != CONFIG), *(p.name for p in folder.glob("*.ckpt"))]
     return (folder / name for name in names if (folder / name).exists())
 
 

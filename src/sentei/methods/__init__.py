@@ -1,5 +1,6 @@
 """Pruning methods, from a trained network to a smaller, checked and fine-tuned one."""
 
+from sentei.methods.common.latency import Timing
 from sentei.methods.common.method import Found, Method
 from sentei.methods.common.pruning import FINE_TUNE, Pruning
 from sentei.methods.ista import Sparsifier
@@ -10,6 +11,6 @@ from sentei.methods.search_widths import search_widths
 from sentei.methods.stagewise import Supernet
 
 __all__ = [
-    "FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "Sparsifier", "Supernet", "prune",
-    "search_widths",
+    "FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "Sparsifier", "Supernet", "Timing",
+    "prune", "search_widths",
 ]  # fmt: skip

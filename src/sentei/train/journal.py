@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,8 @@ class Journal:
     A line whose checksum does not match is left out, and the log says so: what it told is done again.
     """
 
+    watchers: ClassVar[list[Callable[[dict[str, Any]], None]]] = []
+    """Called with each record once it is on the disk."""
     told: ClassVar[set[tuple[Path, int]]] = set()
     """Bad lines that the log has named."""
 
@@ -48,6 +50,8 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointError(f"Could not append to {self.path}: {error.strerror or error}.") from error
+        for watch in self.watchers:
+            watch(record)
 
     def records(self) -> list[dict[str, Any]]:
         """All records that are whole, oldest first."""
