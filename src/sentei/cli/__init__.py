@@ -8,8 +8,9 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import tyro
 from rich.text import Text
@@ -43,15 +44,25 @@ def commands(argv: Sequence[str]) -> Any:
     method = method_named(argv)
     if argv[:1] == ["prune"]:
         refuse_options_of_others(argv, method)
-    return (
-        Annotated[Demo, tyro.conf.subcommand("demo")]
-        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-        | Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[prune_with(method), tyro.conf.subcommand("prune")]
-        | Annotated[Resume, tyro.conf.subcommand("resume")]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[FidelityCommand, tyro.conf.subcommand("fidelity")]
-    )
+    verbs = {
+        "demo": Demo,
+        "inspect": Inspect,
+        "train": Train,
+        "prune": prune_with(method),
+        "resume": Resume,
+        "evaluate": Evaluate,
+        "fidelity": FidelityCommand,
+    }
+    _refuse_unknown(argv, list(verbs))
+    return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in verbs.items())]  # noqa: UP007
+
+
+def _refuse_unknown(argv: Sequence[str], verbs: Sequence[str]) -> None:
+    """ConfigError, in one line, for a command that there is not."""
+    if argv and not argv[0].startswith("-") and argv[0] not in verbs:
+        near = get_close_matches(argv[0], verbs, 1, 0.6)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"there is no command {argv[0]!r}.{meant} Commands: {', '.join(verbs)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,14 +29,14 @@ from sentei.cli.options import (
     resolved_ref,
 )
 from sentei.cli.running import print_json
-from sentei.cli.saved import permit_run, saved_command
+from sentei.cli.saved import permit_run, resume_hint, saved_command
 from sentei.console import say, screen
 from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.graph import trace
 from sentei.methods.common.summary import measured_task
 from sentei.report.tables import count, table
-from sentei.runfiles import is_started, read_summary
+from sentei.runfiles import is_finished, is_started, read_summary
 from sentei.tasks import Task
 from sentei.train import Evaluation, evaluate
 
@@ -94,6 +94,8 @@ class Evaluate:
         """Network, data and task of a run, and the metric that its summary has for the same images."""
         if self.weights is not None:
             raise ConfigError(f"{self.model} is a run and has its own weights; leave out --weights")
+        if not is_finished(self.model):
+            raise ConfigError(f"the run in {self.model} is not finished. Go on with:  {resume_hint(self.model)}")
         summary, saved = read_summary(self.model), saved_command(self.model)
         permit_run(self.model, saved, self.trust, self.images, self.code)
         options = replace(self, images=self.images.filled(saved.data))

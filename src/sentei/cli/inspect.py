@@ -12,7 +12,7 @@ import tyro
 from torch import nn
 
 from sentei.cli.networks import build_named, load_run
-from sentei.cli.options import MODEL, AsJson, Limits, Ref, Trust, is_code
+from sentei.cli.options import MODEL, AsJson, Code, Limits, Ref, Trust, is_code
 from sentei.cli.running import print_json
 from sentei.cli.saved import permit, quoted, saved_command
 from sentei.console import say, screen
@@ -40,6 +40,7 @@ class Inspect:
     """Number of classes; the model's own unless given."""
     task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
     """What the network is for, where only a part of it is traced: detection, or FILE.py:CLASS."""
+    code: Code = None
     limits: Limits = field(default_factory=Limits)
     """What the smallest reachable size depends on; the defaults are those of sentei prune."""
     trust: Trust = False
@@ -112,10 +113,10 @@ class Inspect:
 
     def of_run(self) -> tuple[nn.Module, Forward | None]:
         saved = saved_command(self.model)
-        permit(self.model, [saved.dense.ref, None if self.task else saved.data.task], self.trust)
+        permit(self.model, [None if self.code else saved.dense.ref, None if self.task else saved.data.task], self.trust)
         part = replace(saved.data, task=self.task or saved.data.task).purpose().part
         if (Path(self.model) / "model.safetensors").is_file():
-            return load_run(self.model, self.trust), part
+            return load_run(self.model, self.trust, self.code), part
         return saved.dense.build(), part
 
 

@@ -147,7 +147,7 @@ def random_parameter(dense: Dense) -> str | None:
 
 def announce(model: str, dense: Dense, data: Data, task: Task, bare: str | None) -> None:
     """One line each for the data and for where the weights come from; `bare` is a parameter that is random."""
-    classes = f", {data.num_classes} classes" if data.num_classes else ""
+    classes = f", {data.num_classes} class{'es' * (data.num_classes > 1)}" if data.num_classes else ""
     shape = f", {'x'.join(map(str, data.input_shape))}" if data.input_shape else ""
     say(
         f"Data {data.name}: {len(data.train):,} training, {len(data.val):,} validation, {len(data.test):,} test "

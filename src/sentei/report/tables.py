@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from sentei.graph import ChannelGraph, Group
 from sentei.graph.cost import COUNTS
@@ -21,9 +23,22 @@ BAR = 20
 RISES = 8
 
 
+class Titled(Table):
+    """A table whose title may be longer than its rows."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        title, self.title = self.title, None
+        try:
+            if title:
+                yield Text(str(title), "bold")
+            yield from super().__rich_console__(console, options)
+        finally:
+            self.title = title
+
+
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns hold text and whose other columns hold numbers."""
-    out = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    out = Titled(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
         out.add_column(name, justify="left" if i < left else "right", overflow="fold")
     return out
