@@ -129,7 +129,7 @@ class TrainSummary(Summary):
     macs: int
     params: int
     data_description: DataDescription
-
+    images_trained: dict[str, int] | None = None
 
     @model_validator(mode="after")
     def has_its_metric(self) -> TrainSummary:
@@ -148,6 +148,7 @@ class PruneSummary(Summary):
     note: str
     warnings: list[str]
     data_description: DataDescription
+    images_trained: dict[str, int] | None = None
     search: Searched | None = None
     ista: IstaReport | None = None
 
