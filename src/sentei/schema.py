@@ -182,6 +182,38 @@ class FidelitySummary(Summary):
     structures: list[Structure]
 
 
+class ComparedRun(Open):
+    folder: str
+    method: str
+    budget: dict[str, float]
+    seed: int
+    state: Literal["waiting", "finished", "failed"]
+    error: str | None
+    result: dict[str, Any] | None
+
+
+class ComparedPlan(Open):
+    metric: Metric
+    methods: dict[str, dict[str, Any]]
+    budgets: list[dict[str, float]]
+    seeds: list[int]
+    counted: dict[str, int | None]
+    shared: dict[str, Any]
+    dense: dict[str, float | None] | None
+    total_images: int
+    epoch_images: int
+    batch_images: int
+
+
+class Compared(Open):
+    """compare.json."""
+
+    format: Literal["sentei compare"]
+    version: Literal[1]
+    plan: ComparedPlan
+    runs: list[ComparedRun]
+
+
 def with_metric(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary as it is written now; the first versions knew classification alone, and called the command a task."""
     if "verb" in summary or "task" not in summary:

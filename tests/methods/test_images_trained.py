@@ -173,7 +173,7 @@ def test_a_run_with_a_total_goes_on_after_a_kill_and_counts_what_counts(digitsne
 
     def dying(tensor, *given, **named):
         steps[0] += 1
-        if steps[0] == 20:  # both scores and the training between the cuts took less
+        if steps[0] == 20:  # in the middle of the fine-tuning
             raise Killed
         return original(tensor, *given, **named)
 
@@ -191,7 +191,7 @@ def test_a_run_with_a_total_goes_on_after_a_kill_and_counts_what_counts(digitsne
 
 def test_batches_of_a_users_loader_count_as_they_are(digitsnet, data):
     """Their sizes are their own, the last one of an epoch is smaller."""
-    batches = [b for b in data.train.batches(100, limit=250)]
+    batches = list(data.train.batches(100, limit=250))
     own = Data.of(train=batches, val=list(data.val.batches(180)))
     assert own.epoch_images(64) == 250
     assert own.epoch_images(64, limit=120) == 200

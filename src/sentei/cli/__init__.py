@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 from rich.text import Text
 
+from sentei.cli.compare import Compare
 from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
 from sentei.cli.fidelity import FidelityCommand
@@ -51,6 +52,7 @@ def commands(argv: Sequence[str]) -> Any:
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[FidelityCommand, tyro.conf.subcommand("fidelity")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
     )
 
 
@@ -117,6 +119,8 @@ def _after(command: object, error: Exception) -> str:
 
 
 def _how_to_go_on(command: object) -> str:
+    if isinstance(command, Compare):
+        return command.how_to_go_on()
     folder = getattr(command, "folder", None)
     if folder is None:
         return "Nothing was written."
