@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md", "docs/tutorial.md", "docs/tasks.md", "docs/own-loop.md", "docs/how-it-works.md", "docs/extending.md",
-    "docs/abc.md", "docs/stagewise.md",
+    "docs/abc.md", "docs/stagewise.md", "docs/comparing.md",
 )  # fmt: skip
 
 

@@ -115,7 +115,8 @@ class Compare:
     def made(self) -> Comparison:
         methods, settings = labelled(self.methods), self.by_label()
         if len(self.what) != 1:
-            raise ConfigError(f"--methods prunes one model, not {len(self.what)}: {', '.join(self.what)}")
+            given = ", ".join(self.what) or "none"
+            raise ConfigError(f"--methods prunes one model by several methods; given are {given}")
         refuse_missing_run(self.what[0])
         adopt_threads(self.place)
         asked = self.pruning("uniform", {}).filled()

@@ -19,7 +19,8 @@ def runs_table(rows: Sequence[Row]) -> Table:
     names = list(dict.fromkeys(row.metric["name"] for row in rows))
     metric = names[0] if len(names) == 1 else "metric"
     latency = ["latency"] if any(row.latency for row in rows) else []
-    out = table("Runs side by side", "run", f"test {metric}", "val", "MACs", "params", *latency, "seconds", "trained on")
+    columns = (f"test {metric}", "val", "MACs", "params", *latency, "seconds", "trained on")
+    out = table("Runs side by side", "run", *columns)
     for row in rows:
         own = "" if len(names) == 1 else f" {row.metric['name']}"
         percent = row.metric["percent"]
