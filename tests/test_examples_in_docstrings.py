@@ -8,6 +8,7 @@ import torch
 
 MODULES = [
     *(f"sentei.data.{name}" for name in ("batches", "dataset", "load", "splits")),
+    *(f"sentei.report.compare_{name}" for name in ("plan", "results", "statistics", "tables")),
     "sentei.tasks.classification",
     "sentei.train.recipe",
     *(f"sentei.models.{name}" for name in ("reference", "resnet", "plain", "googlenet", "densenet", "mobilenet")),

@@ -6,6 +6,7 @@ from sentei.errors import SenteiError
 from sentei.graph import ChannelGraph, Cost, Group, Slice, trace
 from sentei.methods import PruneResult, Sparsifier, Supernet, prune, search_widths
 from sentei.plan import Budget, Constraints, Plan, allocate, compose, uniform, widths
+from sentei.report.compare import compare
 from sentei.surgery import (
     carry_optimizer,
     check,
@@ -24,6 +25,6 @@ from sentei.train import recalibrate
 __all__ = [
     "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Group", "LatencyTable", "Plan", "PruneResult",
     "SenteiError", "Slice", "Sparsifier", "Supernet", "Task", "allocate", "carry_optimizer", "check",
-    "check_optimizer", "compose", "cut", "fold", "load", "permute", "prune", "recalibrate", "retrace", "save",
-    "search_widths", "slim", "trace", "uniform", "widths",
+    "check_optimizer", "compare", "compose", "cut", "fold", "load", "permute", "prune", "recalibrate", "retrace",
+    "save", "search_widths", "slim", "trace", "uniform", "widths",
 ]  # fmt: skip

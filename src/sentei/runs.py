@@ -182,7 +182,7 @@ HINTS = {
 
 def _refuse_other(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """ConfigError, naming the first difference, if a half-finished run is another one than is asked for."""
-    different = next(_differences(stored, given), None)
+    different = next(differences(stored, given), None)
     if different is None:
         return
     name, before, now = different
@@ -193,9 +193,9 @@ def _refuse_other(folder: Path, stored: Mapping[str, Any], given: Mapping[str, A
     )
 
 
-def _differences(stored: Any, given: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(stored: Any, given: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(stored, Mapping) and isinstance(given, Mapping):
         for key in dict.fromkeys([*stored, *given]):
-            yield from _differences(stored.get(key), given.get(key), f"{name}.{key}" if name else str(key))
+            yield from differences(stored.get(key), given.get(key), f"{name}.{key}" if name else str(key))
     elif stored != given:
         yield name, stored, given

@@ -138,7 +138,7 @@ class TrainSummary(Summary):
     macs: int
     params: int
     data_description: DataDescription
-
+    images_trained: dict[str, int] | None = None
 
     @model_validator(mode="after")
     def has_its_metric(self) -> TrainSummary:
@@ -157,6 +157,7 @@ class PruneSummary(Summary):
     note: str
     warnings: list[str]
     data_description: DataDescription
+    images_trained: dict[str, int] | None = None
     search: Searched | None = None
     latency: Timed | None = None
     ista: IstaReport | None = None
@@ -189,6 +190,38 @@ class FidelitySummary(Summary):
     agreement: float | None
     proxies: dict[str, Proxy]
     structures: list[Structure]
+
+
+class ComparedRun(Open):
+    folder: str
+    method: str
+    budget: dict[str, float]
+    seed: int
+    state: Literal["waiting", "finished", "failed"]
+    error: str | None
+    result: dict[str, Any] | None
+
+
+class ComparedPlan(Open):
+    metric: Metric
+    methods: dict[str, dict[str, Any]]
+    budgets: list[dict[str, float]]
+    seeds: list[int]
+    counted: dict[str, int | None]
+    shared: dict[str, Any]
+    dense: dict[str, float | None] | None
+    total_images: int
+    epoch_images: int
+    batch_images: int
+
+
+class Compared(Open):
+    """compare.json."""
+
+    format: Literal["sentei compare"]
+    version: Literal[1]
+    plan: ComparedPlan
+    runs: list[ComparedRun]
 
 
 def with_metric(summary: dict[str, Any]) -> dict[str, Any]:

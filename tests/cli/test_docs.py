@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md", "docs/tutorial.md", "docs/tasks.md", "docs/own-loop.md", "docs/how-it-works.md", "docs/extending.md",
     "docs/abc.md", "docs/stagewise.md", "docs/latency.md",
+    "docs/comparing.md",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Union
 import tyro
 from rich.text import Text
 
+from sentei.cli.compare import Compare
 from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
 from sentei.cli.fidelity import FidelityCommand
@@ -52,6 +53,7 @@ def commands(argv: Sequence[str]) -> Any:
         "resume": Resume,
         "evaluate": Evaluate,
         "fidelity": FidelityCommand,
+        "compare": Compare,
     }
     _refuse_unknown(argv, list(verbs))
     return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in verbs.items())]  # noqa: UP007
@@ -128,6 +130,8 @@ def _after(command: object, error: Exception) -> str:
 
 
 def _how_to_go_on(command: object) -> str:
+    if isinstance(command, Compare):
+        return command.how_to_go_on()
     folder = getattr(command, "folder", None)
     if folder is None:
         return "Nothing was written."

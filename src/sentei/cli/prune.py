@@ -84,6 +84,9 @@ class Prune:
     limits: Limits = field(default_factory=Limits)
     score_images: Annotated[int, tyro.conf.arg(metavar="N")] = 2048
     """Training images for BatchNorm recalibration and for scores that need data."""
+    total_images: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Images that may go through training steps in all, a search that trains, sparse training and supernets included;
+    the fine-tuning gets what the method leaves, in place of --epochs."""
     distill: bool = False
     """Fine-tune with the original network as the teacher."""
     untrained: bool = False
@@ -127,6 +130,7 @@ class Prune:
                 distill=self.distill,
                 images=self.score_images,
                 timing=self.clock.timing(),
+                total_images=self.total_images,
                 source=dense.ref,
                 command=options.command(dense),
                 overwrite=self.overwrite,
@@ -190,7 +194,7 @@ class Prune:
         return validated(kind, {**saved.options, **given}, folder / CONFIG)
 
 
-OPTIONS = ("method", *(f.name for f in fields(Budget)), "score_images", "distill", "untrained")
+OPTIONS = ("method", *(f.name for f in fields(Budget)), "score_images", "total_images", "distill", "untrained")
 
 
 def method_named(argv: Sequence[str]) -> str:

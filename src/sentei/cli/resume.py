@@ -20,6 +20,7 @@ from sentei.console import say
 from sentei.data.dataset import kind_of
 from sentei.errors import CheckpointError, ConfigError
 from sentei.lock import FolderLock
+from sentei.report.compare_file import COMPARE
 from sentei.runfiles import clean_up, is_finished, is_half_cleaned, is_started, resume_command
 
 Command = training.Train | pruning.Prune | comparing.FidelityCommand
@@ -116,6 +117,8 @@ class Resume:
                 )
 
     def _no_run(self) -> str:
+        if (self.run / COMPARE).is_file():
+            return f"{self.run} is a comparison, not a run: the command that began it goes on with it"
         if self.run.is_dir():
             return (
                 f"{self.run} is not a run directory: it has no config.yaml, so nothing was begun there. "

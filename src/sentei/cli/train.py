@@ -113,6 +113,7 @@ def train(options: Train, model: nn.Module, dense: Dense, data: Data, task: Task
                 "inputs": graph.inputs.spec(),
                 "seconds": {"train": round(found.seconds, 2), "evaluate": final["seconds"]["final"]},
                 "images_per_second": round(found.images_per_second, 1),
+                "images_trained": {"train": found.images, "total": found.images},
                 "machine": machine(data.device),
                 "epochs": recipe.epochs,
                 "settings": {"recipe": recipe.to_dict()},

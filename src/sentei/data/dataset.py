@@ -75,6 +75,20 @@ class Data:
         note = self.train.note if isinstance(self.train, LoaderSplit) else None
         return [] if note is None else [note]
 
+    def epoch_images(self, batch_size: int, limit: int | None = None) -> int:
+        """Training samples of an epoch: those of whole batches, unless there are fewer than one batch holds.
+
+        >>> load_data("digits").epoch_images(64), load_data("digits").epoch_images(64, limit=200)
+        (1216, 192)
+        """
+        if isinstance(self.train, LoaderSplit) and limit is None:
+            return len(self.train)
+        return min(self.train.steps(batch_size, limit) * self.batch_images(batch_size), len(self.train))
+
+    def batch_images(self, batch_size: int) -> int:
+        """Training samples of a batch: loaders of your own decide that themselves."""
+        return self.train.each if isinstance(self.train, LoaderSplit) else batch_size
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The description with a checksum of the content, and without names and places: the same for the same data."""

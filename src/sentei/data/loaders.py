@@ -65,9 +65,13 @@ class LoaderSplit:
     def __len__(self) -> int:
         return self.images
 
+    @property
+    def each(self) -> int:
+        """Samples of the first batch."""
+        return max(count_of(self.first), 1)
+
     def steps(self, batch_size: int, limit: int | None = None) -> int:
-        each = max(count_of(self.first), 1)
-        return self.number if limit is None else min(self.number, -(-limit // each))
+        return self.number if limit is None else min(self.number, -(-limit // self.each))
 
     @cached_property
     def note(self) -> str | None:

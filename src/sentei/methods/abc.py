@@ -91,8 +91,15 @@ class Abc(WidthSearch):
         return Colony(space, seed=seed, evaluations=self.evaluations, **given)
 
     def expected(self) -> int:
+        return self._bounded(phases=2)
+
+    def most(self) -> int:
+        return self._bounded(phases=3)
+
+    def _bounded(self, phases: int) -> int:
+        """Evaluations where so many phases of each cycle move every source: employed bees, onlookers, scouts."""
         n = self.sources or 8
-        return self.evaluations if self.cycles is None else min(self.evaluations, n + 2 * n * self.cycles)
+        return self.evaluations if self.cycles is None else min(self.evaluations, n + phases * n * self.cycles)
 
 
 @dataclass(frozen=True, kw_only=True)

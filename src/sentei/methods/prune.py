@@ -59,6 +59,7 @@ def prune(
     constraints: Constraints = DEFAULT_CONSTRAINTS,
     distill: bool = False,
     images: int = 2048,
+    total_images: int | None = None,
     seed: int | None = None,
     optimizer: Factory | None = None,
     timing: Timing | None = None,
@@ -86,6 +87,9 @@ def prune(
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
         distill: fine-tune with the original network as a teacher (`recipe.distill_weight`, `recipe.temperature`).
         images: training images that recalibrate BatchNorm, and from which scores are computed.
+        total_images: images that may go through training steps in all, whatever for: a search that trains, sparse
+            training, a supernet, cuts on the way. The final fine-tuning gets what is left, in place of the recipe's
+            epochs.
         timing: where a budget of milliseconds is measured: runtime, threads, or a table measured before. ONNX Runtime
             on one thread unless given.
         optimizer: makes an optimizer of parameter groups, in place of the recipe's own, wherever something is trained.
@@ -94,9 +98,43 @@ def prune(
         say: called with one line for each thing done. progress: show bars while training.
         options: settings of the method, such as `steps=3`; each method's class lists them.
 
-    Raises ConfigError for settings out of range and for a `run_dir` that is taken, BudgetError for a budget that
-    cannot be met, SurgeryError if a cut is not exact, TrainError if the task cannot measure the network.
+    Raises ConfigError for settings out of range, for a `run_dir` that is taken and for `total_images` that the method
+    may use up before the fine-tuning, BudgetError for a budget that cannot be met, SurgeryError if a cut is not exact,
+    TrainError if the task cannot measure the network.
     """
+    pruning, chosen = prepared(
+        model, data, task=task, method=method, budget=budget, recipe=recipe, constraints=constraints, distill=distill,
+        images=images, total_images=total_images, seed=seed, optimizer=optimizer, timing=timing, source=source,
+        **options,
+    )  # fmt: skip
+    for used in chosen.reads if run_dir is not None else ():
+        if Path(used).resolve() == Path(run_dir or "").resolve():
+            raise ConfigError(f"{used} is used by this run and cannot be its run directory too; choose another")
+    pruning.base = as_dense(copy.deepcopy(pruning.base).to(pruning.data.device).eval())
+    pruning.say, pruning.progress = say or silent, progress
+    with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
+        return _result(pruning, chosen)
+
+
+def prepared(
+    model: nn.Module,
+    data: Data | str,
+    *,
+    task: Task | str | None = None,
+    method: str | Method = "l1",
+    budget: Budget | None = None,
+    recipe: Recipe = FINE_TUNE,
+    constraints: Constraints = DEFAULT_CONSTRAINTS,
+    distill: bool = False,
+    images: int = 2048,
+    total_images: int | None = None,
+    seed: int | None = None,
+    optimizer: Factory | None = None,
+    timing: Timing | None = None,
+    source: str | None = None,
+    **options: Any,
+) -> tuple[Pruning, Method]:
+    """What `prune` will work with, checked as far as that takes no work; the model is not copied yet."""
     name, chosen = method_of(method, options)
     if budget is not None:
         refuse_other(budget)
@@ -104,13 +142,10 @@ def prune(
             raise ConfigError(
                 f"with these settings {name} takes no budget, its own settings decide the size; got {budget}"
             )
-    for used in chosen.reads if run_dir is not None else ():
-        if Path(used).resolve() == Path(run_dir or "").resolve():
-            raise ConfigError(f"{used} is used by this run and cannot be its run directory too; choose another")
     data = data_of(data)
     pruning = Pruning(
         name,
-        as_dense(copy.deepcopy(model).to(data.device).eval()),
+        model,
         data,
         budget or Budget(macs=0.5 if chosen.budgeted else 1.0),
         constraints,
@@ -119,13 +154,25 @@ def prune(
         optimizer,
         distill,
         images,
-        source=source,
-        say=say or silent,
-        progress=progress,
+        total_images,
         timing=timing or Timing(),
+        source=source,
     )
-    with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
-        return _result(pruning, chosen)
+    _refuse_total(pruning, chosen)
+    return pruning, chosen
+
+
+def _refuse_total(pruning: Pruning, method: Method) -> None:
+    """ConfigError where a method may train on more images before the fine-tuning than there are in all."""
+    if pruning.total_images is None:
+        return
+    needed = method.trains_on(pruning.data, pruning.recipe)
+    if sum(needed.values()) > pruning.total_images:
+        parts = " and ".join(f"{n:,} by {setting}={getattr(method, setting)}" for setting, n in needed.items())
+        raise ConfigError(
+            f"method {pruning.name} may train on {sum(needed.values()):,} images before its fine-tuning ({parts}); "
+            f"there are {pruning.total_images:,} in all (total_images). Allow more, or lower {' or '.join(needed)}"
+        )
 
 
 def data_of(data: Data | str) -> Data:
@@ -150,6 +197,7 @@ def settings(pruning: Pruning, method: Method) -> dict[str, Any]:
         "budget": pruning.budget.limits,
         "distill": pruning.distill,
         "images": pruning.images,
+        **({} if pruning.total_images is None else {"total_images": pruning.total_images}),
         "constraints": pruning.constraints.settings,
         "recipe": pruning.recipe.to_dict(),
         **({} if factory is None else {"optimizer": factory}),
@@ -187,11 +235,15 @@ def _result(pruning: Pruning, method: Method) -> PruneResult:
     if pruning.budget.timed:
         with pruning.timed("latency"):
             found = within_time(pruning, found)
-    tuned = pruning.fit(found.model, pruning.recipe, "finetune", found.teacher)
+    if over := pruning.overspent():
+        warnings = [*warnings, over]
+        pruning.say(f"Warning: {over}.")
+    tuning, last_limit = pruning.tuning()
+    tuned = pruning.fit(found.model, tuning, "finetune", found.teacher, last_limit)
     if pruning.run.folder is not None:
         save(tuned, found.plan, pruning.run.folder, source=pruning.source, forward=pruning.task.part)
     final = pruning.run.once("final", lambda: _measure(pruning, tuned))
-    summary = _summary(pruning, method, found, {**final, "base_val": value}, warnings)
+    summary = _summary(pruning, method, found, {**final, "base_val": value}, warnings) | {"epochs": tuning.epochs}
     pruning.run.finish(summary)
     return PruneResult(tuned, found.plan, pruning.graph, summary)
 
@@ -258,8 +310,8 @@ def _summary(
             g.name: [g.width, int(w)] for g, w in zip(graph.groups, graph.widths(plan), strict=True) if not g.frozen
         },
         "frozen": {g.name: g.why for g in graph.groups if g.frozen},
+        "images_trained": {**pruning.trained, "total": sum(pruning.trained.values())},
         "machine": machine(data.device),
-        "epochs": pruning.recipe.epochs,
         "settings": settings(pruning, method),
         "data_description": {**data.description, **data.identity, "data": data.name},
         "note": plan.note,

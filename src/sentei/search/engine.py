@@ -33,6 +33,8 @@ class SearchResult:
     widths: np.ndarray
     """Of all groups, int64 [n_groups]."""
     fitness: float
+    images: int
+    """Samples that structures were trained on, over all of them."""
     report: dict[str, Any]
     """evaluations (structures), measurements (more of them where effort is shared out), failed, exhausted (no structure
     was left), fitness, seconds (summed over workers), and `curve`: structures and best fitness after each batch."""
@@ -88,7 +90,9 @@ class Search:
         best = self.strategy.best
         if best is None:
             raise SearchError("the strategy proposed nothing")
-        return SearchResult(best, self.space.widths(best), self.strategy.best_fitness, self._report())
+        measured = {id(record): record for record in self.records}.values()
+        images = int(sum(record.get("images", 0) for record in measured))
+        return SearchResult(best, self.space.widths(best), self.strategy.best_fitness, images, self._report())
 
     def _fitness(self, batch: Batch) -> list[float]:
         """Fitness of each structure, over the rounds of successive halving."""

@@ -17,7 +17,7 @@ from sentei.graph import ChannelGraph
 from sentei.search.inherit import Inherit, Inheritance
 from sentei.surgery.cut import cut
 from sentei.tasks import Task
-from sentei.train import Recipe, fit, recalibrate
+from sentei.train import FitResult, Recipe, fit, recalibrate
 from sentei.train.evaluate import CLASSIFICATION, measured
 from sentei.train.optimizers import Factory, factory_name
 from sentei.train.recipe import bf16_supported
@@ -40,7 +40,8 @@ class Evaluator(Protocol):
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
         """Measure the structure with these widths, int64 [n_groups] in the order of `graph.groups`.
 
-        The result has "fitness" (higher is better) and whatever else is worth a note. `share` is the share of the full
+        The result has "fitness" (higher is better), "images" where samples went through training steps, and whatever
+        else is worth a note. `share` is the share of the full
         effort, below 1 in the early rounds of successive halving; ignore it where effort cannot be shared. The result
         must depend on the arguments alone. A SenteiError marks the structure as failed.
         """
@@ -125,17 +126,18 @@ class Train:
 
     def network(self, widths: np.ndarray, share: float = 1.0) -> nn.Module:
         """The structure after its training."""
-        return self._trained(widths, share)[0]
+        return self.trained(widths, share).model
 
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
-        return {"fitness": self.task.fitness(self._trained(widths, share)[1])}
+        found = self.trained(widths, share)
+        assert found.value is not None
+        return {"fitness": self.task.fitness(found.value), "images": found.images}
 
-    def _trained(self, widths: np.ndarray, share: float) -> tuple[nn.Module, float]:
+    def trained(self, widths: np.ndarray, share: float = 1.0) -> FitResult:
+        """The training itself: the network, its metric and the samples that it took."""
         small = cut(self.model, self.graph, self.inheritance.plan(widths))
         recipe = replace(self.recipe, epochs=max(1, round(self.recipe.epochs * share)))
-        result = fit(small, self.data, recipe, task=self.task, optimizer=self.optimizer, progress=False)
-        assert result.value is not None
-        return result.model, result.value
+        return fit(small, self.data, recipe, task=self.task, optimizer=self.optimizer, progress=False)
 
 
 def check_validation(data: Data, task: Task, images: int | None = None) -> None:

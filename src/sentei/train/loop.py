@@ -56,13 +56,16 @@ class FitResult:
     model: nn.Module
     """The model that was given, trained in place (its averaged weights where the recipe averages)."""
     history: list[Record]
-    """One record an epoch: epoch, loss, lr, the task's metric and its other figures, seconds, images_per_second."""
+    """One record an epoch: epoch, loss, lr, the task's metric and its other figures, images, seconds,
+    images_per_second."""
     value: float | None
     """The metric on validation data after the last epoch, in the recipe's precision; None if there was none."""
     best: float | None
     seconds: float
     """Training time over all sessions, validation included."""
     images_per_second: float
+    images: int
+    """Samples that went through steps, over all epochs."""
 
 
 def fit(
@@ -78,6 +81,7 @@ def fit(
     plain: Sequence[str] = (),
     objective: Objective | None = None,
     optimizer: Factory | None = None,
+    last_limit: int | None = None,
     on_epoch: Callable[[Record], None] | None = None,
     progress: bool = True,
 ) -> FitResult:
@@ -101,6 +105,7 @@ def fit(
         objective: replaces the loss, its backward pass included; it knows what it needs of the recipe.
         optimizer: makes an optimizer of parameter groups, ``lambda groups: torch.optim.RAdam(groups, lr=1e-3)`` for
             instance, in place of the recipe's own; its learning rates follow the recipe's schedule in proportion.
+        last_limit: samples of the last epoch, where only a part of it is wanted.
         on_epoch: called with the record of each epoch as it completes.
 
     Raises:
@@ -108,7 +113,9 @@ def fit(
             the model does not fit the data.
         CheckpointError: the checkpoint in ``run_dir`` is damaged or belongs to another model or recipe.
     """
-    run = _Run(model, data, recipe, task, name, run_dir, teacher, after_step, tuple(plain), objective, optimizer)
+    run = _Run(
+        model, data, recipe, task, name, run_dir, teacher, after_step, tuple(plain), objective, optimizer, last_limit
+    )  # fmt: skip
     run.resume()
     run.rehearse()
     with Progress(name, recipe.epochs, run.steps, len(run.history), task, shown=progress) as bar:
@@ -136,6 +143,7 @@ class _Run:
     plain: tuple[str, ...]
     objective: Objective | None
     factory: Factory | None
+    last_limit: int | None = None
     history: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -150,6 +158,7 @@ class _Run:
         if self.teacher is not None and recipe.distill_weight > 0:
             refuse_teacher(self.task)
         self.steps = self.data.train.steps(recipe.batch_size, recipe.limit)
+        self.last_steps = self.data.train.steps(recipe.batch_size, self._limit(recipe.epochs - 1))
         self.bf16 = recipe.autocast(device)
         self.forward: nn.Module = torch.compile(self.model) if recipe.compile else self.model  # type: ignore[assignment]
         self.optimizers = Optimizers(self.model, recipe, self.plain, self.factory)
@@ -186,20 +195,28 @@ class _Run:
             others = {f"val_{name}": value for name, value in found.figures.items() if name != self.task.metric}
             record |= {self.task.key: found.value, **others}
         seconds = time.perf_counter() - started
-        return record | {"seconds": round(seconds, 3), "images_per_second": round(images / trained, 1)}
+        return record | {
+            "images": images, "seconds": round(seconds, 3), "images_per_second": round(images / trained, 1)
+        }  # fmt: skip
 
     def _lr(self, epoch: int, step: int) -> float:
-        return self.recipe.lr_at(epoch * self.steps + step, self.steps)
+        return self.recipe.lr_at(epoch * self.steps + step, self.steps, self.last_steps)
+
+    def _limit(self, epoch: int) -> int | None:
+        """Samples of an epoch, where not all of them are wanted."""
+        last = self.last_limit is not None and epoch == self.recipe.epochs - 1
+        return self.last_limit if last else self.recipe.limit
 
     def _train(self, epoch: int, bar: Progress) -> tuple[float, int]:
         recipe, images, done = self.recipe, 0, 0
+        steps = self.last_steps if epoch == recipe.epochs - 1 else self.steps
         self.model.train()
         batches = self.data.train.batches(
             recipe.batch_size,
             train=True,
             seed=recipe.seed,
             epoch=epoch,
-            limit=recipe.limit,
+            limit=self._limit(epoch),
             augment=self.augment,
         )
         # Reading the loss waits for the device: free on a CPU, costly at each step on a GPU.
@@ -215,7 +232,7 @@ class _Run:
                 self.optimizers.zero_grad()
                 total += self._gradients(batch)
                 images, done = images + count, step + 1
-                if step % every == 0 or step == self.steps - 1:
+                if step % every == 0 or step == steps - 1:
                     self._check_finite(float(total), epoch, step, every)
                 if recipe.clip_grad is not None:
                     nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
@@ -285,6 +302,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizers.main.state_dict(),
             "factory": factory_name(self.factory),
+            "last_limit": self.last_limit,
             "average": self.average.state_dict() if self.average is not None else None,
         }
         save_checkpoint(self.checkpoint, state)
@@ -299,7 +317,8 @@ class _Run:
             return
         state = load_checkpoint(self.checkpoint)
         given, saved = self.recipe.to_dict(), state.get("recipe", {})
-        given["factory"], saved = factory_name(self.factory), {**saved, "factory": state.get("factory")}
+        given |= {"factory": factory_name(self.factory), "last_limit": self.last_limit}
+        saved = {**saved, "factory": state.get("factory"), "last_limit": state.get("last_limit")}
         changed = [f"{k} was {saved.get(k)!r}, now {given[k]!r}" for k in given if saved.get(k) != given[k]]
         if changed:
             raise CheckpointError(
@@ -340,6 +359,7 @@ class _Run:
             best(values, default=None),
             seconds,
             len(speeds) / sum(1 / s for s in speeds) if speeds else 0.0,
+            sum(r.get("images", 0) for r in self.history),
         )
 
 

@@ -94,10 +94,15 @@ class Recipe:
             if not valid:
                 raise ConfigError(f"Recipe.{name} is {getattr(self, name)!r}; expected {expected}.")
 
-    def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of a step, counted from 0 over the run: a pure function, so resuming is exact."""
+    def lr_at(self, step: int, steps_per_epoch: int, last_steps: int | None = None) -> float:
+        """Learning rate of a step, counted from 0 over the run: a pure function, so resuming is exact.
+
+        `last_steps` are those of the last epoch, where it is a shorter one.
+        """
         total = self.epochs * steps_per_epoch
-        warmup = int(min(self.warmup_epochs, self.epochs / 4) * steps_per_epoch)
+        if last_steps is not None and self.epochs:
+            total += last_steps - steps_per_epoch
+        warmup = int(min(self.warmup_epochs * steps_per_epoch, total / 4))
         if step < warmup:
             return self.lr * (step + 1) / (warmup + 1)
         if self.schedule == "constant":

@@ -9,9 +9,11 @@ from typing import Any, Self
 
 from torch import nn
 
+from sentei.data import Data
 from sentei.methods.common.pruning import Pruning
 from sentei.plan import Budget, Plan
 from sentei.search.jobs import Where, count_workers, worker_threads
+from sentei.train import Recipe
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,13 @@ class Method(ABC):
     def worker_threads(self) -> int | None:
         """Threads of each worker process; None where there are none."""
         return None
+
+    def trains_on(self, data: Data, recipe: Recipe) -> dict[str, int]:
+        """Training images before the final fine-tuning, at most, by the setting that decides how many.
+
+        Methods that train on the way say so here; only then can a total be shared out (`total_images`).
+        """
+        return {}
 
     @abstractmethod
     def find(self, pruning: Pruning) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ from sentei.train.optimizers import Factory
 Say = Callable[[str], None]
 
 FINE_TUNE = Recipe(epochs=10, lr=0.02)
+PHASES = ("search", "sparse", "supernet", "finetune")
+"""What training is for: to judge structures in a search, to make scales sparse, to train a supernet, and to recover
+from cuts, the last and any on the way. Passes without steps (recalibration, scores, measuring) are no training."""
 DEFAULT_CONSTRAINTS = Constraints(max_ratio=0.9)
 """No group loses more than nine tenths of its units, so that a global ranking cannot close a layer."""
 
@@ -57,6 +60,9 @@ class Pruning:
     distill: bool = False
     images: int = 2048
     """Training images that recalibrate BatchNorm, and from which scores are computed."""
+    total_images: int | None = None
+    """Samples that may go through training steps in all; what the method leaves is for the fine-tuning, whose epochs
+    follow from it."""
     run: Run = field(default_factory=lambda: Run(None))
     source: str | None = None
     say: Say = silent
@@ -64,12 +70,16 @@ class Pruning:
     seconds: dict[str, float] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
     """Where milliseconds are measured, if the budget limits them."""
+    trained: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
+    """Samples that went through training steps, by phase."""
     graph: ChannelGraph = field(init=False)
     table: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         if self.images < 1:
             raise ConfigError(f"images is {self.images}; expected 1 or more")
+        if self.total_images is not None and self.total_images < 1:
+            raise ConfigError(f"total_images is {self.total_images}; expected 1 or more, or None")
         if self.distill:
             refuse_teacher(self.task)
         self.task.with_settings(self.recipe.label_smoothing, self.recipe.temperature)
@@ -138,13 +148,40 @@ class Pruning:
 
     # -- training and measuring
 
-    def fit(self, model: nn.Module, recipe: Recipe, name: str, teacher: nn.Module | None = None) -> nn.Module:
+    def fit(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        name: str,
+        teacher: nn.Module | None = None,
+        last_limit: int | None = None,
+    ) -> nn.Module:
         found = fit(
             model, self.data, recipe, task=self.task, run_dir=self.run.folder, name=name,
-            teacher=self.base if self.distill else teacher, optimizer=self.optimizer, progress=self.progress,
+            teacher=self.base if self.distill else teacher, optimizer=self.optimizer, last_limit=last_limit,
+            progress=self.progress,
         )  # fmt: skip
         self.seconds["finetune"] = self.seconds.get("finetune", 0.0) + found.seconds
+        self.trained["finetune"] += found.images
         return found.model
+
+    def overspent(self) -> str | None:
+        """What is wrong where a method that does not say what it trains on has trained on more than there was."""
+        spent = sum(self.trained.values())
+        if self.total_images is None or spent <= self.total_images:
+            return None
+        return f"the method trained on {spent:,} images, {self.total_images:,} were allowed in all: no fine-tuning"
+
+    def tuning(self) -> tuple[Recipe, int | None]:
+        """The recipe of the final fine-tuning, and the samples of its last epoch where that is a part of one."""
+        if self.total_images is None:
+            return self.recipe, None
+        size, limit = self.recipe.batch_size, self.recipe.limit
+        left = max(self.total_images - sum(self.trained.values()), 0)
+        whole, rest = divmod(left, self.data.epoch_images(size, limit))
+        batch = self.data.batch_images(size)
+        part = rest // batch * batch
+        return replace(self.recipe, epochs=whole + (part > 0)), part or None
 
     def recalibrate(self, model: nn.Module) -> None:
         recalibrate(model, self.data.train.batches(256, train=True, limit=self.images), self.task)

@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-from torch import nn
 
+from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
 from sentei.methods.common.method import CHANGES_NOTHING, Found, InWorkers, Method
 from sentei.methods.common.pruning import Pruning, Say
+from sentei.methods.common.timing import clock
 from sentei.plan import Budget, Constraints, Plan, note_on_use, rescaler
 from sentei.search import (
     Evaluator,
@@ -111,6 +112,14 @@ class WidthSearch(InWorkers):
         """The structures that the search may propose."""
         return budgeted(graph, searched_groups(graph, self.genes or "all"), budget, constraints)
 
+    def trains_on(self, data: Data, recipe: Recipe) -> dict[str, int]:
+        """Every structure is trained, with halving in rounds, and the best once more to be handed over."""
+        if self.fitness != "train":
+            return {}
+        rounds = sum(self.fitness_epochs // 2**left for left in range(self.halving))
+        epochs = self.most() * rounds + self.fitness_epochs
+        return {"evaluations": epochs * data.epoch_images(recipe.batch_size, self.fitness_images)}
+
     def find(self, pruning: Pruning) -> Found:
         """Search, cut the winner, and hand it over with the weights that its fitness was measured with."""
         space = self.space(pruning.graph, pruning.budget, pruning.constraints)
@@ -129,6 +138,7 @@ class WidthSearch(InWorkers):
         network.load_state_dict(done["model"])
         pruning.tell_cut(done, "its short training" if self.fitness == "train" else "recalibration")
         pruning.seconds["search"] = found.report["seconds"] / self.workers
+        pruning.trained["search"] += found.images + done.get("images", 0)
         report = {"search": self._report(space, found)}
         again = partial(self._again, pruning, evaluator, found.widths, report)
         return Found(network, plan, [done], report, again=again)
@@ -142,6 +152,7 @@ class WidthSearch(InWorkers):
         constraints = pruning.constraints.restricted(searched_groups(pruning.graph, self.genes or "all"))
         near = rescaler(pruning.graph, budget, constraints)(widths)
         done = pruning.run.once(name, lambda: self._cut(other, evaluator, near))
+        pruning.trained["search"] += done.get("images", 0)
         small = cut(pruning.base, pruning.graph, plan := Plan.from_json(done["plan"]))
         small.load_state_dict(done["model"])
         pruning.tell_cut(done)
@@ -190,6 +201,10 @@ class WidthSearch(InWorkers):
         """Evaluations to expect, for the time left."""
         return self.evaluations
 
+    def most(self) -> int:
+        """Evaluations at most."""
+        return self.evaluations
+
     def _short_recipe(self, recipe: Recipe) -> Recipe:
         return Recipe(
             epochs=self.fitness_epochs, lr=self.fitness_lr, schedule="constant", warmup_epochs=0,
@@ -201,9 +216,10 @@ class WidthSearch(InWorkers):
         plan = self.plan(pruning.graph, pruning.budget, evaluator.inheritance, widths)
         done = pruning.cut(pruning.base, pruning.graph, plan)
         if isinstance(evaluator, Train):
-            trained: nn.Module = evaluator.network(widths)
-            done |= {"model": {name: t.cpu() for name, t in trained.state_dict().items()}}
-            done |= {"value": pruning.value(trained)}
+            with clock(done["seconds"], "search"):
+                again = evaluator.trained(widths)
+            done |= {"model": {name: t.cpu() for name, t in again.model.state_dict().items()}}
+            done |= {"value": pruning.value(again.model), "images": again.images}
         return done
 
     def _report(self, space: Space, found: SearchResult) -> dict[str, Any]:

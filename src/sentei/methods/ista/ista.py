@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from sentei.data import Data
 from sentei.methods.common.genes import Genes
 from sentei.methods.common.method import Found, Method
 from sentei.methods.common.pruning import Pruning
@@ -25,7 +26,7 @@ from sentei.plan import Budget, Plan
 from sentei.runfiles import CURVE, remove_curve
 from sentei.surgery import cut, save
 from sentei.surgery.fold import Mode
-from sentei.train import fit
+from sentei.train import Recipe, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,9 @@ class Ista(Method):
     def budgeted(self) -> bool:
         return self.rho is None
 
+    def trains_on(self, data: Data, recipe: Recipe) -> dict[str, int]:
+        return {"sparse_epochs": self.sparse_epochs * data.epoch_images(recipe.batch_size, recipe.limit)}
+
     def find(self, pruning: Pruning) -> Found:
         return _Search(self, pruning).result()
 
@@ -103,6 +107,7 @@ class _Search:
                 if len(sparsifier.rounds) < number:  # read back
                     sparsifier.model.load_state_dict(done["model"])
                     sparsifier.load_state_dict(done["sparsifier"])
+                pruning.trained["sparse"] += done.get("images", 0)
                 pruning.say(sparsifier.rounds[-1].line(number, self.graph.cost().macs, pruning.task.told))
                 advice = self._advice()
                 if advice:
@@ -166,6 +171,7 @@ class _Search:
             "model": {name: t.detach().cpu() for name, t in sparsifier.model.state_dict().items()},
             "sparsifier": sparsifier.state_dict(),
             "record": asdict(record),
+            "images": trained.images,
             "seconds": {"sparsify": record.seconds},
         }
 

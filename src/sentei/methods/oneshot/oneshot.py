@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.method import Found, Method
@@ -18,6 +19,7 @@ from sentei.plan import Budget, Plan, allocate, criterion, uniform
 from sentei.plan.compose import compose
 from sentei.plan.ranking import Rank
 from sentei.surgery import cut
+from sentei.train import Recipe
 
 Scope = Literal["global", "local"]
 
@@ -63,6 +65,10 @@ class OneShot(Method):
     def about(self) -> str:
         low = GOES.get(self.criterion, f"low scores by {self.criterion}")
         return f"{low} of the whole network" if self.scope == "global" else f"{low}, the same share of each group"
+
+    def trains_on(self, data: Data, recipe: Recipe) -> dict[str, int]:
+        between = (self.steps - 1) * self.step_epochs
+        return {"step_epochs": between * data.epoch_images(recipe.batch_size, recipe.limit)} if between else {}
 
     def find(self, pruning: Pruning) -> Found:
         graph = pruning.graph

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.methods.common.genes import Genes
 from sentei.methods.common.method import CHANGES_NOTHING, Found, InWorkers, deciding
@@ -136,6 +137,11 @@ class Stagewise(InWorkers):
         where = None if self.supernet is None else str(Path(self.supernet).expanduser().resolve())
         return replace(self, supernet=where)
 
+    def trains_on(self, data: Data, recipe: Recipe) -> dict[str, int]:
+        each = data.epoch_images(recipe.batch_size, recipe.limit)
+        epochs = {} if self.supernet else {"full_epochs": self.full_epochs, "supernet_epochs": self.supernet_epochs}
+        return {name: number * each for name, number in epochs.items() if number}
+
     def find(self, pruning: Pruning) -> Found:
         check_validation(pruning.data, pruning.task, self.validation_images)
         if self.start == "scratch":
@@ -228,6 +234,7 @@ class Stagewise(InWorkers):
             objective=objective, optimizer=pruning.optimizer, progress=pruning.progress,
         )  # fmt: skip
         pruning.seconds[name] = pruning.seconds.get(name, 0.0) + found.seconds
+        pruning.trained["supernet"] += found.images
         return found.model
 
     def chunk(self, pruning: Pruning, net: SortedNet) -> int:
