@@ -19,6 +19,7 @@ from sentei.cli.evaluate import Evaluate
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
 from sentei.cli.prune import method_named, prune_with, refuse_options_of_others
+from sentei.cli.report import Report
 from sentei.cli.resume import Resume
 from sentei.cli.saved import resume_hint
 from sentei.cli.train import Train
@@ -51,6 +52,7 @@ def commands(argv: Sequence[str]) -> Any:
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[FidelityCommand, tyro.conf.subcommand("fidelity")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
     )
 
 
