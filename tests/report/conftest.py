@@ -1,6 +1,7 @@
 """Runs of every kind that a report shows, and a browser to look at pages with."""
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,14 +52,20 @@ ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backg
              "--disable-component-update", "--disable-sync")  # fmt: skip
 
 
+def runs_here(name: str) -> bool:
+    """Whether a browser is there, and not only a script that tells how to install it."""
+    path = shutil.which(name)
+    return path is not None and subprocess.run([path, "--version"], capture_output=True).returncode == 0
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[object]:
     """Headless Chromium; tests that need it are skipped where there is none."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = next(filter(runs_here, ("chromium", "chromium-browser", "google-chrome")), None)
     if found is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'sentei[dev]'")
     with api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=found, args=list(ARGUMENTS))
+        chromium = play.chromium.launch(executable_path=shutil.which(found), args=list(ARGUMENTS))
         yield chromium
         chromium.close()

@@ -159,8 +159,8 @@ def test_the_page_says_what_the_run_says(runs):
     page = run_page(RunFiles.read(folder))
     base, pruned = summary["base"], summary["pruned"]
     accuracy, macs, params = page.headlines
-    assert accuracy.now.startswith(f"{pruned['accuracy']:.2%} ± ")
-    assert accuracy.before.startswith(f"{base['accuracy']:.2%} ± ")
+    assert accuracy.now.startswith(f"{pruned['accuracy']:.2%}\N{NO-BREAK SPACE}±")
+    assert accuracy.before.startswith(f"{base['accuracy']:.2%}\N{NO-BREAK SPACE}±")
     assert macs.change == f"−{100 * (1 - pruned['macs'] / base['macs']):.1f}%"
     assert params.now == f"{pruned['params'] / 1000:.2f} k"
     steps = table_of(folder, "From dense to small: accuracy on the way")

@@ -37,6 +37,7 @@ MARKS = (
     "M-5.5,-2.5H5.5V2.5H-5.5Z",
 )
 """Outlines about (0, 0): circle, square, triangle, diamond, and so on."""
+DOT = "M-2.5,0a2.5,2.5 0 1,0 5,0a2.5,2.5 0 1,0 -5,0Z"
 APART = 7
 """The look, a star in the colour of text, of what all others are compared with."""
 
@@ -146,7 +147,7 @@ class _Drawing:
             found = ticks(low, high, most, self.chart.columns is not None or self.chart.whole)
             step = found[1] - found[0]
             kept = [v for v in found if low <= v <= high]
-            if self.chart.columns is not None and kept and kept[0] != 1 and (kept[0] - 1) / step >= 0.5:
+            if self.chart.columns is not None and kept and kept[0] != 1 and (kept[0] - 1) / step >= 0.75:
                 kept = [1, *kept]
             texts = [told(v, step) for v in kept]
             room = (self.right - self.left) * step / (high - low)
@@ -243,7 +244,7 @@ def _path(places: Sequence[tuple[float, float]], steps: bool) -> str:
 
 
 def _mark(series: Series) -> str:
-    return "M-2,0a2,2 0 1,0 4,0a2,2 0 1,0 -4,0Z" if series.shape == "dots" else MARKS[series.look % len(MARKS)]
+    return DOT if series.shape == "dots" else MARKS[series.look % len(MARKS)]
 
 
 def _classes(series: Series) -> str:

@@ -10,7 +10,7 @@ from sentei.report.reading import RunFiles, is_number
 from sentei.report.tables import change
 from sentei.tasks.task import shown
 
-MINUS = "\N{MINUS SIGN}"
+MINUS, SPACE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 
 
 def standard_error(name: str, value: float | None, images: int) -> float | None:
@@ -28,7 +28,7 @@ def metric_told(run: RunFiles, value: float | None, split: str = "test") -> str:
     """A value of the metric on a split, with its standard error where it has one."""
     error = standard_error(run.metric, value, run.summary["data_description"][split])
     text = shown(value, run.percent)
-    return text if error is None else f"{text} ± {100 * error:.2f}"
+    return text if error is None else f"{text}{SPACE}±{SPACE}{100 * error:.2f}"
 
 
 def change_told(run: RunFiles, before: float | None, after: float | None) -> str:
