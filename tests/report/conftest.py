@@ -17,7 +17,7 @@ METHODS = {
     "l1-s1": ("--method", "l1", "--macs", 0.5, "--epochs", 3, "--seed", 1),
     "l1-small": ("--method", "l1", "--macs", 0.3, "--epochs", 3),
     "taylor": ("--method", "taylor", "--macs", 0.4, "--steps", 2, "--step-epochs", 2, "--epochs", 2),
-    "abc": ("--method", "abc", *SEARCH, "--epochs", 1),
+    "abc": ("--method", "abc", "--round-to", 1, *SEARCH, "--epochs", 1),
     "ista": ("--method", "ista", "--sparse-epochs", 3, "--epochs", 1),
     "stagewise": ("--method", "stagewise", "--supernet-epochs", 2, "--table-images", 60, "--candidates", 4, *SEARCH,
                   "--epochs", 2),

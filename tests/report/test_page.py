@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 import pytest
 
 from sentei import Data, load
+from sentei.errors import CheckpointError
 from sentei.models import build_model
 from sentei.report.blocks import Code, Facts, Figure, Table
-from sentei.report.folder_page import comparable, points_of
+from sentei.report.folder_page import comparable, folder_page, points_of
 from sentei.report.page import report
 from sentei.report.reading import RunFiles
 from sentei.report.run_page import run_page
@@ -293,6 +294,39 @@ def test_time_is_compared_where_it_was_measured_alike(copied):
     html = report(copied("taylor").parent)
     assert "Test accuracy against milliseconds, ONNX Runtime, 1 thread, batch 1, cpu, a processor" in html
     assert "milliseconds, OpenVINO" not in html
+
+
+def test_what_a_comparison_found_is_shown(copied):
+    gap = {"mean": -0.012, "count": 3, "low": -0.03, "high": 0.006, "p": 0.1, "p_holm": 0.2, "told_apart": False}
+    result = {"budget": {"macs": 0.5}, "finished": 3, "waiting": 0, "failed": []}
+    metric = {"name": "accuracy", "lower_is_better": False, "percent": True}
+    found = {
+        "format": "sentei compare", "version": 1, "plan": {"metric": metric, "total_images": 3840}, "runs": [],
+        "results": [
+            {**result, "method": "uniform", "difference": None, "sentence": None},
+            {**result, "method": "l1", "waiting": 1, "difference": gap, "sentence": "l1 is not told apart."},
+        ],
+    }  # fmt: skip
+    folder = copied("l1-s0").parent
+    assert "Compared with uniform" not in report(folder)
+    (folder / "compare.json").write_text(json.dumps(found))
+    page = folder_page(folder, [RunFiles.read(folder / "l1-s0")], {})
+    section = next(s for s in page.sections if s.title == "Compared with uniform")
+    text, table, sentence = section.blocks
+    assert "3,840 samples" in text.text
+    assert table.rows[1] == ["l1", "macs 0.5", "3 (1 to come)", "−1.20 points", "−3.00 to +0.60", "0.200", "no"]
+    assert sentence.text == "l1 is not told apart."
+    (folder / "compare.json").write_text(json.dumps({**found, "version": 2}))
+    with pytest.raises(CheckpointError, match="compare.json is damaged or of another version: version is 2"):
+        report(folder)
+
+
+def test_samples_that_were_trained_on_are_shown_where_they_were_counted(copied):
+    folder = copied("l1-s0")
+    changed(folder, images_trained={"finetune": 4000, "total": 4000})
+    facts = next(b for b in blocks_of(folder, Facts) if b.caption == "Samples that went through training steps")
+    assert facts.pairs == [("fine-tuning", "4,000"), ("total", "4,000")]
+    assert "samples trained" in report(folder.parent)
 
 
 # -- the command

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from sentei.report.blocks import Block, Facts, Page, Section, Table, Text, Warnings
 from sentei.report.charts import APART, Chart, Series
 from sentei.report.courses import figure, unit
+from sentei.report.differences import budget_told, differences
 from sentei.report.figures import counted, left_told, metric_told, ms_told, plain, scaled, seconds_told, times_told
 from sentei.report.reading import BenchEntry, RunFiles, is_number
 from sentei.report.tables import count
@@ -42,6 +43,9 @@ def folder_page(folder: Path, runs: Sequence[RunFiles], left_out: Mapping[str, s
         which = f", {number} of {len(groups)}" if len(groups) > 1 else ""
         name = f"{group[0].summary['model']} on {group[0].summary['data']}{which}"
         sections.append(Section(name, list(_compared(folder, group))))
+    found = differences(folder)
+    if found is not None:
+        sections.append(found)
     if trained:
         sections.append(Section("Trained networks", [_trained(folder, trained)]))
     sections.append(Section("Each run", [_facts(folder, r) for r in runs]))
@@ -236,7 +240,7 @@ def _facts(folder: Path, run: RunFiles) -> Facts:
     if run.pruned:
         base, check, val = summary["base"], summary["check"], f"val_{run.metric}"
         pairs += [
-            ("method", summary["method"]), ("budget", _budget(summary.get("budget"))),
+            ("method", summary["method"]), ("budget", budget_told(summary.get("budget") or {})),
             (f"test {run.metric} before", metric_told(run, base[run.metric])),
             (f"test {run.metric}", metric_told(run, run.result[run.metric])),
             (f"validation {run.metric} after the cut", metric_told(run, summary["after_cut"][val], "val")),
@@ -254,10 +258,6 @@ def _facts(folder: Path, run: RunFiles) -> Facts:
 def name_in(folder: Path, run: RunFiles) -> str:
     """The folder of a run as seen from the folder of the page."""
     return run.folder.relative_to(folder).as_posix()
-
-
-def _budget(budget: Mapping[str, float] | None) -> str:
-    return "-" if not budget else ", ".join(f"{k} {plain(v)}" for k, v in budget.items())
 
 
 def _times(run: RunFiles) -> list[str]:

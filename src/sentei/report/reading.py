@@ -119,7 +119,7 @@ class RunFiles:
             folder, summary, config,
             None if given is None else validated(Command, given, folder / "config.yaml"),
             _journal(folder / JOURNAL), _bench(folder / BENCH),
-            {file.name: _json(file) for file in sorted(folder.glob(EXPORTS))},
+            {file.name: json_of(file) for file in sorted(folder.glob(EXPORTS))},
         )  # fmt: skip
 
     @property
@@ -176,10 +176,11 @@ def _journal(file: Path) -> list[Record]:
 
 
 def _bench(file: Path) -> list[BenchEntry]:
-    return validated(BenchFile, _json(file), file).entries if file.is_file() else []
+    return validated(BenchFile, json_of(file), file).entries if file.is_file() else []
 
 
-def _json(file: Path) -> Record:
+def json_of(file: Path) -> Record:
+    """An object from a file; CheckpointError if it holds none."""
     try:
         found = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -190,7 +190,7 @@ def _data(run: RunFiles) -> Section:
     blocks: list[Block] = [Facts("Data set", [*known, *more])]
     seen = run.summary.get("images_trained")
     if isinstance(seen, dict):
-        names = {"supernet": "supernet", "sparse": "sparse training", "search": "search", "finetune": "fine-tuning"}
+        names = {"train": "training", "sparse": "sparse training", "finetune": "fine-tuning"}
         pairs = [(names.get(k, str(k)), counted(v)) for k, v in seen.items()]
         blocks.append(Facts("Samples that went through training steps", pairs))
     return Section("Data", blocks)
