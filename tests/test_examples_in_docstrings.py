@@ -11,6 +11,7 @@ MODULES = [
     *(f"sentei.report.compare_{name}" for name in ("plan", "results", "statistics", "tables")),
     "sentei.tasks.classification",
     "sentei.train.recipe",
+    *(f"sentei.report.{name}" for name in ("figures", "layers", "ticks")),
     *(f"sentei.models.{name}" for name in ("reference", "resnet", "plain", "googlenet", "densenet", "mobilenet")),
 ]
 

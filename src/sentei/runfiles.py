@@ -25,7 +25,9 @@ CURVE = "curve"
 SCALARS = "tensorboard"
 """Folder of event files for TensorBoard."""
 SUPERNETS = tuple(f"supernet-{rule}.safetensors" for rule in ("stagewise", "sandwich", "random-path"))
-OURS = (SUMMARY, JOURNAL, *NETWORK, *SUPERNETS, "gammas.png", "fidelity.svg", CONFIG)
+REPORT = "report.html"
+"""What `sentei report` writes unless told otherwise."""
+OURS = (SUMMARY, JOURNAL, *NETWORK, *SUPERNETS, "gammas.png", "fidelity.svg", REPORT, CONFIG)
 """The files of a run; the config goes last when a run is cleared, so that a kill leaves a resumable one."""
 REPLACED = ".replaced"
 """Where the files of a run wait that is being overwritten, until the new one has stored something."""

@@ -21,6 +21,7 @@ from sentei.cli.evaluate import Evaluate
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
 from sentei.cli.prune import method_named, prune_with, refuse_options_of_others
+from sentei.cli.report import Report
 from sentei.cli.resume import Resume
 from sentei.cli.saved import resume_hint
 from sentei.cli.train import Train
@@ -54,6 +55,7 @@ def commands(argv: Sequence[str]) -> Any:
         "evaluate": Evaluate,
         "fidelity": FidelityCommand,
         "compare": Compare,
+        "report": Report,
     }
     _refuse_unknown(argv, list(verbs))
     return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in verbs.items())]  # noqa: UP007

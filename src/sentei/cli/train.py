@@ -110,6 +110,7 @@ def train(options: Train, model: nn.Module, dense: Dense, data: Data, task: Task
                 **tested(final["test"], task),
                 f"val_{task.metric}": final["val"].get(task.metric),
                 **asdict(graph.cost()),
+                "layers": {name: [macs] for name, macs in graph.macs_by_layer().items()},
                 "inputs": graph.inputs.spec(),
                 "seconds": {"train": round(found.seconds, 2), "evaluate": final["seconds"]["final"]},
                 "images_per_second": round(found.images_per_second, 1),

@@ -164,6 +164,19 @@ class ChannelGraph:
         """Whether milliseconds are known."""
         return "latency_ms" in self.costs_of.columns
 
+    def macs_by_layer(self, plan: HasKeep | None = None) -> dict[str, int]:
+        """MACs of the network that `plan` leaves by module, in the order in which they first run: the parts of
+        `cost`.
+
+        >>> graph.macs_by_layer()  # doctest: +SKIP
+        {'conv1': 442368, 'layer1.0.conv1': 2359296, ...}
+        """
+        out: dict[str, int] = {}
+        parts = self.costs_of.parts("macs", self.widths(plan))
+        for product, macs in zip(self.trace_record.contractions, parts, strict=True):
+            out[product.where] = out.get(product.where, 0) + int(round(float(macs)))
+        return out
+
     def prunable(self) -> tuple[float, float]:
         """Shares of (MACs, parameters) that some unfrozen group touches."""
         frozen = np.array([g.frozen for g in self.groups], bool)

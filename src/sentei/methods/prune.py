@@ -281,7 +281,7 @@ def _summary(
     for done in (*cuts, final):
         for name, value in done["seconds"].items():
             pruning.seconds[name] = pruning.seconds.get(name, 0.0) + value
-    full, cost, last = graph.cost(), graph.cost(plan), cuts[-1]
+    full, cost, last, left = graph.cost(), graph.cost(plan), cuts[-1], graph.macs_by_layer(plan)
     seconds = {name: round(value, 2) for name, value in pruning.seconds.items()}
     data, val = pruning.data, f"val_{task.metric}"
     return {
@@ -309,6 +309,7 @@ def _summary(
         "widths": {
             g.name: [g.width, int(w)] for g, w in zip(graph.groups, graph.widths(plan), strict=True) if not g.frozen
         },
+        "layers": {name: [macs, left[name]] for name, macs in graph.macs_by_layer().items()},
         "frozen": {g.name: g.why for g in graph.groups if g.frozen},
         "images_trained": {**pruning.trained, "total": sum(pruning.trained.values())},
         "machine": machine(data.device),

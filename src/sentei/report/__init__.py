@@ -1,1 +1,1 @@
-"""What the terminal shows."""
+"""What is shown of runs: tables for the terminal, and an HTML page."""

@@ -1,0 +1,190 @@
+"""What a report reads of a finished run: summary, config, journal, and what other commands put beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from sentei.errors import CheckpointError
+from sentei.runfiles import JOURNAL, read_config, read_summary
+from sentei.schema import Open, validated
+from sentei.sealed import read_line
+
+BENCH, EXPORTS = "bench.json", "*.export.json"
+RUNTIMES = {"eager": "PyTorch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+Record = dict[str, Any]
+
+
+class BenchNetwork(Open):
+    name: str
+    role: Literal["dense", "small", "other"]
+    ms: float
+    ms_low: float | None = None
+    ms_high: float | None = None
+    memory_bytes: float | None = None
+
+
+class BenchLayer(Open):
+    name: str
+    dense_ms: float | None = None
+    small_ms: float | None = None
+    dense_width: int | None = None
+    small_width: int | None = None
+    note: str | None = None
+
+
+class BenchEntry(Open):
+    """One measurement of `sentei bench`."""
+
+    runtime: str
+    threads: int
+    batch: int | str
+    device: str
+    clock: str = ""
+    when: str = ""
+    networks: list[BenchNetwork]
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    efficiency: float | None = None
+    rounds: int | None = None
+    layers: list[BenchLayer] = []
+    machine: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+
+    def network(self, role: str) -> BenchNetwork | None:
+        return next((n for n in self.networks if n.role == role), None)
+
+    @property
+    def place(self) -> str:
+        """Where it was measured, in words."""
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{RUNTIMES.get(self.runtime, self.runtime)}, {threads}, batch {self.batch}, {self.device}"
+
+
+class BenchFile(Open):
+    format: Literal["sentei bench"]
+    version: Literal[1]
+    entries: list[BenchEntry]
+
+
+class Dense(Open):
+    ref: str
+    num_classes: int | None = None
+    in_channels: int | None = None
+
+
+class DataRef(Open):
+    data: str | None = None
+    task: str | None = None
+
+
+class Command(Open):
+    """The command that a run was made with, as far as a reader needs it to load the network again."""
+
+    model: str
+    dense: Dense
+    data: DataRef
+
+    @property
+    def trust(self) -> str:
+        """The flag that the run's own code needs; empty if there is none."""
+        named = (self.model, self.dense.ref, self.data.data, self.data.task)
+        return " --trust" if any(".py:" in ref for ref in named if ref) else ""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A finished run."""
+
+    folder: Path
+    summary: Record
+    config: Record
+    command: Command | None
+    records: Sequence[Record] = field(repr=False)
+    bench: Sequence[BenchEntry]
+    exports: Mapping[str, Record]
+
+    @classmethod
+    def read(cls, folder: Path) -> RunFiles:
+        """CheckpointError if the run is not finished or one of its files is damaged."""
+        summary, config = read_summary(folder), read_config(folder)
+        given = config["command"]
+        return cls(
+            folder, summary, config,
+            None if given is None else validated(Command, given, folder / "config.yaml"),
+            _journal(folder / JOURNAL), _bench(folder / BENCH),
+            {file.name: json_of(file) for file in sorted(folder.glob(EXPORTS))},
+        )  # fmt: skip
+
+    @property
+    def pruned(self) -> bool:
+        return bool(self.summary["verb"] == "prune")
+
+    @property
+    def metric(self) -> str:
+        return str(self.summary["metric"]["name"])
+
+    @property
+    def percent(self) -> bool:
+        return bool(self.summary["metric"]["percent"])
+
+    @cached_property
+    def result(self) -> Record:
+        """Figures of the network that the run holds."""
+        return self.summary["pruned"] if self.pruned else self.summary
+
+    @cached_property
+    def epochs(self) -> dict[str, list[Record]]:
+        """Records of each training, by its name, in the order in which they were begun."""
+        out: dict[str, dict[int, Record]] = {}
+        for record in self.records:
+            if record.get("event") == "epoch" and isinstance(record.get("epoch"), int):
+                out.setdefault(str(record.get("name")), {})[record["epoch"]] = record
+        return {name: [by_epoch[n] for n in sorted(by_epoch)] for name, by_epoch in out.items()}
+
+    @cached_property
+    def fitnesses(self) -> list[float]:
+        """Of the structures that a search measured in full, in their order."""
+        found = [r for r in self.records if r.get("event") == "evaluation" and r.get("share") == 1.0]
+        return [float(r["fitness"]) for r in found if is_number(r.get("fitness"))]
+
+    @cached_property
+    def timed(self) -> BenchEntry | None:
+        """The latest measurement of the dense and the small network side by side."""
+        both = [e for e in self.bench if e.network("dense") and e.network("small")]
+        return both[-1] if both else None
+
+
+def is_number(value: object) -> bool:
+    """Whether a value can be shown in a chart or a table of numbers."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _journal(file: Path) -> list[Record]:
+    """Whole records; the file is left as it is."""
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [record for line in lines if (record := read_line(line)) is not None]
+
+
+def _bench(file: Path) -> list[BenchEntry]:
+    return validated(BenchFile, json_of(file), file).entries if file.is_file() else []
+
+
+def json_of(file: Path) -> Record:
+    """An object from a file; CheckpointError if it holds none."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}. Make it anew, or remove it") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} holds a {type(found).__name__}; expected an object. Make it anew, or remove it")
+    return found
