@@ -148,7 +148,8 @@ class Compare:
 
     def by_label(self) -> dict[str, dict[str, Any]]:
         """The settings of each method; ConfigError for an option or a value that does not exist."""
-        methods, found = {"uniform": "uniform", **labelled(self.methods)}, {}
+        methods = {"uniform": "uniform", **labelled(self.methods)}
+        found: dict[str, dict[str, Any]] = {}
         for text in self.settings:
             label, option, value = _parts(text)
             if label not in methods:
@@ -162,7 +163,7 @@ class Compare:
         """What `sentei prune` would be asked for one run."""
         kind = prune_with(method)
         return kind(
-            self.what[0], self.images, method=method, weights=self.weights, limits=self.limits,  # type: ignore[arg-type]
+            self.what[0], self.images, method=method, weights=self.weights, limits=self.limits,
             score_images=self.score_images, distill=self.distill, code=self.code, trust=self.trust, recipe=self.recipe,
             how=method_of(method, options)[1],
         )  # fmt: skip
