@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
+from sentei.methods import METHODS
+from sentei.report.compare import TRAINING
 from sentei.report.compare_file import Comparison
 from sentei.report.compare_results import results_of, title
 from sentei.report.compare_runs import Row, rows_of, warnings_of
@@ -254,6 +256,12 @@ def text_of(table) -> str:
 )  # fmt: skip
 def test_budgets_in_words(budget, words):
     assert title(budget) == words
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.budgeted])
+def test_the_default_total_has_room_for_every_method_as_it_comes(name, data):
+    needed = sum(METHODS[name].resolved().trains_on(data, TRAINING).values())
+    assert needed < TRAINING.epochs * data.epoch_images(TRAINING.batch_size)
 
 
 # -- finished runs

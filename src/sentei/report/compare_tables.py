@@ -104,7 +104,7 @@ def _budget_table(found: Comparison, budget: Mapping[str, float]) -> Table:
     out.columns[0].no_wrap = True
     if (dense := plan["dense"]) is not None:
         val = [shown(dense["val"], percent)] if figure == "test" else []
-        costs: tuple[str, ...] = (count(dense["macs"]), count(dense["params"]))
+        costs = [count(dense["macs"]), count(dense["params"])]
         out.add_row("dense", shown(dense[figure], percent), "", *val, *costs, "", "")
     for group in (g for g in found.results if g["budget"] == budget):
         val = [_mean(group["val"], percent)] if figure == "test" else []
