@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from sentei import Cost, Plan, cut, trace
+from sentei import Budget, Cost, Plan, cut, trace, uniform
+from sentei.models import build_model
 from tests.proof import assert_costs, random_plan
 from tests.random_networks import conv
 
@@ -68,3 +69,16 @@ def test_prunable_shares(frozen_head: bool) -> None:
         assert params == pytest.approx(1 - 4 / (224 + 292))
     else:
         assert (macs, params) == (0, 0)
+
+
+def test_macs_by_layer_are_the_parts_of_the_cost():
+    model = build_model("resnet20")
+    graph = trace(model, torch.zeros(1, 3, 32, 32))
+    plan = uniform(graph, Budget(macs=0.5))
+    for given in (None, plan):
+        layers = graph.macs_by_layer(given)
+        assert sum(layers.values()) == graph.cost(given).macs
+        assert list(layers)[0] == "conv1"
+        assert list(layers)[-1] == "linear"
+    small = graph.macs_by_layer(plan)
+    assert all(small[name] <= macs for name, macs in graph.macs_by_layer().items())

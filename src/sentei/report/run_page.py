@@ -81,7 +81,7 @@ def _headlines(run: RunFiles) -> Iterator[Headline]:
         before, change = metric_told(run, base[key], split), change_told(run, base[key], now[key])
         yield Headline(title, metric_told(run, now[key], split), before, change, about)
     for name, cost in (("MACs", "macs"), ("Parameters", "params")):
-        about = "multiply-accumulates a sample" if cost == "macs" else ""
+        about = "multiply-accumulates" if cost == "macs" else ""
         if base is None:
             yield Headline(name, count(now[cost]), about=about)
         else:
