@@ -17,7 +17,7 @@ import sentei
 from sentei import LatencyTable, trace
 from sentei.deploy import latency
 from sentei.deploy.latency import interpolated, points, vector_step
-from sentei.deploy.layers import Layer, layer_at
+from sentei.deploy.one_layer import Layer, layer_at
 from sentei.errors import CheckpointError, ConfigError, ExportError
 from sentei.graph.latency import axes, size
 from sentei.plan.allocate import plan_from_widths

@@ -19,7 +19,7 @@ from torch import nn
 
 from sentei.atomic import write_atomic
 from sentei.bars import live_bar
-from sentei.deploy.layers import Layer, layer_at
+from sentei.deploy.one_layer import Layer, layer_at
 from sentei.deploy.runtimes import Pass, runtime_of
 from sentei.deploy.timing import Timer, clock_for, clock_name
 from sentei.errors import BudgetError, CheckpointError, ConfigError
