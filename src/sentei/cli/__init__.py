@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 from rich.text import Text
 
+from sentei.cli.bench import BenchCommand
 from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
 from sentei.cli.fidelity import FidelityCommand
@@ -51,6 +52,7 @@ def commands(argv: Sequence[str]) -> Any:
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[FidelityCommand, tyro.conf.subcommand("fidelity")]
+        | Annotated[BenchCommand, tyro.conf.subcommand("bench")]
     )
 
 

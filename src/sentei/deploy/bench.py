@@ -126,7 +126,7 @@ def bench(
     chosen = runtime if runtime is not None else default_runtime()
     where = runtime_of(chosen)
     versions = {"torch": str(torch.__version__), **where.versions()}
-    inputs, size = _batched(Inputs.of(example), batch)
+    inputs, size = batched(Inputs.of(example), batch)
     example = _example(inputs)
     with _threads(threads):
         parts = {name: n if forward is None else Part(n, forward) for name, n in networks.items()}
@@ -168,7 +168,7 @@ def _check(networks: Mapping[str, nn.Module], threads: int, seconds: float, devi
         raise ConfigError(f"device {device!r}: PyTorch finds no GPU here; take cpu")
 
 
-def _batched(inputs: Inputs, batch: int | None) -> tuple[Inputs, int]:
+def batched(inputs: Inputs, batch: int | None) -> tuple[Inputs, int]:
     """The inputs with another first dimension, and that dimension."""
     tensors = [t for t in output_tensors([inputs.args, dict(inputs.kwargs)]) if t.dim()]
     sizes = {t.shape[0] for t in tensors}
@@ -178,8 +178,7 @@ def _batched(inputs: Inputs, batch: int | None) -> tuple[Inputs, int]:
         raise ConfigError(
             f"batch={batch} on inputs {inputs}: expected 1 or more, and inputs whose first dimensions are all the same"
         )
-    spec = inputs.spec()
-    return Inputs.from_spec(_rebatched(spec, batch)), batch
+    return Inputs.from_spec(_rebatched(inputs.spec(), batch)), batch
 
 
 def _rebatched(spec: Any, batch: int) -> Any:
@@ -236,7 +235,7 @@ def _timed(passes: Mapping[str, Pass], clock: Clock, seconds: float, progress: b
 
 
 def _profiled(placed: Mapping[str, Placed], known: Mapping[str, Survey], seconds: float) -> dict[str, Any]:
-    """Seconds of each layer of each network; nothing where there is nothing to compare, or the runtime tells nothing."""
+    """Seconds of each layer of each network; nothing where nothing is compared, or the runtime does not tell."""
     if len(placed) < 2:
         return {}
     profiles = {}

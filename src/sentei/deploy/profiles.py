@@ -24,7 +24,8 @@ from sentei.extras import required
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operations of ONNX that hold the weights of a layer."""
-AFTER = ("Relu", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh", "Clip", "LeakyRelu", "Elu", "Gelu", "BatchNormalization")
+AFTER = ("BatchNormalization", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid",
+         "Tanh")  # fmt: skip
 """Operations that a runtime fuses into the one before them, which then may be named after what they put out."""
 DECORATION = re.compile(r"^fused |_kernel_time$|_nchwc$|_token_\d+$")
 

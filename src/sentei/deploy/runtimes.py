@@ -75,7 +75,8 @@ class Eager(Runtime):
         once = _torch_pass(placed, args, kwargs, threads, device)
 
         def profile(layers: Collection[str]) -> Profile:
-            return EagerProfile(placed, once, layers, None if device == "cpu" else partial(torch.cuda.synchronize, device))
+            wait = None if device == "cpu" else partial(torch.cuda.synchronize, device)
+            return EagerProfile(placed, once, layers, wait)
 
         return Placed(once, profile)
 
