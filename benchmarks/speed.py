@@ -1,14 +1,15 @@
 """Milliseconds won for multiply-accumulates won: ten torchvision classifiers at half of their MACs, default settings.
 
-    python benchmarks/speed.py --out speed.json                       # about half an hour on one core; resumable
+    python benchmarks/speed.py --out speed.json                       # resumable
     python benchmarks/speed.py --out speed.json --only resnet18 mobilenet_v2
     python benchmarks/speed.py --out speed.json --print               # the tables of what is there
 
 Each network (random weights, seed 0, unless --weights has a file NAME*.pth; one image of 224 x 224) is cut twice with
-the default constraints of `sentei.prune`: by `uniform`, and by `allocate` on l1 scores over the whole network. The dense one and both cut ones are exported to ONNX once and timed together in ONNX Runtime and in OpenVINO,
-one thread, batch 1: all in every round, in shuffled order, CPU time of the thread where it computes alone; medians of
-the fast half, until the 95 % intervals of both speed-ups are under 2 % or --seconds are up. Efficiency is
-speed-up x MACs kept: 1 if time falls as the MACs do. `layers` of a row are those that lose the most.
+the default constraints of `sentei.prune`: by `uniform`, and by `allocate` on l1 scores over the whole network. The
+dense one and both cut ones are exported to ONNX once and timed together in ONNX Runtime and in OpenVINO, one thread,
+batch 1: all in every round, in shuffled order, CPU time of the thread where it computes alone; medians of the fast
+half, until the 95 % intervals of both speed-ups are under 2 % or --seconds are up. Efficiency is speed-up x MACs kept:
+1 if time falls as the MACs do. `layers` of a row are those that lose the most.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torchvision import models
 
 import sentei
 from sentei.atomic import write_atomic
-from sentei.deploy.layers import layer_times, profiled, slow_layers
+from sentei.deploy.layers import fastest, layer_times, profiled, slow_layers
 from sentei.deploy.runtimes import RUNTIMES, OnnxRuntime, OpenVino, to_onnx
 from sentei.deploy.survey import survey
 from sentei.deploy.timing import Timer, clock_for, measure
@@ -97,7 +98,7 @@ def timed(
                  "kept": n.share_macs, "widths": [n.dense.inputs, n.dense.outputs, n.small.inputs, n.small.outputs]}
                 for n in slow_layers(layers, 8)
             ],
-            "rest_ms": [1e3 * float(spent[n][""].mean()) for n in ("dense", how)],
+            "rest_ms": [fastest(spent[n], "") for n in ("dense", how)],
         })  # fmt: skip
     return rows
 

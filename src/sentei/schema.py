@@ -224,6 +224,7 @@ class BenchEntry(Open):
     rounds: int
     sure: bool
     layers: list[BenchLayer]
+    rest_ms: tuple[float, float] | None = None
 
 
 class BenchFile(Open):

@@ -18,7 +18,7 @@ from sentei.cli.saved import permit, saved_command
 from sentei.console import say, screen
 from sentei.deploy.bench import Bench, Comparison, Part, batched, bench
 from sentei.deploy.benchfile import Role, append_bench, as_file, entry_of, read_bench
-from sentei.deploy.layers import slow_layers
+from sentei.deploy.layers import NOTICED, slow_layers
 from sentei.deploy.runtimes import SHOWN, default_runtime
 from sentei.deploy.survey import Layer
 from sentei.errors import ConfigError, SenteiError
@@ -224,6 +224,10 @@ def show_comparison(compared: Comparison, found: Bench, several: bool) -> None:
         f"{whose}peed-up {speed.value:.2f} ({speed.low:.2f} to {speed.high:.2f}) at {compared.macs_kept:.1%} of the "
         f"MACs; speed-up x MACs kept = {compared.efficiency:.2f} (1 is ideal)"
     )
+    if compared.rest_ms is not None:
+        before, after = compared.rest_ms
+        if after > compared.macs_kept * before + NOTICED * sum(layer.small_ms for layer in compared.layers):
+            say(f"Outside of layers (additions, pooling, changes of layout): {before:.3f} ms, then {after:.3f} ms")
     slow = slow_layers(compared.layers)
     if found.runtime == "compile":
         say("torch.compile fuses layers and does not tell where the time goes")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from sentei.bars import live_bar
-from sentei.deploy.layers import LayerTimes, layer_times, profiled
+from sentei.deploy.layers import LayerTimes, fastest, layer_times, profiled
 from sentei.deploy.runtimes import Pass, Placed, default_runtime, runtime_of
 from sentei.deploy.survey import Survey, survey
 from sentei.deploy.timing import Clock, Interval, Timer, clock_for, measure
@@ -23,6 +24,8 @@ from sentei.graph.outputs import output_tensors
 from sentei.graph.part import Forward, check_forward
 from sentei.methods.common.summary import machine
 
+Seconds = Mapping[str, np.ndarray]
+"""Of each layer, one for each pass."""
 PROFILED = 0.2
 """Time for the profile of the layers, as a share of that for measuring."""
 
@@ -41,12 +44,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A network against the first one; `layers` is empty where the runtime does not tell."""
+    """A network against the first one. `rest_ms` is the time that the first and this one spend outside of their layers
+    (additions, pooling, changes of layout); None, and no `layers`, where the runtime does not tell."""
 
     name: str
     speedup: Interval
     macs_kept: float
     layers: tuple[LayerTimes, ...]
+    rest_ms: tuple[float, float] | None
 
     @property
     def efficiency(self) -> float:
@@ -137,7 +142,6 @@ def bench(
         timer, sure = _timed(passes, clock, seconds, progress)
         spent = _profiled(placed, known, PROFILED * seconds)
         used = machine(torch.device(device))
-    first, *others = networks
     return Bench(
         chosen, threads, size, device, "thread" if clock is time.thread_time else "wall", inputs.spec(), used,
         versions, timer.rounds, sure,
@@ -145,12 +149,23 @@ def bench(
             Measured(n, timer.interval(n).times(1e3), s.macs // size, s.params, s.memory_bytes)
             for n, s in known.items()
         ),
-        tuple(
-            Comparison(n, timer.speedup(n, first), known[n].macs / max(known[first].macs, 1),
-                       layer_times((known[first].layers, spent[first]), (known[n].layers, spent[n])) if spent else ())
-            for n in others
-        ),
+        _comparisons(timer, known, spent, any(isinstance(part, Part) for part in parts.values())),
     )  # fmt: skip
+
+
+def _comparisons(
+    timer: Timer, known: Mapping[str, Survey], spent: Mapping[str, Seconds], inside: bool
+) -> tuple[Comparison, ...]:
+    """Of all networks with the first; `inside`: layers are named as in the model that a `Part` holds."""
+    first, *others = known
+    dense, out = known[first], []
+    for name in others:
+        kept = known[name].macs / max(dense.macs, 1)
+        layers = layer_times((dense.layers, spent[first]), (known[name].layers, spent[name])) if spent else ()
+        named = tuple(replace(x, name=x.name.removeprefix("model.")) for x in layers) if inside else layers
+        rest = (fastest(spent[first], ""), fastest(spent[name], "")) if spent else None
+        out.append(Comparison(name, timer.speedup(name, first), kept, named, rest))
+    return tuple(out)
 
 
 def _check(networks: Mapping[str, nn.Module], threads: int, seconds: float, device: str) -> None:
@@ -234,7 +249,7 @@ def _timed(passes: Mapping[str, Pass], clock: Clock, seconds: float, progress: b
     return timer, sure
 
 
-def _profiled(placed: Mapping[str, Placed], known: Mapping[str, Survey], seconds: float) -> dict[str, Any]:
+def _profiled(placed: Mapping[str, Placed], known: Mapping[str, Survey], seconds: float) -> Mapping[str, Seconds]:
     """Seconds of each layer of each network; nothing where nothing is compared, or the runtime does not tell."""
     if len(placed) < 2:
         return {}

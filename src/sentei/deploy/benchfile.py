@@ -62,6 +62,7 @@ def entry_of(found: Bench, name: str, role: Role, first: Role = "dense") -> dict
         "clock": found.clock, "inputs": found.inputs, "machine": dict(found.machine),
         "versions": dict(found.versions), "networks": rows, **_compared(compared), "rounds": found.rounds,
         "sure": found.sure, "layers": [] if compared is None else [_layer(layer) for layer in compared.layers],
+        "rest_ms": None if compared is None or compared.rest_ms is None else list(compared.rest_ms),
     }  # fmt: skip
 
 

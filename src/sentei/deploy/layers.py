@@ -11,9 +11,9 @@ import numpy as np
 
 from sentei.deploy.profiles import Profile
 from sentei.deploy.survey import Layer
-from sentei.deploy.timing import Clock, fast_half
+from sentei.deploy.timing import Clock
 
-MANY, FEW = 50, 4
+MANY, FEW = 50, 10
 """Most and fewest passes that are profiled."""
 FAST = 8
 """Kernels compute so many channels at once."""
@@ -23,7 +23,8 @@ SLOW, NOTICED = 1.1, 0.005
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """A layer in both networks. Times are those of the profiler, in ms."""
+    """A layer in both networks. Times are those of the profiler, in ms: the fastest of all passes, because they are
+    wall times, and so short that some are undisturbed."""
 
     name: str
     dense_ms: float
@@ -59,15 +60,13 @@ def layer_times(
 ) -> tuple[LayerTimes, ...]:
     """The layers that both networks have, in the order of the network, from what they are and how long they took."""
     (old, old_seconds), (new, new_seconds) = dense, small
-    return tuple(
-        LayerTimes(name, 1e3 * fast_half(old_seconds[name]), 1e3 * fast_half(new_seconds[name]), layer, new[name])
-        for name, layer in old.items()
-        if name in new and _seen(old_seconds.get(name)) and _seen(new_seconds.get(name))
-    )
+    pairs = ((name, fastest(old_seconds, name), fastest(new_seconds, name)) for name in old if name in new)
+    return tuple(LayerTimes(name, a, b, old[name], new[name]) for name, a, b in pairs if a > 0 and b > 0)
 
 
-def _seen(seconds: np.ndarray | None) -> bool:
-    return seconds is not None and bool(seconds.any())
+def fastest(seconds: Mapping[str, np.ndarray], name: str) -> float:
+    """In ms; 0 for a layer that the profiler did not see."""
+    return 1e3 * float(seconds[name].min()) if name in seconds else 0.0
 
 
 def slow_layers(layers: Sequence[LayerTimes], most: int = 5) -> list[LayerTimes]:

@@ -105,13 +105,13 @@ class OnnxRuntimeProfile(Profile):
 class OpenVinoProfile(Profile):
     """OpenVINO's counters, which it keeps for the last pass."""
 
-    def __init__(self, payload: bytes, layers: Collection[str], request: Any, inputs: Sequence[Any]) -> None:
-        self._owner, self._request, self._inputs = Owner(payload, layers), request, list(inputs)
+    def __init__(self, payload: bytes, layers: Collection[str], request: Any) -> None:
+        self._owner, self._request = Owner(payload, layers), request
         self._spent: dict[str, list[float]] = defaultdict(list)
         self._passes = 0
 
     def once(self) -> None:
-        self._request.infer(self._inputs, share_inputs=True)
+        self._request.infer(share_outputs=True)
         self._passes += 1
         for counted in self._request.get_profiling_info():
             self._spent[counted.node_name].append(counted.real_time.total_seconds())

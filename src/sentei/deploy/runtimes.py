@@ -165,19 +165,23 @@ class OpenVino(Runtime):
 
     def of_bytes(self, payload: bytes, inputs: list[np.ndarray], threads: int = 1, device: str = "cpu") -> Pass:
         """A pass of a network that is ONNX already; inputs in the order of the file's."""
-        request = self._request(payload, threads, device)
-        return lambda: request.infer(inputs, share_inputs=True)
+        request = self._request(payload, inputs, threads, device)
+        return lambda: request.infer(share_outputs=True)
 
     def profile_of_bytes(
         self, payload: bytes, inputs: list[np.ndarray], layers: Collection[str], threads: int = 1, device: str = "cpu"
     ) -> Profile:
-        return OpenVinoProfile(payload, layers, self._request(payload, threads, device, PERF_COUNT=True), inputs)
+        return OpenVinoProfile(payload, layers, self._request(payload, inputs, threads, device, PERF_COUNT=True))
 
-    def _request(self, payload: bytes, threads: int, device: str, **more: Any) -> Any:
-        core = self._check(device).Core()
+    def _request(self, payload: bytes, inputs: list[np.ndarray], threads: int, device: str, **more: Any) -> Any:
+        ov = self._check(device)
+        core = ov.Core()
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
                     "INFERENCE_PRECISION_HINT": "f32", **more}  # fmt: skip
-        return core.compile_model(core.read_model(io.BytesIO(payload)), "CPU", settings).create_infer_request()
+        request = core.compile_model(core.read_model(io.BytesIO(payload)), "CPU", settings).create_infer_request()
+        for port, x in zip(request.model_inputs, inputs, strict=True):
+            request.set_tensor(port, ov.Tensor(np.ascontiguousarray(x)))
+        return request
 
     def _check(self, device: str) -> Any:
         if device != "cpu":
