@@ -18,7 +18,7 @@ from sentei.lock import LOCK
 from sentei.schema import SUMMARIES, Config, Summary, validated, with_metric
 from sentei.sealed import is_sealed_yaml, read_json, sealed_yaml
 
-CONFIG, JOURNAL, SUMMARY = "config.yaml", "journal.jsonl", "summary.json"
+CONFIG, JOURNAL, SUMMARY, BENCH = "config.yaml", "journal.jsonl", "summary.json", "bench.json"
 NETWORK = ("model.safetensors", "plan.json")
 CURVE = "curve"
 """Folder of the networks that a method passed on its way, one folder each."""
@@ -27,7 +27,7 @@ SCALARS = "tensorboard"
 SUPERNETS = tuple(f"supernet-{rule}.safetensors" for rule in ("stagewise", "sandwich", "random-path"))
 REPORT = "report.html"
 """What `sentei report` writes unless told otherwise."""
-OURS = (SUMMARY, JOURNAL, *NETWORK, *SUPERNETS, "gammas.png", "fidelity.svg", REPORT, CONFIG)
+OURS = (SUMMARY, JOURNAL, *NETWORK, *SUPERNETS, "gammas.png", "fidelity.svg", BENCH, REPORT, CONFIG)
 """The files of a run; the config goes last when a run is cleared, so that a kill leaves a resumable one."""
 REPLACED = ".replaced"
 """Where the files of a run wait that is being overwritten, until the new one has stored something."""

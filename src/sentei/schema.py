@@ -224,6 +224,60 @@ class Compared(Open):
     runs: list[ComparedRun]
 
 
+class BenchNetwork(Open):
+    """A network in bench.json: ms of a pass over the batch, MACs of one sample."""
+
+    name: str
+    role: Literal["dense", "small", "other"]
+    ms: float
+    ms_low: float
+    ms_high: float
+    macs: int
+    params: int
+    memory_bytes: int
+
+
+class BenchLayer(Open):
+    name: str
+    dense_ms: float
+    small_ms: float
+    dense_width: int | None
+    small_width: int | None
+    share_macs: float
+    note: str
+
+
+class BenchEntry(Open):
+    """One measurement; figures of a comparison are None where a network was measured alone."""
+
+    when: str
+    runtime: str
+    threads: int
+    batch: int
+    device: str
+    clock: Literal["thread", "wall"]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    networks: list[BenchNetwork]
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+    macs_kept: float | None
+    efficiency: float | None
+    rounds: int
+    sure: bool
+    layers: list[BenchLayer]
+    rest_ms: tuple[float, float] | None = None
+
+
+class BenchFile(Open):
+    """bench.json."""
+
+    format: Literal["sentei bench"]
+    version: Literal[1]
+    entries: list[BenchEntry]
+
+
 def with_metric(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary as it is written now; the first versions knew classification alone, and called the command a task."""
     if "verb" in summary or "task" not in summary:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Union
 import tyro
 from rich.text import Text
 
+from sentei.cli.bench import BenchCommand
 from sentei.cli.compare import Compare
 from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
@@ -54,6 +55,7 @@ def commands(argv: Sequence[str]) -> Any:
         "resume": Resume,
         "evaluate": Evaluate,
         "fidelity": FidelityCommand,
+        "bench": BenchCommand,
         "compare": Compare,
         "report": Report,
     }

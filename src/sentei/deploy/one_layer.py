@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sentei.deploy.runtimes import IN_PLACE, Pass, runtime_of
+from sentei.deploy.runtimes import Pass, runtime_of
 from sentei.extras import required
 from sentei.graph.latency import axes, size
 from sentei.graph.record import Contraction, Kernel
@@ -38,7 +38,7 @@ class Layer:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(self.input, generator=generator)
         w = torch.randn(self.weight, generator=generator) / math.sqrt(math.prod(self.weight[1:]))
-        if runtime in IN_PLACE:
+        if runtime in ("eager", "compile"):
             return self._torch(x, w, threads)
         ready = runtime_of(runtime)
         inputs = [x.numpy()] if len(self.weight) != 3 or self.kernel is not None else [x.numpy(), w.numpy()]

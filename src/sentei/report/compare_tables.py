@@ -108,7 +108,7 @@ def _budget_table(found: Comparison, budget: Mapping[str, float]) -> Table:
         out.add_row("dense", shown(dense[figure], percent), "", *val, *costs, "", "")
     for group in (g for g in found.results if g["budget"] == budget):
         val = [_mean(group["val"], percent)] if figure == "test" else []
-        costs = tuple(_cost(group[name], group[f"{name}_share"]) for name in ("macs", "params"))
+        costs = [_cost(group[name], group[f"{name}_share"]) for name in ("macs", "params")]
         took = seconds(group["seconds"] and group["seconds"]["mean"]), phases(group["images"] or None)
         out.add_row(group["method"], _mean(group[figure], percent), _gap(group, plan["metric"]), *val, *costs, *took)
     return out

@@ -1,0 +1,132 @@
+"""What one pass of a network holds and computes: parameters, multiply-accumulates and widths of its layers, and the
+memory that it needs at its worst moment."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from sentei.graph.inputs import Inputs
+from sentei.graph.outputs import output_tensors
+from sentei.train.evaluate import evaluating
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that multiplies: its multiply-accumulates in a pass, and how many channels it reads and writes."""
+
+    macs: int
+    inputs: int | None
+    outputs: int | None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A network on some inputs.
+
+    `memory_bytes`: parameters and buffers, and the inputs and activations that are alive at the worst moment of a pass
+    in PyTorch. A runtime that shares or fuses buffers may need less, one that packs weights anew may need more.
+    """
+
+    macs: int
+    params: int
+    memory_bytes: int
+    layers: Mapping[str, Layer]
+
+
+def survey(model: nn.Module, example: Any) -> Survey:
+    """Watch one pass of a network in evaluation mode.
+
+    >>> survey(nn.Linear(8, 4), torch.zeros(2, 8)).macs
+    64
+
+    Bytes in this example: (8 * 4 + 4) parameters, 2 * 8 inputs and 2 * 4 outputs, four bytes each:
+
+    >>> survey(nn.Linear(8, 4), torch.zeros(2, 8)).memory_bytes
+    240
+    """
+    inputs = Inputs.real(example)
+    with evaluating(model), torch.no_grad():
+        memory, counted = _memory(model, inputs), _counted(model, inputs)
+    params = sum(p.numel() for p in model.parameters())
+    return Survey(counted.get_total_flops() // 2, params, memory, _layers(model, counted))
+
+
+def _memory(model: nn.Module, inputs: Inputs) -> int:
+    args, kwargs = inputs.copied()
+    held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
+    with _Alive(held, [*args, *kwargs.values()]) as alive:
+        model(*args, **kwargs)
+    return sum(held.values()) + alive.peak
+
+
+def _counted(model: nn.Module, inputs: Inputs) -> FlopCounterMode:
+    """Attention runs as the products that it is made of: fused operations are not counted."""
+    args, kwargs = inputs.copied()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+            model(*args, **kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counted
+
+
+def _layers(model: nn.Module, counted: FlopCounterMode) -> dict[str, Layer]:
+    """Modules with products of their own, in the order of the network."""
+    flops = {name: sum(by.values()) for name, by in counted.get_flop_counts().items()}
+    root = type(model).__name__
+    of = {name: flops.get(f"{root}.{name}" if name else root, 0) for name, _ in model.named_modules()}
+    out = {}
+    for name, module in model.named_modules():
+        own = of[name] - sum(of[f"{name}.{child}" if name else child] for child, _ in module.named_children())
+        if own > 0 and name:
+            out[name] = Layer(own // 2, _width(module, "in"), _width(module, "out"))
+    return out
+
+
+def _width(module: nn.Module, side: str) -> int | None:
+    found = getattr(module, f"{side}_channels", getattr(module, f"{side}_features", None))
+    return found if isinstance(found, int) else None
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make until nothing holds them any more."""
+
+    def __init__(self, known: Mapping[int, int], inputs: Any) -> None:
+        super().__init__()
+        self._sizes: dict[int, int] = dict.fromkeys(known, 0)
+        self.now = self.peak = 0
+        self._see(inputs)
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self._see(out)
+        return out
+
+    def _see(self, made: Any) -> None:
+        for tensor in output_tensors(made):
+            self._count(tensor)
+        self.peak = max(self.peak, self.now)
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
