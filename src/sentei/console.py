@@ -15,15 +15,16 @@ from rich.text import Text
 LOG_WIDTH = 100
 """A log has room for whole tables; a terminal has its own width."""
 
-_shown: dict[str, Any] = {"key": None, "console": None, "aside": False}
+_shown: dict[str, Any] = {"key": None, "console": None, "aside": False, "hushed": False}
 
 
 def screen() -> Console:
     """Where everything is shown: stdout, or stderr while `talk_on_stderr` holds."""
     stream = sys.stderr if _shown["aside"] else sys.stdout
-    key = (id(getattr(stream, "rich_proxied_file", stream)), _shown["aside"], os.environ.get("COLUMNS"))
+    told = (_shown["aside"], _shown["hushed"], os.environ.get("COLUMNS"))
+    key = (id(getattr(stream, "rich_proxied_file", stream)), *told)
     if _shown["key"] != key:
-        _shown.update(key=key, console=_console(stderr=_shown["aside"]))
+        _shown.update(key=key, console=_console(stderr=_shown["aside"], quiet=_shown["hushed"]))
     console: Console = _shown["console"]
     return console
 
@@ -50,8 +51,19 @@ def talk_on_stderr(on: bool = True) -> Iterator[None]:
         _shown["aside"] = before
 
 
-def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+@contextmanager
+def hushed(on: bool = True) -> Iterator[None]:
+    """Show nothing; errors are told all the same."""
+    before = _shown["hushed"]
+    _shown["hushed"] = on
+    try:
+        yield
+    finally:
+        _shown["hushed"] = before
+
+
+def _console(stderr: bool, quiet: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False, quiet=quiet)
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
-    return Console(stderr=stderr, highlight=False, width=LOG_WIDTH)
+    return Console(stderr=stderr, highlight=False, width=LOG_WIDTH, quiet=quiet)

@@ -21,12 +21,13 @@ from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
+from sentei.cli.options import Output
 from sentei.cli.prune import method_named, prune_with, refuse_options_of_others
 from sentei.cli.report import Report
 from sentei.cli.resume import Resume
 from sentei.cli.saved import resume_hint
 from sentei.cli.train import Train
-from sentei.console import stderr, talk_on_stderr
+from sentei.console import hushed, stderr, talk_on_stderr
 from sentei.errors import ConfigError, SenteiError
 from sentei.runfiles import has_progress, is_finished, version
 from sentei.threads import set_threads
@@ -85,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed: Any = tyro.cli(commands(given), prog="sentei", description=ABOUT, args=given, config=STYLE)
         command = parsed
         set_threads()
-        with _terminating(), talk_on_stderr(getattr(parsed, "as_json", False)):
+        output = getattr(parsed, "output", Output())
+        with _terminating(), talk_on_stderr(output.as_json), hushed(output.quiet):
             parsed.execute()
     except BrokenPipeError:  # whoever read our output has gone, `| head` for instance
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

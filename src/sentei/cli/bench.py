@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,17 +12,18 @@ import tyro
 from torch import nn
 
 from sentei.cli.inspect import Inspect
-from sentei.cli.options import MODEL, AsJson, Dense, Trust, device_of
+from sentei.cli.options import MODEL, Dense, Output, Trust, device_of
 from sentei.cli.running import print_json
 from sentei.cli.saved import permit, saved_command
 from sentei.console import say, screen
-from sentei.deploy.bench import Bench, Comparison, Part, batched, bench
+from sentei.deploy.bench import Bench, Comparison, batched, bench
 from sentei.deploy.benchfile import Role, append_bench, as_file, entry_of, read_bench
 from sentei.deploy.layers import NOTICED, slow_layers
 from sentei.deploy.runtimes import SHOWN, default_runtime
 from sentei.deploy.survey import Layer
 from sentei.errors import ConfigError, SenteiError
 from sentei.graph.inputs import Inputs
+from sentei.graph.part import Part
 from sentei.lock import FolderLock
 from sentei.models import load_weights
 from sentei.report.tables import count, table
@@ -71,8 +72,7 @@ class BenchCommand:
     """Add the figures to this file, and to no other."""
     trust: Trust = False
     """Let the code run that the config of a RUN names (FILE.py:FUNCTION)."""
-    as_json: AsJson = False
-    """Print the result as JSON, and nothing else, on stdout."""
+    output: Output = field(default_factory=Output)
 
     def execute(self) -> None:
         self.check()
@@ -84,7 +84,7 @@ class BenchCommand:
                 batch=self.batch, device=device_of(self.device), seconds=self.seconds, progress=True,
             )  # fmt: skip
             entries = self.stored(found, contenders)
-        if self.as_json:
+        if self.output.as_json:
             print_json(as_file(entries))
         else:
             show(found, contenders)

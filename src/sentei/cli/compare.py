@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sentei.cli.networks import announce, dense_model, random_parameter, refuse_missing_run, runs_near
-from sentei.cli.options import Amount, AsJson, Code, DataOptions, Dense, Limits, Trust, default_folder
+from sentei.cli.options import Amount, Code, DataOptions, Dense, Limits, Output, Trust, default_folder
 from sentei.cli.prune import Prune, prune_with
 from sentei.cli.running import print_json
 from sentei.cli.saved import quoted
@@ -65,8 +65,7 @@ class Compare:
     code: Code = None
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
-    as_json: AsJson = False
-    """Print the result as JSON, and nothing else, on stdout."""
+    output: Output = field(default_factory=Output)
     recipe: Recipe = TRAINING
     """How to train; the epochs are the total of each run, its fine-tuning gets what the method leaves of them."""
 
@@ -77,13 +76,13 @@ class Compare:
 
     def execute(self) -> None:
         if self.methods:
-            tell(self.made(), self.as_json)
+            tell(self.made(), self.output.as_json)
         elif len(self.what) == 1 and (Path(self.what[0]) / COMPARE).is_file():
             self._refuse_options()
-            tell(read_comparison(self.what[0]), self.as_json)
+            tell(read_comparison(self.what[0]), self.output.as_json)
         else:
             self._refuse_options()
-            tell_runs(self.finished(), self.as_json)
+            tell_runs(self.finished(), self.output.as_json)
 
     def how_to_go_on(self) -> str:
         if self.methods and (self.place / COMPARE).is_file():
@@ -106,7 +105,7 @@ class Compare:
 
     def _refuse_options(self) -> None:
         """ConfigError for what has a meaning only where runs are made."""
-        default = replace(Compare(self.what), as_json=self.as_json)
+        default = replace(Compare(self.what), output=self.output)
         if self != default:
             raise ConfigError("these options are for pruning by several methods: add --methods, or leave them out")
 

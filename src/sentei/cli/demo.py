@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,8 @@ import torch
 import tyro
 from torch import nn
 
+from sentei.cli.options import Output
+from sentei.cli.running import print_json
 from sentei.console import say, screen
 from sentei.data import Data, load_data
 from sentei.methods import METHODS, prune
@@ -48,6 +50,7 @@ class Demo:
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Keep the pruned networks here; by default they go to a temporary folder."""
     seed: int = 0
+    output: Output = field(default_factory=Output)
 
     @property
     def folder(self) -> Path | None:
@@ -67,6 +70,8 @@ class Demo:
         with self.kept() as home:
             rows = [self.one(model, data, method, home / method) for method in self.methods]
             self.show(rows)
+            if self.output.as_json:
+                print_json({"methods": rows})
             say(f"Done in {time.perf_counter() - started:.0f} s." + (f" Run directories: {home}/*" if self.run else ""))
         say("Next:  sentei inspect torchvision:resnet50     or     sentei train --help")
 

@@ -19,9 +19,9 @@ from sentei.cli.networks import (
 )
 from sentei.cli.options import (
     MODEL,
-    AsJson,
     Code,
     DataOptions,
+    Output,
     Ref,
     Trust,
     absolute_or_none,
@@ -54,8 +54,7 @@ class Evaluate:
     code: Code = None
     trust: Trust = False
     """Let the code run that the config of RUN names (FILE.py:FUNCTION)."""
-    as_json: AsJson = False
-    """Print the result as JSON, and nothing else, on stdout."""
+    output: Output = field(default_factory=Output)
 
     def execute(self) -> None:
         model, data, task, recorded = self.run() if is_started(self.model) else self.named()
@@ -70,7 +69,7 @@ class Evaluate:
             "model": self.model, "data": data.name, "split": self.split, **measured_task(task), **found.figures,
             "images": found.images, **asdict(cost), "recorded": recorded,
         }  # fmt: skip
-        if self.as_json:
+        if self.output.as_json:
             print_json(result)
         else:
             self.show(result, task, found)

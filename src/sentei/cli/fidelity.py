@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,17 +16,17 @@ from sentei.cli.networks import announce, dense_model, packaged_weights, random_
 from sentei.cli.options import (
     MODEL,
     Amount,
-    AsJson,
     DataOptions,
     Dense,
     Ref,
+    RunOutput,
     Trust,
     absolute_or_none,
     command_of,
     default_folder,
     resolved_ref,
 )
-from sentei.cli.running import begin, tell
+from sentei.cli.running import begin, tell, watched
 from sentei.cli.saved import Saved, permit_run, saved_command
 from sentei.console import say, screen
 from sentei.data import Data
@@ -71,8 +72,7 @@ class FidelityCommand:
     """Widths become multiples of this, in groups of at least four times as many channels."""
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
-    as_json: AsJson = False
-    """Print the summary as JSON, and nothing else, on stdout."""
+    output: RunOutput = field(default_factory=RunOutput)
     how: Fidelity = field(default_factory=Fidelity)
     recipe: Recipe = FINE_TUNE
     """How structures are trained for real: SGD with momentum, linear warm-up, then cosine decay to zero."""
@@ -98,14 +98,15 @@ class FidelityCommand:
         announce(self.model, dense, data, task, bare)
         constraints = replace(DEFAULT_CONSTRAINTS, round_to=self.round_to)
         identity = self.identity(data, task, digest(model), dense.ref, constraints)
-        with suppress(JustFinished), Run.open(self.folder, identity, options.command(dense)) as run:
+        opened = partial(Run.open, self.folder, identity, options.command(dense))
+        with suppress(JustFinished), watched(self.folder, self.output), opened() as run:
             summary = measure_fidelity(
                 model, data, self.how, recipe=self.recipe, task=task, budget=Budget(macs=self.macs),
                 constraints=constraints, run=run, source=dense.ref, say=say, progress=True,
             )  # fmt: skip
             write_atomic(self.folder / PLOT, plot(summary).encode())
             run.finish(summary)
-        tell(show, self.folder, self.as_json)
+        tell(show, self.folder, self.output.as_json)
 
     def source(self) -> tuple[str, str | None]:
         """Reference and weights file, with absolute paths."""

@@ -12,7 +12,7 @@ import tyro
 from torch import nn
 
 from sentei.cli.networks import build_named, load_run
-from sentei.cli.options import MODEL, AsJson, Code, Limits, Ref, Trust, is_code
+from sentei.cli.options import MODEL, Code, Limits, Output, Ref, Trust, is_code
 from sentei.cli.running import print_json
 from sentei.cli.saved import permit, quoted, saved_command
 from sentei.console import say, screen
@@ -45,8 +45,7 @@ class Inspect:
     """What the smallest reachable size depends on; the defaults are those of sentei prune."""
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names."""
-    as_json: AsJson = False
-    """Print the result as JSON, and nothing else, on stdout."""
+    output: Output = field(default_factory=Output)
 
     def execute(self) -> None:
         model, example, part = self.build()
@@ -60,7 +59,7 @@ class Inspect:
                 raise
             guess = "x".join(map(str, example.shape))
             raise TraceError(f"{error}\n{guess} is a guess; --input N,C,H,W gives another") from error
-        if self.as_json:
+        if self.output.as_json:
             print_json(self.result(graph))
         else:
             self.show(graph)

@@ -70,7 +70,24 @@ Code = Annotated[
         help="Where MODEL is a run made with such a function: the same function, where it lies now.",
     ),
 ]
-AsJson = Annotated[bool, tyro.conf.arg(name="json")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is shown of the result."""
+
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print the result as JSON, and nothing else, on stdout."""
+    quiet: bool = False
+    """Print nothing but errors and, with --json, the result."""
+
+
+@dataclass(frozen=True)
+class RunOutput(Output):
+    """What is shown of the run."""
+
+    tensorboard: bool = False
+    """Write what the journal says as scalars for TensorBoard too, into the folder tensorboard of the run."""
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import tyro
 from sentei.cli.networks import announce, dense_model, packaged_weights, random_parameter, refuse_missing_run
 from sentei.cli.options import (
     MODEL,
-    AsJson,
     Code,
     DataOptions,
     Dense,
     Limits,
     OptionalAmount,
     Ref,
+    RunOutput,
     TimingOptions,
     Trust,
     absolute_or_none,
@@ -28,7 +28,7 @@ from sentei.cli.options import (
     is_code,
     resolved_ref,
 )
-from sentei.cli.running import begin, tell
+from sentei.cli.running import begin, tell, watched
 from sentei.cli.saved import Saved, permit_run, quoted, saved_command, trust_flag
 from sentei.console import say, screen
 from sentei.errors import ConfigError
@@ -96,8 +96,7 @@ class Prune:
     code: Code = None
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
-    as_json: AsJson = False
-    """Print the summary as JSON, and nothing else, on stdout."""
+    output: RunOutput = field(default_factory=RunOutput)
     recipe: Recipe = FINE_TUNE
     """How to fine-tune: SGD with momentum, linear warm-up, then cosine decay to zero."""
     how: Any = None
@@ -117,7 +116,7 @@ class Prune:
         bare = random_parameter(dense)
         options.refuse_untrained(dense, bare)
         announce(self.model, dense, data, task, bare)
-        with suppress(JustFinished):
+        with suppress(JustFinished), watched(self.folder, self.output):
             prune(
                 model,
                 data,
@@ -138,7 +137,7 @@ class Prune:
                 progress=True,
                 **vars(self.how),
             )
-        tell(show, self.folder, self.as_json)
+        tell(show, self.folder, self.output.as_json)
 
     def filled(self) -> Prune:
         """With the data of the run that is pruned, where none are given."""

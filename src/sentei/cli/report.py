@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ import tyro
 
 from sentei.atomic import write_atomic
 from sentei.cli.networks import runs_near
-from sentei.cli.options import AsJson
+from sentei.cli.options import Output
 from sentei.cli.running import print_json
 from sentei.cli.saved import resume_hint
 from sentei.console import say
@@ -30,8 +30,7 @@ class Report:
     """A finished run of `sentei prune` or `sentei train`, or a folder that holds such runs."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Where to write the page; report.html in RUN or DIR unless given."""
-    as_json: AsJson = False
-    """Print where the page is as JSON, and nothing else, on stdout."""
+    output: Output = field(default_factory=Output)
 
     def execute(self) -> None:
         if not self.place.is_dir():
@@ -43,7 +42,7 @@ class Report:
             raise ConfigError(f"--out {file} is a folder; give a file, for instance {file / REPORT}")
         page = report(self.place).encode()
         write_atomic(file, page)
-        if self.as_json:
+        if self.output.as_json:
             print_json({"report": str(file), "bytes": len(page)})
         else:
             say(f"Report: {file} ({len(page) / 1000:,.0f} kB)")

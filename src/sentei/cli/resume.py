@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from sentei.cli import fidelity as comparing
 from sentei.cli import prune as pruning
 from sentei.cli import train as training
 from sentei.cli.networks import refuse_damaged_run, runs_near
-from sentei.cli.options import AsJson, Trust, path_of, resolved_ref
+from sentei.cli.options import RunOutput, Trust, path_of, resolved_ref
 from sentei.cli.running import Show, tell
 from sentei.cli.saved import Saved, permit, saved_command
 from sentei.console import say
@@ -54,8 +54,7 @@ class Resume:
     """The run with the same supernet, where it lies now."""
     trust: Trust = False
     """Let the code run that the config of the run names (FILE.py:FUNCTION)."""
-    as_json: AsJson = False
-    """Print the summary as JSON, and nothing else, on stdout."""
+    output: RunOutput = field(default_factory=RunOutput)
 
     @property
     def folder(self) -> Path:
@@ -73,7 +72,7 @@ class Resume:
                 clean_up(self.run)
                 lock.release()
             say(f"{self.run} is finished already.")
-            tell(show, self.run, self.as_json)
+            tell(show, self.run, self.output.as_json)
             return
         named = {"model": self.model is not None, "data": self.data is not None}
         model = [] if named["model"] else [saved.model, saved.dense.ref if saved.model == saved.dense.ref else None]
@@ -85,7 +84,7 @@ class Resume:
 
     def _moved(self, command: Command) -> Command:
         """The command with what was named again."""
-        given: dict[str, Any] = {"trust": self.trust, "as_json": self.as_json}
+        given: dict[str, Any] = {"trust": self.trust, "output": self.output}
         if self.model is not None:
             given["model"] = resolved_ref(self.model)
         if self.weights is not None:

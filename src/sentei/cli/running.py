@@ -6,13 +6,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sentei.cli.options import RunOutput
 from sentei.console import say
-from sentei.runfiles import has_progress, read_config, read_summary, refuse_finished
+from sentei.runfiles import SCALARS, has_progress, read_config, read_summary, refuse_finished
+from sentei.train.scalars import tensorboard
 
 Show = Callable[[Path, Mapping[str, Any]], None]
 
@@ -37,6 +40,11 @@ def adopt_threads(folder: Path) -> None:
         if threads != torch.get_num_threads():
             say(f"Threads: {threads} instead of {torch.get_num_threads()}, as when the run began")
         torch.set_num_threads(threads)
+
+
+def watched(folder: Path, output: RunOutput) -> AbstractContextManager[None]:
+    """Scalars for TensorBoard while a run goes on, where they are asked for."""
+    return tensorboard(folder / SCALARS if output.tensorboard else None)
 
 
 def tell(show: Show, folder: Path, as_json: bool) -> None:

@@ -13,17 +13,17 @@ from torch import nn
 
 from sentei.cli.networks import announce, dense_model, random_parameter, refuse_missing_run
 from sentei.cli.options import (
-    AsJson,
     DataOptions,
     Dense,
     Ref,
+    RunOutput,
     Trust,
     absolute_or_none,
     command_of,
     default_folder,
     resolved_ref,
 )
-from sentei.cli.running import begin, tell
+from sentei.cli.running import begin, tell, watched
 from sentei.cli.saved import Saved, quoted, trust_flag
 from sentei.console import say, screen
 from sentei.data import Data
@@ -60,8 +60,7 @@ class Train:
     """Replace what the run directory holds."""
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names."""
-    as_json: AsJson = False
-    """Print the summary as JSON, and nothing else, on stdout."""
+    output: RunOutput = field(default_factory=RunOutput)
 
     @property
     def folder(self) -> Path:
@@ -74,9 +73,9 @@ class Train:
         ref, weights, task = resolved_ref(self.model), absolute_or_none(self.weights), self.images.purpose()
         model, dense = dense_model(ref, weights, data, task, self.recipe.seed, self.trust)
         announce(self.model, dense, data, task, random_parameter(dense))
-        with suppress(JustFinished):
+        with suppress(JustFinished), watched(self.folder, self.output):
             train(self, model, dense, data, task)
-        tell(show, self.folder, self.as_json)
+        tell(show, self.folder, self.output.as_json)
 
     def command(self, dense: Dense) -> dict[str, Any]:
         return command_of("train", dense.ref, dense, self.images, recipe=self.recipe.to_dict())

@@ -21,7 +21,7 @@ from sentei.errors import ConfigError, ExportError
 from sentei.graph.copying import rebuilt
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
-from sentei.graph.part import Forward, check_forward
+from sentei.graph.part import Forward, Part, check_forward
 from sentei.machine import machine
 
 Seconds = Mapping[str, np.ndarray]
@@ -78,17 +78,6 @@ class Bench:
     sure: bool
     networks: tuple[Measured, ...]
     comparisons: tuple[Comparison, ...]
-
-
-class Part(nn.Module):
-    """The traced part of a model as a network of its own."""
-
-    def __init__(self, model: nn.Module, run: Forward) -> None:
-        super().__init__()
-        self.model, self.run = model, run
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(self.model, *args, **kwargs)
 
 
 def bench(

@@ -26,12 +26,13 @@ def tensorboard(folder: str | Path | None) -> Iterator[None]:
     required("tensorboard", "tensorboard", "--tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))
+    writer: SummaryWriter | None = None  # its files are not there before the run is
     count = 0
 
     def watch(record: dict[str, Any]) -> None:
-        nonlocal count
+        nonlocal count, writer
         count += 1
+        writer = writer or SummaryWriter(str(folder))
         for name, value in scalars(record).items():
             writer.add_scalar(name, value, record.get("epoch", count))
         writer.flush()
@@ -41,7 +42,8 @@ def tensorboard(folder: str | Path | None) -> Iterator[None]:
         yield
     finally:
         Journal.watchers.remove(watch)
-        writer.close()
+        if writer is not None:
+            writer.close()
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from sentei.deploy.latency import LatencyTable, whole_pass
 from sentei.deploy.runtimes import runtime_of
-from sentei.deploy.timing import Timer, clock_for
+from sentei.deploy.timing import Timer, clock_for, measure
 from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
 from sentei.plan import Constraints
@@ -23,7 +23,8 @@ TRIES = 3
 """Cuts after the first one."""
 NEAR = 0.02
 """How far from its limit a measured time may be."""
-ROUNDS = 30
+SECONDS = 20
+"""Of measuring a cut network, at most."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,6 @@ def _timed(pruning: Pruning, small: nn.Module) -> dict[str, Any]:
         for name, network in (("dense", pruning.base), ("small", small))
     }
     timer = Timer(passes, clock_for(passes["dense"], timing.threads))
-    for _ in range(ROUNDS):
-        timer.round()
+    measure(timer, lambda t: [t.speedup("small", "dense")], SECONDS)
     dense, small_ms = (timer.fast(name) * 1e3 for name in ("dense", "small"))
     return {"dense_ms": dense, "small_ms": small_ms, "share": small_ms / dense}
