@@ -142,6 +142,7 @@ def test_kill_9_and_the_same_command_again(trained, tmp_path, sentei):
     assert not (folder / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_death_at_any_write_leaves_what_the_same_command_completes(trained, tmp_path, sentei, dying):
     words = ("compare", trained, "--methods", "l1", "--seeds", 1, *TINY)
     assert sentei(*words, "--run", "whole").code == 0
