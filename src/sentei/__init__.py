@@ -1,12 +1,12 @@
 """sentei: make trained convolutional networks smaller by removing channels, and prove that the cut is correct."""
 
+from sentei.comparison.compare import compare
 from sentei.data import Data
 from sentei.deploy import LatencyTable
 from sentei.errors import SenteiError
 from sentei.graph import ChannelGraph, Cost, Group, Slice, trace
 from sentei.methods import PruneResult, Sparsifier, Supernet, prune, search_widths
 from sentei.plan import Budget, Constraints, Plan, allocate, compose, uniform, widths
-from sentei.report.compare import compare
 from sentei.surgery import (
     carry_optimizer,
     check,

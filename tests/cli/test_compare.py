@@ -14,10 +14,10 @@ import pytest
 
 from sentei import Budget, compare
 from sentei.cli.compare import labelled, setting
+from sentei.comparison.file import read_comparison
 from sentei.data import load_data
 from sentei.errors import BudgetError, CheckpointError, ConfigError
 from sentei.models import build_model
-from sentei.report.compare_file import read_comparison
 from sentei.train import Recipe
 from tests.cli.conftest import Killed
 from tests.cli.test_interrupted import wait_for

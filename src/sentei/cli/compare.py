@@ -18,15 +18,15 @@ from sentei.cli.options import Amount, Code, DataOptions, Dense, Limits, Output,
 from sentei.cli.prune import Prune, prune_with
 from sentei.cli.running import print_json
 from sentei.cli.saved import quoted
+from sentei.comparison.compare import TRAINING, compare
+from sentei.comparison.file import COMPARE, Comparison, read_comparison
+from sentei.comparison.finished import rows_of, warnings_of
+from sentei.comparison.planned import Planned
+from sentei.comparison.tables import comparison_tables, remarks, runs_table, seen, timed
 from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.methods.registry import method_of, named
 from sentei.plan import Budget
-from sentei.report.compare import TRAINING, compare
-from sentei.report.compare_file import COMPARE, Comparison, read_comparison
-from sentei.report.compare_plan import Planned
-from sentei.report.compare_runs import rows_of, warnings_of
-from sentei.report.compare_tables import comparison_tables, remarks, runs_table, seen, timed
 from sentei.runfiles import is_started
 from sentei.train import Recipe
 

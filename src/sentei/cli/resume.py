@@ -16,11 +16,11 @@ from sentei.cli.networks import refuse_damaged_run, runs_near
 from sentei.cli.options import RunOutput, Trust, path_of, resolved_ref
 from sentei.cli.running import Show, tell
 from sentei.cli.saved import Saved, permit, saved_command
+from sentei.comparison.file import COMPARE
 from sentei.console import say
 from sentei.data.dataset import kind_of
 from sentei.errors import CheckpointError, ConfigError
 from sentei.lock import FolderLock
-from sentei.report.compare_file import COMPARE
 from sentei.runfiles import clean_up, is_finished, is_half_cleaned, is_started, resume_command
 
 Command = training.Train | pruning.Prune | comparing.FidelityCommand

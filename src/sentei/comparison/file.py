@@ -37,9 +37,9 @@ from pathlib import Path
 from typing import Any
 
 from sentei.atomic import write_atomic
+from sentei.comparison.results import figure_of, results_of
 from sentei.errors import CheckpointError, ConfigError
 from sentei.lock import FolderLock
-from sentei.report.compare_results import figure_of, results_of
 from sentei.runs import differences
 from sentei.schema import Compared, validated
 from sentei.sealed import read_json, sealed_json

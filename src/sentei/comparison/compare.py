@@ -14,15 +14,15 @@ from typing import Any
 
 from torch import nn
 
+from sentei.comparison.file import Comparison, opened
+from sentei.comparison.finished import row_of
+from sentei.comparison.planned import Ground, Planned, contenders, seeds_of
 from sentei.data import Data
 from sentei.errors import CheckpointError, ConfigError, SenteiError
 from sentei.methods.common.method import Method
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Say, silent
 from sentei.methods.prune import data_of, prune
 from sentei.plan import Budget, Constraints
-from sentei.report.compare_file import Comparison, opened
-from sentei.report.compare_plan import Ground, Planned, contenders, seeds_of
-from sentei.report.compare_runs import row_of
 from sentei.runfiles import is_finished, is_half_cleaned, read_config, read_summary
 from sentei.runs import JustFinished, differences
 from sentei.tasks import Task

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sentei.comparison.statistics import binomial_error
 from sentei.errors import ConfigError
-from sentei.report.compare_statistics import binomial_error
 from sentei.runfiles import read_config, read_summary
 
 BENCH = "bench.json"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sentei.report.compare_statistics import LEVEL, Difference, Spread, holm, paired
+from sentei.comparison.statistics import LEVEL, Difference, Spread, holm, paired
 
 REFERENCE = "uniform"
 """The method that all others are held against."""

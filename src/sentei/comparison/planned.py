@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from sentei.comparison.finished import counts_images
+from sentei.comparison.results import REFERENCE, title
 from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.methods import METHODS
@@ -20,8 +22,6 @@ from sentei.methods.common.summary import measured_task
 from sentei.methods.prune import identity, prepared
 from sentei.methods.registry import name_of
 from sentei.plan import Budget, uniform
-from sentei.report.compare_results import REFERENCE, title
-from sentei.report.compare_runs import counts_images
 
 Contender = tuple[str | Method, Mapping[str, Any]]
 """A method and its settings."""

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
+from sentei.comparison.compare import TRAINING
+from sentei.comparison.file import Comparison
+from sentei.comparison.finished import Row, rows_of, warnings_of
+from sentei.comparison.results import results_of, title
+from sentei.comparison.statistics import Spread, binomial_error, holm, paired
+from sentei.comparison.tables import comparison_tables, remarks, runs_table, seen, timed
 from sentei.methods import METHODS
-from sentei.report.compare import TRAINING
-from sentei.report.compare_file import Comparison
-from sentei.report.compare_results import results_of, title
-from sentei.report.compare_runs import Row, rows_of, warnings_of
-from sentei.report.compare_statistics import Spread, binomial_error, holm, paired
-from sentei.report.compare_tables import comparison_tables, remarks, runs_table, seen, timed
 from sentei.runfiles import write_config
 from sentei.sealed import sealed_json
 

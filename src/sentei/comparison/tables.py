@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from sentei.report.compare_file import Comparison
-from sentei.report.compare_results import title, told
-from sentei.report.compare_runs import Row, told_latency
+from sentei.comparison.file import Comparison
+from sentei.comparison.finished import Row, told_latency
+from sentei.comparison.results import title, told
 from sentei.report.tables import count, table
 from sentei.tasks.task import shown
 
