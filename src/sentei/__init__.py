@@ -1,6 +1,7 @@
 """sentei: make trained convolutional networks smaller by removing channels, and prove that the cut is correct."""
 
 from sentei.data import Data
+from sentei.deploy.export import Exported, export
 from sentei.errors import SenteiError
 from sentei.graph import ChannelGraph, Cost, Group, Slice, trace
 from sentei.methods import PruneResult, Sparsifier, Supernet, prune, search_widths
@@ -21,8 +22,8 @@ from sentei.tasks import Task
 from sentei.train import recalibrate
 
 __all__ = [
-    "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Group", "Plan", "PruneResult", "SenteiError", "Slice",
-    "Sparsifier", "Supernet", "Task", "allocate", "carry_optimizer", "check", "check_optimizer", "compose", "cut",
-    "fold", "load", "permute", "prune", "recalibrate", "retrace", "save", "search_widths", "slim", "trace", "uniform",
-    "widths",
+    "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Exported", "Group", "Plan", "PruneResult", "SenteiError",
+    "Slice", "Sparsifier", "Supernet", "Task", "allocate", "carry_optimizer", "check", "check_optimizer", "compose",
+    "cut", "export", "fold", "load", "permute", "prune", "recalibrate", "retrace", "save", "search_widths", "slim",
+    "trace", "uniform", "widths",
 ]  # fmt: skip
