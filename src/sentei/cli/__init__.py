@@ -16,6 +16,7 @@ from rich.text import Text
 
 from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
+from sentei.cli.export import Export
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
 from sentei.cli.prune import method_named, prune_with, refuse_options_of_others
@@ -50,6 +51,7 @@ def commands(argv: Sequence[str]) -> Any:
         | Annotated[prune_with(method), tyro.conf.subcommand("prune")]
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[FidelityCommand, tyro.conf.subcommand("fidelity")]
     )
 

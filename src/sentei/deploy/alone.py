@@ -30,7 +30,7 @@ class Alone:
 
     def __init__(self, path: Path, format: Format) -> None:
         self._told = tempfile.TemporaryFile()  # noqa: SIM115  it is closed with the process
-        command = [sys.executable, "-P", answering.__file__, str(path), format.loader]
+        command = [sys.executable, "-P", answering.__file__, str(path.resolve()), format.loader]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._told, cwd=path.parent
         )

@@ -14,6 +14,7 @@ from torch import nn
 from sentei.data import Data
 from sentei.data.batches import mapped
 from sentei.deploy.axes import Batch, Image, resized
+from sentei.deploy.detectors import refuse_boxes
 from sentei.deploy.formats import Format, format_of
 from sentei.deploy.handover import described, hand_over, workshop
 from sentei.deploy.making import Job, Made, Say
@@ -30,11 +31,10 @@ from sentei.deploy.record import (
 from sentei.errors import ExportError
 from sentei.graph.inputs import arguments
 from sentei.graph.part import Forward, check_forward, name_of
+from sentei.runfiles import SIDECAR
 from sentei.sealed import sealed_json
 from sentei.surgery.belongs import unwrapped
 from sentei.tasks import Task, task_of
-
-SIDECAR = ".export.json"
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def export(
     data: Data | None = None,
     task: str | Task | None = None,
     images: int | None = None,
+    recorded: float | None = None,
     normalisation: Statistics | None = None,
     classes: int | Sequence[str] | None = None,
     source: str | None = None,
@@ -110,6 +111,7 @@ def export(
         task: what the network is for: a name, a `Task`, or what the data are for. A task with a `forward` of its own
             exports the part that it runs.
         images: validation samples to measure on, evenly spaced; all unless given, none for 0.
+        recorded: the metric that is known of the network on all validation data, for the record.
         normalisation: (mean, std) of the channels, for pixels in 0..1, as the network was trained with.
         classes: their number, or their names in the order of the outputs.
         source: where the network comes from, for the record.
@@ -127,19 +129,23 @@ def export(
     kind = format_of(format)
     where = _target(Path(path), kind)
     check_forward(forward)
+    model = unwrapped(model)
     task = task_of(task, data) if task is not None or data is not None else None
     forward = forward or (None if task is None else task.part)
-    network = copy.deepcopy(unwrapped(model)).cpu().eval()
+    refuse_boxes(model, forward)
+    network = copy.deepcopy(model).cpu().eval()
     plain = Plain(network, _as_taken(network, example), forward, outputs)
     with workshop(where.parent) as place:
         made = Job.of(kind, plain, _as_taken(network, example), batch, image).made(place / where.name)
-        accuracy = made.accuracy(data, task, images, progress, tell) if data and task and images != 0 else None
+        accuracy = None
+        if data is not None and task is not None and images != 0:
+            accuracy = made.accuracy(data, task, images, recorded, progress, tell)
         if plain.left_out:
             tell(f"Left out: {', '.join(plain.left_out)}, which serves training alone; `outputs` can name it")
         record = {
             **heading(kind, network, source),
             **_facts(made, forward),
-            "normalisation": normalisation_of(normalisation, data),
+            "normalisation": normalisation_of(normalisation, data, network),
             "classes": classes_of(classes, data),
             "accuracy": accuracy,
         }

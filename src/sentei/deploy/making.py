@@ -44,9 +44,11 @@ class Made:
     def free(self) -> list[dict[int, str]]:
         return free_sizes(self.tensors, self.axes)
 
-    def accuracy(self, data: Data, task: Task, images: int | None, progress: bool, tell: Say) -> dict[str, Any] | None:
-        """What the task measures of the file; None, and why, if that cannot be."""
-        why = why_not(self.plain, task, data.val, self.tensors, self.free)
+    def accuracy(
+        self, data: Data, task: Task, images: int | None, recorded: float | None, progress: bool, tell: Say
+    ) -> dict[str, Any] | None:
+        """What the task measures of the file; None, and why is told, if that cannot be."""
+        why = why_not(self.plain, task, data.val, self.tensors, self.axes)
         if why:
             tell(f"Not measured on validation data: {why}")
             return None
@@ -55,7 +57,7 @@ class Made:
             shipped = Shipped(self.plain, run, self.tensors, batch, data.device)
             found = measured_on(data, task, shipped, self.plain.whole, images, progress)
         found.check()
-        return found.record()
+        return {**found.record(), "recorded": recorded if found.file.images == len(data.val) else None}
 
     def sealed(self, record: dict[str, Any]) -> list[Path]:
         """The files with the record in them, proven once more as they will be handed over."""

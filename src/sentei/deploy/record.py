@@ -18,6 +18,7 @@ from sentei.graph import ChannelGraph, trace
 from sentei.graph.part import Forward
 from sentei.plan.constraints import FAST, channels_of
 from sentei.runfiles import version
+from sentei.tasks.detectors import is_detector
 
 KIND, VERSION = "sentei export", 1
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -63,10 +64,15 @@ def _described(tensor: Tensor, dims: Mapping[int, str | None]) -> dict[str, Any]
     return {"shape": shape, "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def normalisation_of(given: Statistics | None, data: Data | None) -> dict[str, Any] | None:
-    """How pixels are brought to what the network takes: (pixel - mean) / std, channel by channel."""
+def normalisation_of(given: Statistics | None, data: Data | None, network: nn.Module) -> dict[str, Any] | None:
+    """How pixels are brought to what the file takes: (pixel - mean) / std, channel by channel.
+
+    Detectors do that themselves, before the part that is exported.
+    """
     known = {} if data is None else data.description
     mean, std = given if given is not None else (known.get("mean"), known.get("std"))
+    if mean is None and is_detector(network):
+        mean, std = network.transform.image_mean, network.transform.image_std
     if mean is None or std is None:
         return None
     return {"of": "pixels in 0..1", "mean": [float(v) for v in mean], "std": [float(v) for v in std]}

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from sentei.bars import live_bar
 from sentei.data import Data, Split
 from sentei.data.batches import tensors_of
+from sentei.deploy.axes import Axes, free_sizes
+from sentei.deploy.detectors import Inside, why_not_inside
 from sentei.deploy.plain import Plain, like
 from sentei.deploy.proof import Run
 from sentei.errors import ExportError
@@ -64,8 +66,8 @@ class Accuracy:
 
     def record(self) -> dict[str, Any]:
         return {
-            "task": self.task.name, "metric": self.task.metric, "split": "val", "images": self.file.images,
-            "file": self.file.figures, "network": self.network.figures,
+            "task": self.task.name, "metric": self.task.metric, "percent": self.task.percent, "split": "val",
+            "images": self.file.images, "file": self.file.figures, "network": self.network.figures,
         }  # fmt: skip
 
     def check(self) -> None:
@@ -91,23 +93,22 @@ def measured_on(
     total = math.ceil(theirs.images / BATCH)
     with live_bar(progress, counted=True) as bar:
         step = bar.add_task("measuring the file", total=total)
-        shipped.register_forward_hook(lambda *_: bar.advance(step))
-        ours = evaluate(shipped, data.val, task=task, batch_size=BATCH, limit=images)
+        whole = Inside(network, shipped) if shipped.plain[0].part is not None else shipped
+        whole.register_forward_hook(lambda *_: bar.advance(step))
+        ours = evaluate(whole, data.val, task=task, batch_size=BATCH, limit=images)
     return Accuracy(task, ours, theirs)
 
 
-def why_not(plain: Plain, task: Task, split: Split, example: Sequence[Tensor], free: Sequence[dict[int, str]]) -> str:
+def why_not(plain: Plain, task: Task, split: Split, example: Sequence[Tensor], axes: Axes) -> str:
     """Why a file cannot be measured on a split; empty if it can."""
-    if plain.part is not None:
-        return "a part of the network is exported, and only the whole can be measured"
     if not len(split):
         return "there are no validation samples"
-    first = task.inputs(next(iter(split.batches(1, limit=1))))
-    shapes = [tuple(t.shape) for t in tensors_of(first)]
-    for shape, tensor, dims in zip(shapes, example, free, strict=False):
-        fixed = [d for d in range(1, tensor.ndim) if d not in dims]
-        if len(shape) != tensor.ndim or any(shape[d] != tensor.shape[d] for d in fixed):
-            theirs, ours = ("x".join(map(str, s[1:])) for s in (shape, tensor.shape))
-            return f"its inputs are {ours}, those of the data {theirs}"
+    if plain.part is not None:
+        return why_not_inside(plain.whole, axes.image)
+    given = tensors_of(task.inputs(next(iter(split.batches(1, limit=1)))))
+    for theirs, ours, free in zip(given, example, free_sizes(example, axes), strict=False):
+        fixed = [d for d in range(1, ours.ndim) if d not in free]
+        if theirs.ndim != ours.ndim or any(theirs.shape[d] != ours.shape[d] for d in fixed):
+            shown = ["x".join(map(str, t.shape[1:])) for t in (ours, theirs)]
+            return f"the file takes {shown[0]}, the data are {shown[1]}"
     return ""
-
