@@ -31,6 +31,9 @@ def program_of(plain: Plain, tensors: Sequence[Tensor], axes: Axes, bounded: boo
             program = torch.export.export(
                 plain, tuple(tensors), dynamic_shapes=collection(tensors, axes, bounded), strict=False
             )
+            if plain.left_out:  # what made them goes too, which operations in place would keep
+                program = program.run_decompositions({})
+                program.graph.eliminate_dead_code()
         except Exception as error:  # it raises whatever its passes and the network's own code raise
             if isinstance(error, ExportError):
                 raise
