@@ -178,6 +178,13 @@ def test_a_file_that_computes_something_else_is_refused_with_the_figure(numbers,
     assert not list(tmp_path.iterdir())
 
 
+def test_the_networks_own_rounding_is_told_and_a_tolerance_accepts(numbers, tmp_path):
+    numbers(1.001)
+    with pytest.raises(ExportError, match=r"the network itself is \d\.?\d?e-0[89] off .* in float64 \(a larger `toler"):
+        exported(Pooled(), IMAGES, tmp_path / "a.npz")
+    assert exported(Pooled(), IMAGES, tmp_path / "a.npz", tolerance=0.01).max_error == pytest.approx(0.001, rel=0.01)
+
+
 def test_the_old_file_stays_where_a_new_one_is_refused(numbers, tmp_path):
     first = exported(Pooled(), IMAGES, tmp_path / "a.npz")
     files = {p.name: p.read_bytes() for p in tmp_path.iterdir()}

@@ -72,6 +72,8 @@ class Export:
     """Pixels of the images that it takes, or any; those of the run unless given."""
     outputs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
     """Outputs that are wanted, where the network names them; all but auxiliary ones unless given."""
+    tolerance: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Largest relative difference of outputs that is taken for rounding; 1e-5 in float32 unless given."""
     samples: Annotated[int | None, tyro.conf.arg(name="images", metavar="N")] = None
     """Validation images to measure the file on; all unless given, 0 for none."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -94,8 +96,8 @@ class Export:
         found = self.run() if is_started(self.model) else self.named()
         made = export(
             found.model, found.example, path, format=self.format, batch=batch, image=image, data=found.data,
-            task=found.task, outputs=self.outputs or None, images=self.samples, source=self.model, say=say,
-            progress=True, **found.known,
+            task=found.task, outputs=self.outputs or None, tolerance=self.tolerance, images=self.samples,
+            source=self.model, say=say, progress=True, **found.known,
         )  # fmt: skip
         if self.as_json:
             print_json({"path": str(made.path), **made.record})

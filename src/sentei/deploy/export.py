@@ -19,6 +19,7 @@ from sentei.deploy.formats import Format, format_of
 from sentei.deploy.handover import described, hand_over, workshop
 from sentei.deploy.making import Job, Made, Say
 from sentei.deploy.plain import Plain
+from sentei.deploy.proof import SAYS_LITTLE, variation
 from sentei.deploy.record import (
     Statistics,
     classes_of,
@@ -81,6 +82,7 @@ def export(
     image: Image = None,
     forward: Forward | None = None,
     outputs: Sequence[str] | None = None,
+    tolerance: float | None = None,
     data: Data | None = None,
     task: str | Task | None = None,
     images: int | None = None,
@@ -106,6 +108,8 @@ def export(
         forward: ``forward(model, *inputs)``, to export the part of the model that it runs.
         outputs: names of the outputs that are wanted, where the network returns a mapping; all but those that begin
             with ``aux`` unless given.
+        tolerance: largest max|a - b| / max|b| between the outputs a of the file and b of the network; 1e-5 in float32
+            unless given, 5e-2 in float16.
         data: validation data, on which the file and the network are measured; class names and normalisation are
             taken from it.
         task: what the network is for: a name, a `Task`, or what the data are for. A task with a `forward` of its own
@@ -136,7 +140,8 @@ def export(
     network = copy.deepcopy(model).cpu().eval()
     plain = Plain(network, _as_taken(network, example), forward, outputs)
     with workshop(where.parent) as place:
-        made = Job.of(kind, plain, _as_taken(network, example), batch, image).made(place / where.name)
+        job = Job.of(kind, plain, _as_taken(network, example), batch, image, tolerance)
+        made = job.made(place / where.name)
         accuracy = None
         if data is not None and task is not None and images != 0:
             accuracy = made.accuracy(data, task, images, recorded, progress, tell)
@@ -149,6 +154,8 @@ def export(
             "classes": classes_of(classes, data),
             "accuracy": accuracy,
         }
+        if record["variation"] < SAYS_LITTLE:
+            tell("The network answers all random inputs alike, so that equal outputs say little: measure it on data")
         files = made.sealed(record)
         seconds = time.perf_counter() - started
         record |= {"seconds": round(seconds, 2), "files": described(files)}
@@ -172,6 +179,7 @@ def _facts(made: Made, forward: Forward | None) -> dict[str, Any]:
         "left_out": {"parameters": parameters - made.parameters, "outputs": list(plain.left_out)},
         "max_error": max(made.errors.values()),
         "errors": made.errors,
+        "variation": variation(made.cases),
     }
 
 

@@ -17,7 +17,7 @@ from sentei.deploy.formats import Format
 from sentei.deploy.formats.format import Sketch
 from sentei.deploy.plain import Plain
 from sentei.deploy.program import parameters_of, program_of
-from sentei.deploy.proof import Case, cases_of, dtype_of, proven
+from sentei.deploy.proof import Case, cases_of, proven
 from sentei.deploy.shipped import Shipped, measured_on, why_not
 from sentei.errors import ExportError
 from sentei.graph.inputs import arguments
@@ -39,6 +39,7 @@ class Made:
     cases: list[Case]
     errors: dict[str, float]
     parameters: int
+    tolerance: float | None
 
     @property
     def free(self) -> list[dict[int, str]]:
@@ -66,7 +67,7 @@ class Made:
         with Alone(self.file, self.kind) as run:
             if json.loads(run.record) != record:
                 raise ExportError(f"the record in {self.file.name} is not what was written there")
-            proven(run, self.cases, dtype_of(self.plain))
+            proven(run, self.cases, self.plain, self.tolerance)
         return files
 
 
@@ -79,10 +80,13 @@ class Job:
     example: list[Tensor]
     batch: Batch
     image: Image
+    tolerance: float | None
 
     @classmethod
-    def of(cls, kind: Format, plain: Plain, example: Any, batch: Batch, image: Image) -> Job:
-        return cls(kind, plain, plain.tensors_of(*arguments(example)), batch, image)
+    def of(
+        cls, kind: Format, plain: Plain, example: Any, batch: Batch, image: Image, tolerance: float | None = None
+    ) -> Job:
+        return cls(kind, plain, plain.tensors_of(*arguments(example)), batch, image, tolerance)
 
     @property
     def axes(self) -> Axes:
@@ -111,9 +115,9 @@ class Job:
         built = self.kind.build(Sketch(program, self.plain.names, names, free_sizes(tensors, self.axes)))
         self.kind.write(built, file, "{}")
         with Alone(file, self.kind) as run:
-            errors = proven(run, cases, dtype_of(self.plain))
+            errors = proven(run, cases, self.plain, self.tolerance)
         size = parameters_of(program)
-        return Made(self.kind, self.plain, tensors, self.axes, built, file, cases, errors, size)
+        return Made(self.kind, self.plain, tensors, self.axes, built, file, cases, errors, size, self.tolerance)
 
     def _smaller(self) -> list[Job]:
         """With less that is free, best first."""

@@ -24,7 +24,7 @@ TOLD = ("stack_trace", "source_fn_stack", "torch_fn", "nn_module_stack")
 
 def program_of(plain: Plain, tensors: Sequence[Tensor], axes: Axes, bounded: bool = False) -> ExportedProgram:
     """The program of a network. ExportError, with the reason in a line, if it has none for these axes."""
-    for told, inputs in others(tensors, axes):
+    for told, inputs in [("the example", tensors), *others(tensors, axes)]:
         _run(plain, inputs, told)
     with quietly():
         try:
@@ -35,8 +35,6 @@ def program_of(plain: Plain, tensors: Sequence[Tensor], axes: Axes, bounded: boo
                 program = program.run_decompositions({})
                 program.graph.eliminate_dead_code()
         except Exception as error:  # it raises whatever its passes and the network's own code raise
-            if isinstance(error, ExportError):
-                raise
             raise ExportError(f"torch.export refuses this network ({axes}): {reason(error)}") from error
     _strip(program)
     return program
@@ -46,6 +44,8 @@ def _run(plain: Plain, tensors: Sequence[Tensor], told: str) -> None:
     try:
         with torch.no_grad(), quietly():
             plain(*tensors)
+    except ExportError:
+        raise
     except Exception as error:  # the network's own code may raise anything
         raise ExportError(f"the network itself does not take {told} ({reason(error)})") from error
 
