@@ -28,14 +28,14 @@ from torchvision import models
 
 import sentei
 from sentei.atomic import write_atomic
-from sentei.deploy.layers import fastest, layer_times, profiled, slow_layers
-from sentei.deploy.runtimes import RUNTIMES, OnnxRuntime, OpenVino, to_onnx
-from sentei.deploy.survey import survey
-from sentei.deploy.timing import Timer, clock_for, measure
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
 from sentei.methods.common.summary import machine
 from sentei.models import load_weights
 from sentei.plan.criteria import criterion
+from sentei.speed.layers import fastest, layer_times, profiled, slow_layers
+from sentei.speed.runtimes import RUNTIMES, OnnxRuntime, OpenVino, to_onnx
+from sentei.speed.survey import survey
+from sentei.speed.timing import Timer, clock_for, measure
 
 MODELS = [
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "densenet121",

@@ -2,11 +2,12 @@
 
 from sentei.comparison.compare import compare
 from sentei.data import Data
-from sentei.deploy import LatencyTable
+from sentei.deploy.export import Exported, export
 from sentei.errors import SenteiError
 from sentei.graph import ChannelGraph, Cost, Group, Slice, trace
 from sentei.methods import PruneResult, Sparsifier, Supernet, prune, search_widths
 from sentei.plan import Budget, Constraints, Plan, allocate, compose, uniform, widths
+from sentei.speed.latency import LatencyTable
 from sentei.surgery import (
     carry_optimizer,
     check,
@@ -23,8 +24,8 @@ from sentei.tasks import Task
 from sentei.train import recalibrate
 
 __all__ = [
-    "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Group", "LatencyTable", "Plan", "PruneResult",
-    "SenteiError", "Slice", "Sparsifier", "Supernet", "Task", "allocate", "carry_optimizer", "check",
-    "check_optimizer", "compare", "compose", "cut", "fold", "load", "permute", "prune", "recalibrate", "retrace",
-    "save", "search_widths", "slim", "trace", "uniform", "widths",
+    "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Exported", "Group", "LatencyTable", "Plan",
+    "PruneResult", "SenteiError", "Slice", "Sparsifier", "Supernet", "Task", "allocate", "carry_optimizer", "check",
+    "check_optimizer", "compare", "compose", "cut", "export", "fold", "load", "permute", "prune", "recalibrate",
+    "retrace", "save", "search_widths", "slim", "trace", "uniform", "widths",
 ]  # fmt: skip

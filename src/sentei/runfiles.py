@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
@@ -29,6 +30,8 @@ REPORT = "report.html"
 """What `sentei report` writes unless told otherwise."""
 OURS = (SUMMARY, JOURNAL, *NETWORK, *SUPERNETS, "gammas.png", "fidelity.svg", BENCH, REPORT, CONFIG)
 """The files of a run; the config goes last when a run is cleared, so that a kill leaves a resumable one."""
+SIDECAR = ".export.json"
+"""How files end that describe exported ones."""
 REPLACED = ".replaced"
 """Where the files of a run wait that is being overwritten, until the new one has stored something."""
 
@@ -93,7 +96,7 @@ def clear(folder: str | Path) -> None:
         remove_checkpoints(path)
         remove_curve(path)
         remove_scalars(path)
-        for name in OURS:
+        for name in (*exported(path), *OURS):
             (path / name).unlink(missing_ok=True)
 
 
@@ -107,7 +110,10 @@ def sweep(folder: Path) -> None:
     """Remove temporary files that a kill has left, among the networks on the way too."""
     for place in (folder, *(folder / CURVE).glob("*")):
         for file in filter(_is_temporary, place.glob(".*")):
-            file.unlink(missing_ok=True)
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
 
 
 def remove_curve(folder: Path) -> None:
@@ -162,9 +168,19 @@ def forget_replaced(folder: Path) -> None:
             replaced.rmdir()
 
 
+def exported(folder: Path) -> list[str]:
+    """Names of the files that `sentei export` wrote into a run's folder."""
+    names = []
+    for sidecar in folder.glob(f"*{SIDECAR}"):
+        described = read_json(sidecar.read_bytes()) or {}
+        names += [Path(str(file["name"])).name for file in described.get("files", ())] + [sidecar.name]
+    return names
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """What belongs to a run, apart from its config."""
-    names = [CURVE, SCALARS, *(name for name in OURS if name != CONFIG), *(p.name for p in folder.glob("*.ckpt"))]
+    checkpoints = (p.name for p in folder.glob("*.ckpt"))
+    names = [CURVE, SCALARS, *exported(folder), *(name for name in OURS if name != CONFIG), *checkpoints]
     return (folder / name for name in names if (folder / name).exists())
 
 

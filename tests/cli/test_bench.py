@@ -7,9 +7,9 @@ import pytest
 
 from sentei.atomic import write_atomic
 from sentei.cli import main
-from sentei.deploy.benchfile import read_bench
 from sentei.runfiles import BENCH
 from sentei.sealed import sealed_json
+from sentei.speed.benchfile import read_bench
 from tests.cli.conftest import QUICK
 
 SHORT = ("--seconds", 0.3)
@@ -164,7 +164,7 @@ def test_code_that_a_run_names_needs_trust(sentei, tmp_path):
 
 
 def test_without_onnx_runtime_pytorch_is_measured_and_named(sentei, half, monkeypatch):
-    from sentei.deploy import runtimes
+    from sentei.speed import runtimes
 
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     done = sentei("bench", half, *SHORT)

@@ -19,6 +19,7 @@ from sentei.cli.bench import BenchCommand
 from sentei.cli.compare import Compare
 from sentei.cli.demo import Demo
 from sentei.cli.evaluate import Evaluate
+from sentei.cli.export import Export
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
 from sentei.cli.options import Output
@@ -55,6 +56,7 @@ def commands(argv: Sequence[str]) -> Any:
         "prune": prune_with(method),
         "resume": Resume,
         "evaluate": Evaluate,
+        "export": Export,
         "fidelity": FidelityCommand,
         "bench": BenchCommand,
         "compare": Compare,

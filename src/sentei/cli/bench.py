@@ -16,11 +16,6 @@ from sentei.cli.options import MODEL, Dense, Output, Trust, device_of
 from sentei.cli.running import print_json
 from sentei.cli.saved import permit, saved_command
 from sentei.console import say, screen
-from sentei.deploy.bench import Bench, Comparison, batched, bench
-from sentei.deploy.benchfile import Role, append_bench, as_file, entry_of, read_bench
-from sentei.deploy.layers import NOTICED, slow_layers
-from sentei.deploy.runtimes import SHOWN, default_runtime
-from sentei.deploy.survey import Layer
 from sentei.errors import ConfigError, SenteiError
 from sentei.graph.inputs import Inputs
 from sentei.graph.part import Part
@@ -28,6 +23,11 @@ from sentei.lock import FolderLock
 from sentei.models import load_weights
 from sentei.report.tables import count, table
 from sentei.runfiles import BENCH, is_started, read_summary
+from sentei.speed.bench import Bench, Comparison, batched, bench
+from sentei.speed.benchfile import Role, append_bench, as_file, entry_of, read_bench
+from sentei.speed.layers import NOTICED, slow_layers
+from sentei.speed.runtimes import SHOWN, default_runtime
+from sentei.speed.survey import Layer
 from sentei.tasks.task import Forward
 
 

@@ -80,7 +80,10 @@ def load_coco(
     named = [{"label": labels[number], "id": number, "name": name} for number, name in categories.items()]
     described: dict[str, Any] = {"data": ref, **sizes, "classes": len(labels), "image_size": size, "split_seed": seed}
     described |= {"categories": named, "task": "detection"}
-    return Data(ref, splits["train"], splits["val"], splits["test"], len(labels), shape, device, described)
+    return Data(
+        ref, splits["train"], splits["val"], splits["test"], len(labels), shape, device, described,
+        class_names=tuple(categories.values()),
+    )  # fmt: skip
 
 
 def _wanted(path: Path, name: str) -> bool:

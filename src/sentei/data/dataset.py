@@ -31,6 +31,8 @@ class Data:
     example: Any = None
     """What the model is called with, for tracing: tensor, tuple or dict. Unless given, an image of `input_shape`, or
     what the task makes of the first training batch."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes in the order of their numbers, where the data have them."""
 
     @classmethod
     def of(

@@ -58,7 +58,10 @@ def load_folder(
     }
     shape = (3, size, size)
     described = describe(ref, splits, len(train.classes), shape, seed, *statistics)
-    return Data(ref, splits["train"], splits["val"], splits["test"], len(train.classes), shape, device, described)
+    return Data(
+        ref, splits["train"], splits["val"], splits["test"], len(train.classes), shape, device, described,
+        class_names=tuple(train.classes),
+    )  # fmt: skip
 
 
 def _scan(path: Path) -> ImageFolder:

@@ -181,7 +181,10 @@ def _in_memory(
     height, width, channels = splits["train"].images.shape[1:]
     shape = (channels, height, width)
     described = describe(ref, splits, classes, shape, seed, mean, std)
-    return Data(ref, splits["train"], splits["val"], splits["test"], classes, shape, device, described)
+    return Data(
+        ref, splits["train"], splits["val"], splits["test"], classes, shape, device, described,
+        class_names=source.names,
+    )  # fmt: skip
 
 
 def _check_parts(ref: str, parts: dict[str, tuple[Tensor, Tensor]], classes: int) -> None:

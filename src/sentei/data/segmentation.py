@@ -75,7 +75,10 @@ def load_segmentation(
         name: SegmentationSplit(pairs, shape, device, statistics, workers, path, keep) for name, pairs in parts.items()
     }
     described = describe(ref, splits, classes, (3, *shape), seed, *statistics) | {"task": "segmentation"}
-    return Data(ref, splits["train"], splits["val"], splits["test"], classes, (3, *shape), device, described)
+    return Data(
+        ref, splits["train"], splits["val"], splits["test"], classes, (3, *shape), device, described,
+        class_names=_names(path),
+    )  # fmt: skip
 
 
 def _wanted(path: Path, name: str) -> bool:
@@ -116,13 +119,20 @@ def _by_stem(folder: Path) -> dict[str, str]:
     return found
 
 
+def _names(path: Path) -> tuple[str, ...] | None:
+    """Lines of classes.txt; None where there is none."""
+    listed = path / "classes.txt"
+    if not listed.is_file():
+        return None
+    if names := [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]:
+        return tuple(names)
+    raise DataError(f"{listed} is empty; expected a class name a line, or no such file.")
+
+
 def _classes(path: Path, found: dict[str, list[Sample]]) -> int:
     """Lines of classes.txt, or one more than the largest number in the masks of train/."""
-    listed = path / "classes.txt"
-    if listed.is_file():
-        if names := [line for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]:
-            return len(names)
-        raise DataError(f"{listed} is empty; expected a class name a line, or no such file.")
+    if names := _names(path):
+        return len(names)
     classes = max(_classes_in(mask) for _, mask in found["train"])
     if classes == 0:
         raise DataError(f"The masks of {path}/train label no pixel: all are {IGNORE}.")
@@ -130,7 +140,7 @@ def _classes(path: Path, found: dict[str, list[Sample]]) -> int:
     if over := next((mask for mask in others if _classes_in(mask) > classes), None):
         raise DataError(
             f"{over} holds class {_classes_in(over) - 1}, above those in the masks of train/. Name all classes in "
-            f"{listed}, one a line, or set the value to {IGNORE} where it is none."
+            f"{path / 'classes.txt'}, one a line, or set the value to {IGNORE} where it is none."
         )
     return classes
 

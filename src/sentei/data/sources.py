@@ -43,6 +43,8 @@ class Source:
     classes: int | None = None
     val_images: Tensor | None = None
     val_labels: Tensor | None = None
+    names: tuple[str, ...] | None = None
+    """Of the classes, in the order of their numbers."""
 
 
 def candidate_roots(root: str | Path | None) -> list[Path]:
@@ -70,8 +72,9 @@ def digits() -> Source:
     labels = torch.from_numpy(bunch.target).long()
     train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels.numpy(), random_state=0)
     return Source(
-        pixels[train], labels[train], pixels[test], labels[test], val=180, augment=Augment(crop=1), classes=10
-    )
+        pixels[train], labels[train], pixels[test], labels[test], val=180, augment=Augment(crop=1), classes=10,
+        names=tuple("0123456789"),
+    )  # fmt: skip
 
 
 def cifar(name: str, root: str | Path | None) -> Source:
@@ -107,6 +110,7 @@ def cifar(name: str, root: str | Path | None) -> Source:
         augment=Augment(flip=True, crop=4),
         statistics=statistics,
         classes=len(train.classes),
+        names=tuple(train.classes),
     )
 
 
@@ -133,6 +137,7 @@ def fashion_mnist(root: str | Path | None) -> Source:
         augment=Augment(flip=True, crop=2),
         statistics=((0.2860,), (0.3530,)),
         classes=10,
+        names=tuple(datasets.FashionMNIST.classes),
     )
 
 

@@ -1,5 +1,1 @@
-"""What leaves the house: networks in other runtimes, and how fast they are there."""
-
-from sentei.deploy.latency import LatencyTable
-
-__all__ = ["LatencyTable"]
+"""What leaves the house: files that run without sentei, each with its proof."""

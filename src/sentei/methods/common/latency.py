@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sentei.deploy.latency import LatencyTable, whole_pass
-from sentei.deploy.runtimes import runtime_of
-from sentei.deploy.timing import Timer, clock_for, measure
 from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
 from sentei.plan import Constraints
+from sentei.speed.latency import LatencyTable, whole_pass
+from sentei.speed.runtimes import runtime_of
+from sentei.speed.timing import Timer, clock_for, measure
 
 if TYPE_CHECKING:
     from sentei.methods.common.method import Found

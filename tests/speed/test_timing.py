@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sentei.deploy import timing
-from sentei.deploy.timing import FEWEST, FIRST, Interval, Timer, clock_for, fast_half, interval, measure
+from sentei.speed import timing
+from sentei.speed.timing import FEWEST, FIRST, Interval, Timer, clock_for, fast_half, interval, measure
 
 
 class Machine:

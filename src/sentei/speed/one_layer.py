@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sentei.deploy.runtimes import Pass, runtime_of
 from sentei.extras import required
 from sentei.graph.latency import axes, size
 from sentei.graph.record import Contraction, Kernel
+from sentei.speed.runtimes import Pass, runtime_of
 
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

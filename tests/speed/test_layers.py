@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sentei.deploy.layers import FEW, MANY, LayerTimes, layer_times, profiled, slow_layers
-from sentei.deploy.profiles import Profile
-from sentei.deploy.survey import Layer
+from sentei.speed.layers import FEW, MANY, LayerTimes, layer_times, profiled, slow_layers
+from sentei.speed.profiles import Profile
+from sentei.speed.survey import Layer
 
 
 def a_layer(name, dense_ms, small_ms, dense=(64, 64), small=(32, 64), kept=0.5) -> LayerTimes:

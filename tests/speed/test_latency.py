@@ -15,12 +15,12 @@ from torch import nn
 
 import sentei
 from sentei import LatencyTable, trace
-from sentei.deploy import latency
-from sentei.deploy.latency import interpolated, points, vector_step
-from sentei.deploy.one_layer import Layer, layer_at
 from sentei.errors import CheckpointError, ConfigError, ExportError
 from sentei.graph.latency import axes, size
 from sentei.plan.allocate import plan_from_widths
+from sentei.speed import latency
+from sentei.speed.latency import interpolated, points, vector_step
+from sentei.speed.one_layer import Layer, layer_at
 from tests.random_networks import conv
 
 CALL = 2e-6

@@ -19,9 +19,6 @@ from torch import nn
 
 from sentei.atomic import write_atomic
 from sentei.bars import live_bar
-from sentei.deploy.one_layer import Layer, layer_at
-from sentei.deploy.runtimes import Pass, runtime_of
-from sentei.deploy.timing import Timer, clock_for, clock_name
 from sentei.errors import BudgetError, CheckpointError, ConfigError
 from sentei.graph import ChannelGraph
 from sentei.graph.latency import axes, size
@@ -32,6 +29,9 @@ from sentei.plan import Budget, Constraints, rescaler, uniform
 from sentei.plan.allocate import plan_from_widths
 from sentei.schema import validated
 from sentei.sealed import read_json, sealed_json
+from sentei.speed.one_layer import Layer, layer_at
+from sentei.speed.runtimes import Pass, runtime_of
+from sentei.speed.timing import Timer, clock_for, clock_name
 from sentei.surgery.cut import cut
 
 STEPS = (8, 16)

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from sentei.bars import live_bar
-from sentei.deploy.layers import LayerTimes, fastest, layer_times, profiled
-from sentei.deploy.runtimes import Pass, Placed, default_runtime, runtime_of
-from sentei.deploy.survey import Survey, survey
-from sentei.deploy.timing import Clock, Interval, Timer, clock_for, measure
 from sentei.errors import ConfigError, ExportError
 from sentei.graph.copying import rebuilt
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
 from sentei.graph.part import Forward, Part, check_forward
 from sentei.machine import machine
+from sentei.speed.layers import LayerTimes, fastest, layer_times, profiled
+from sentei.speed.runtimes import Pass, Placed, default_runtime, runtime_of
+from sentei.speed.survey import Survey, survey
+from sentei.speed.timing import Clock, Interval, Timer, clock_for, measure
 
 Seconds = Mapping[str, np.ndarray]
 """Of each layer, one for each pass."""

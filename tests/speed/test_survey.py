@@ -7,8 +7,8 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 import sentei
-from sentei.deploy.survey import Layer, survey
 from sentei.models import build_model
+from sentei.speed.survey import Layer, survey
 
 
 def test_macs_parameters_widths_and_memory_by_hand():

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sentei.deploy.profiles import Profile
-from sentei.deploy.survey import Layer
-from sentei.deploy.timing import Clock
+from sentei.speed.profiles import Profile
+from sentei.speed.survey import Layer
+from sentei.speed.timing import Clock
 
 MANY, FEW = 50, 10
 """Most and fewest passes that are profiled."""

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sentei.deploy.profiles import EagerProfile, OnnxRuntimeProfile, OpenVinoProfile, Profile
 from sentei.errors import ExportError
 from sentei.extras import required
 from sentei.graph.copying import rebuilt
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
+from sentei.speed.profiles import EagerProfile, OnnxRuntimeProfile, OpenVinoProfile, Profile
 from sentei.train.evaluate import evaluating
 
 Pass = Callable[[], Any]

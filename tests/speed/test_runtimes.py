@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from sentei.deploy import runtimes
-from sentei.deploy.profiles import Owner
-from sentei.deploy.runtimes import RUNTIMES, SHOWN, OnnxRuntime, default_runtime, runtime_of, to_onnx
-from sentei.deploy.survey import survey
 from sentei.errors import ExportError
+from sentei.speed import runtimes
+from sentei.speed.profiles import Owner
+from sentei.speed.runtimes import RUNTIMES, SHOWN, OnnxRuntime, default_runtime, runtime_of, to_onnx
+from sentei.speed.survey import survey
 
 
 class Net(nn.Module):

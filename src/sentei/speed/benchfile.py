@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sentei.atomic import write_atomic
-from sentei.deploy.bench import Bench, Comparison, Measured
-from sentei.deploy.layers import LayerTimes
 from sentei.errors import CheckpointError
 from sentei.schema import BenchFile, validated
 from sentei.sealed import read_json, sealed_json
+from sentei.speed.bench import Bench, Comparison, Measured
+from sentei.speed.layers import LayerTimes
 
 FORMAT, VERSION = "sentei bench", 1
 Role = Literal["dense", "small", "other"]

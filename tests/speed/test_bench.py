@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 import sentei
-from sentei.deploy import bench as benching
-from sentei.deploy.bench import batched, bench
-from sentei.deploy.benchfile import append_bench, entry_of, read_bench
-from sentei.deploy.profiles import Profile
-from sentei.deploy.runtimes import RUNTIMES, Placed, Runtime
 from sentei.errors import CheckpointError, ConfigError, ExportError
 from sentei.graph.inputs import Inputs
 from sentei.models import build_model
 from sentei.sealed import sealed_json
+from sentei.speed import bench as benching
+from sentei.speed.bench import batched, bench
+from sentei.speed.benchfile import append_bench, entry_of, read_bench
+from sentei.speed.profiles import Profile
+from sentei.speed.runtimes import RUNTIMES, Placed, Runtime
 
 
 class Watched(Profile):
