@@ -15,7 +15,8 @@ from sentei.errors import ConfigError
 from sentei.graph.latency import axes, size
 from sentei.methods import PruneResult
 from sentei.methods.common import latency
-from sentei.methods.common.latency import NEAR, Timing
+from sentei.methods.common.latency import NEAR
+from sentei.speed.latency import Timing
 from sentei.train import Recipe
 
 ONE = Constraints(round_to=1, max_ratio=0.9)

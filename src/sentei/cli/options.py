@@ -15,11 +15,11 @@ from tyro.constructors import PrimitiveConstructorSpec
 from sentei.data import Data, load_data
 from sentei.data.load import in_folder, located
 from sentei.errors import ConfigError
-from sentei.methods.common.latency import Timing
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import is_started
+from sentei.speed.latency import Timing
 from sentei.tasks import Task, task_of
 
 Ref = tyro.conf.Positional[str]

@@ -1,6 +1,5 @@
 """Pruning methods, from a trained network to a smaller, checked and fine-tuned one."""
 
-from sentei.methods.common.latency import Timing
 from sentei.methods.common.method import Found, Method
 from sentei.methods.common.pruning import FINE_TUNE, Pruning
 from sentei.methods.ista import Sparsifier
@@ -9,6 +8,7 @@ from sentei.methods.prune import PruneResult, prune
 from sentei.methods.registry import METHODS
 from sentei.methods.search_widths import search_widths
 from sentei.methods.stagewise import Supernet
+from sentei.speed.latency import Timing
 
 __all__ = [
     "FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "Sparsifier", "Supernet", "Timing",

@@ -18,7 +18,7 @@ from sentei.data import Data, load_data
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.machine import machine
-from sentei.methods.common.latency import Timing, set_up, within_time
+from sentei.methods.common.latency import set_up, within_time
 from sentei.methods.common.method import Found, Method, deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, Pruning, Say, silent
 from sentei.methods.common.summary import figures_of, measured_task, tested
@@ -28,6 +28,7 @@ from sentei.models.user_file import code_of
 from sentei.plan import Budget, Constraints, Plan
 from sentei.plan.budget import refuse_other
 from sentei.runs import Run
+from sentei.speed.latency import Timing
 from sentei.surgery import save
 from sentei.surgery.history import as_dense
 from sentei.tasks import Task, task_of

@@ -158,6 +158,30 @@ class LatencyTable:
         return cls.from_plain(found, path)
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Where a budget of milliseconds is measured.
+
+    >>> sentei.prune(model, data, budget=sentei.Budget(latency=0.5), timing=Timing("openvino", threads=2))
+    """
+
+    runtime: str = "onnxruntime"
+    """onnxruntime, openvino, eager or compile."""
+    threads: int = 1
+    """Threads of the runtime."""
+    table: str | None = None
+    """A latency table measured before (`LatencyTable.save`)."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result: the content of the table, wherever it lies.
+
+        ExportError if the runtime is not installed.
+        """
+        runtime_of(self.runtime).versions()
+        given = asdict(self)
+        return given if self.table is None else {**given, "table": LatencyTable.load(self.table).to_plain()}
+
+
 def points(full: int, step: int) -> tuple[int, ...]:
     """The widths at which an axis is measured: what is whole in steps, and about half of that.
 

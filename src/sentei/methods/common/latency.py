@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
+from sentei.methods.common.method import Found
+from sentei.methods.common.pruning import Pruning
 from sentei.plan import Constraints
 from sentei.speed.latency import LatencyTable, whole_pass
-from sentei.speed.runtimes import runtime_of
 from sentei.speed.timing import Timer, clock_for, measure
-
-if TYPE_CHECKING:
-    from sentei.methods.common.method import Found
-    from sentei.methods.common.pruning import Pruning
 
 TRIES = 3
 """Cuts after the first one."""
@@ -25,30 +22,6 @@ NEAR = 0.02
 """How far from its limit a measured time may be."""
 SECONDS = 20
 """Of measuring a cut network, at most."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where a budget of milliseconds is measured.
-
-    >>> sentei.prune(model, data, budget=sentei.Budget(latency=0.5), timing=Timing("openvino", threads=2))
-    """
-
-    runtime: str = "onnxruntime"
-    """onnxruntime, openvino, eager or compile."""
-    threads: int = 1
-    """Threads of the runtime."""
-    table: str | None = None
-    """A latency table measured before (`LatencyTable.save`)."""
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the result: the content of the table, wherever it lies.
-
-        ExportError if the runtime is not installed.
-        """
-        runtime_of(self.runtime).versions()
-        given = asdict(self)
-        return given if self.table is None else {**given, "table": LatencyTable.load(self.table).to_plain()}
 
 
 def set_up(pruning: Pruning) -> None:

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
-from sentei.methods.common.latency import Timing
 from sentei.methods.common.timing import clock
 from sentei.plan import Budget, Constraints, Plan
 from sentei.runs import Run
-from sentei.speed.latency import LatencyTable
+from sentei.speed.latency import LatencyTable, Timing
 from sentei.surgery.check import check
 from sentei.surgery.cut import cut
 from sentei.tasks import Task
