@@ -8,9 +8,8 @@ from sentei.methods.prune import PruneResult, prune
 from sentei.methods.registry import METHODS
 from sentei.methods.search_widths import search_widths
 from sentei.methods.stagewise import Supernet
-from sentei.speed.latency import Timing
 
 __all__ = [
-    "FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "Sparsifier", "Supernet", "Timing",
-    "prune", "search_widths",
+    "FINE_TUNE", "METHODS", "Found", "Method", "OneShot", "PruneResult", "Pruning", "Sparsifier", "Supernet", "prune",
+    "search_widths",
 ]  # fmt: skip

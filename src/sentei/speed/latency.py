@@ -162,7 +162,7 @@ class LatencyTable:
 class Timing:
     """Where a budget of milliseconds is measured.
 
-    >>> sentei.prune(model, data, budget=sentei.Budget(latency=0.5), timing=Timing("openvino", threads=2))
+    >>> sentei.prune(model, data, budget=sentei.Budget(latency=0.5), timing=sentei.Timing("openvino", threads=2))
     """
 
     runtime: str = "onnxruntime"
