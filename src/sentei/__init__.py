@@ -25,7 +25,7 @@ from sentei.train import recalibrate
 
 __all__ = [
     "Budget", "ChannelGraph", "Constraints", "Cost", "Data", "Exported", "Group", "LatencyTable", "Plan",
-    "PruneResult", "SenteiError", "Slice", "Sparsifier", "Supernet", "Task", "Timing", "allocate", "carry_optimizer", "check",
-    "check_optimizer", "compare", "compose", "cut", "export", "fold", "load", "permute", "prune", "recalibrate",
-    "retrace", "save", "search_widths", "slim", "trace", "uniform", "widths",
+    "PruneResult", "SenteiError", "Slice", "Sparsifier", "Supernet", "Task", "Timing", "allocate", "carry_optimizer",
+    "check", "check_optimizer", "compare", "compose", "cut", "export", "fold", "load", "permute", "prune",
+    "recalibrate", "retrace", "save", "search_widths", "slim", "trace", "uniform", "widths",
 ]  # fmt: skip
