@@ -10,6 +10,7 @@ MODULES = [
     *(f"sentei.data.{name}" for name in ("batches", "dataset", "load", "splits")),
     "sentei.tasks.classification",
     "sentei.train.recipe",
+    *(f"sentei.deploy.{name}" for name in ("survey", "timing")),
     *(f"sentei.models.{name}" for name in ("reference", "resnet", "plain", "googlenet", "densenet", "mobilenet")),
 ]
 
