@@ -8,10 +8,11 @@ import torch
 
 MODULES = [
     *(f"sentei.data.{name}" for name in ("batches", "dataset", "load", "splits")),
-    *(f"sentei.report.compare_{name}" for name in ("plan", "results", "statistics", "tables")),
+    *(f"sentei.comparison.{name}" for name in ("planned", "results", "statistics", "tables")),
     "sentei.tasks.classification",
     "sentei.train.recipe",
     *(f"sentei.report.{name}" for name in ("figures", "layers", "ticks")),
+    *(f"sentei.speed.{name}" for name in ("latency", "survey", "timing")),
     *(f"sentei.models.{name}" for name in ("reference", "resnet", "plain", "googlenet", "densenet", "mobilenet")),
 ]
 

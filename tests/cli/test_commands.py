@@ -149,7 +149,7 @@ def test_output_fits_80_columns(sentei, trained, monkeypatch):
     assert max(map(len, tables)) <= 80
 
 
-@pytest.mark.parametrize("verb", ["", "demo", "inspect", "train", "prune", "resume", "evaluate", "compare", "report"])
+@pytest.mark.parametrize("verb", ["", "demo", "inspect", "train", "prune", "resume", "evaluate", "compare", "report", "bench", "export"])
 def test_help(verb, sentei):
     done = sentei(*([verb] if verb else []), "--help")
     assert done.code == 0

@@ -68,8 +68,8 @@ class FidelityCommand:
     """Run directory; runs/MODEL-DATA-fidelity unless given."""
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Trained weights: safetensors or a state_dict."""
-    round_to: Annotated[int, tyro.conf.arg(metavar="N")] = 8
-    """Widths become multiples of this, in groups of at least four times as many channels."""
+    round_to: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Widths become multiples of this, in groups of at least four times as many channels; as for prune unless given."""
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
     output: RunOutput = field(default_factory=RunOutput)

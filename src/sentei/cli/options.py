@@ -158,8 +158,9 @@ class DataOptions:
 class Limits:
     """How far each group of channels may shrink."""
 
-    round_to: Annotated[int, tyro.conf.arg(metavar="N")] = 8
-    """Widths become multiples of this in groups of at least four times as many channels, of 4, 2, 1 in narrower."""
+    round_to: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Widths become multiples of this in groups of at least four times as many channels, of smaller steps in narrower.
+    Unless given 16, and 16 at least, in networks with a group of 128 channels or more, 8 in others."""
     min_width: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Units that every group keeps at least."""
     max_ratio: Amount = float(DEFAULT_CONSTRAINTS.ratios["*"])

@@ -151,7 +151,7 @@ def note_on_widths(graph: ChannelGraph, widths: np.ndarray, before: np.ndarray |
 def _avoidable(graph: ChannelGraph, widths: np.ndarray, before: np.ndarray | None = None) -> str:
     """The note on widths that were chosen in steps of `round_to`."""
     odd = note_on_widths(graph, widths, before)
-    return f"{odd}; round_to=8 avoids them" if odd else ""
+    return f"{odd}; the default round_to avoids them" if odd else ""
 
 
 def _joined(*notes: str) -> str:

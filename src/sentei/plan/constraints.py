@@ -15,6 +15,8 @@ from sentei.errors import ConfigError, PlanError
 from sentei.graph import ChannelGraph, Group
 from sentei.graph.bundles import followers, in_proportion, leader, steps_of
 
+STEP, WIDE_STEP, WIDE = 8, 16, 128
+"""Steps of widths unless told otherwise: 16 in networks with a group of 128 channels or more."""
 FAST = 4
 """Kernels work on several channels at once. Widths that are no multiple of this waste a part of each vector."""
 
@@ -31,11 +33,14 @@ class Constraints:
     range, and PlanError when a pattern matches nothing in the model.
     """
 
-    round_to: int = 8
+    round_to: int | None = None
     """Channel counts become multiples of this in groups of at least 4 times as many channels. Narrower groups shrink
     in steps of the largest power of two below it that is at most a quarter of their channels, because there a multiple
     of `round_to` is too coarse to meet a budget. Where every use of a unit takes m channels (a channel shuffle, say),
-    the units become multiples of step / gcd(step, m). 1 rounds nothing."""
+    the units become multiples of step / gcd(step, m). 1 rounds nothing.
+
+    None does what hardware is fast at: in networks with a group of 128 channels or more, multiples of 16 wherever twice
+    that many are there, and no fewer than 16 channels in any group that has them; elsewhere multiples of 8."""
 
     min_width: int = 1
     """Units that every group keeps at least (all of them where it has fewer)."""
@@ -54,6 +59,8 @@ class Constraints:
     def __post_init__(self) -> None:
         for name in ("round_to", "min_width"):
             value = getattr(self, name)
+            if name == "round_to" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name}={value!r}: expected an integer of at least 1")
         for pattern, ratio in self.ratios.items():
@@ -88,9 +95,11 @@ class Constraints:
         for pattern, ratio in self.ratios.items():
             loss = np.where(layers.matching(pattern), np.minimum(loss, ratio), loss)
         full = np.array([g.width for g in graph.groups], np.int64)
-        step = np.array([self._step(g) for g in graph.groups], np.int64)
+        rule = self._rounding(graph)
+        step = np.array([rule.step(g) for g in graph.groups], np.int64)
         # The small slack keeps 100 * (1 - 0.9) at 10.
         floor = np.maximum(np.ceil(full * (1 - loss) - 1e-9).astype(np.int64), self.min_width)
+        floor = np.maximum(floor, [rule.least(g) for g in graph.groups])
         floor = np.where(kept, full, floor)
         return Ladder(full, step, np.minimum(-(-floor // step) * step, full), graph.bundles)
 
@@ -101,11 +110,32 @@ class Constraints:
     def _fixed(self, group: Group) -> bool:
         return group.frozen or (self.only is not None and group.name not in self.only)
 
-    def _step(self, group: Group) -> int:
+    def _rounding(self, graph: ChannelGraph) -> Rounding:
+        if self.round_to is not None:
+            return Rounding(self.round_to)
+        widest = max((g.width * channels_of(g) for g in graph.groups), default=0)
+        return Rounding(WIDE_STEP, room=2, fewest=WIDE_STEP) if widest >= WIDE else Rounding(STEP)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Steps of `round_to` channels where a group has `room` times as many, else of smaller powers of two; and the
+    fewest channels that a group keeps."""
+
+    round_to: int
+    room: int = 4
+    fewest: int = 1
+
+    def step(self, group: Group) -> int:
+        """Units that a group loses at once."""
         channels = channels_of(group)
         lower = (2**i for i in reversed(range((self.round_to - 1).bit_length())))
         steps = (step // math.gcd(step, channels) for step in (self.round_to, *lower))
-        return next((step for step in steps if group.width >= 4 * step), 1)
+        return next((step for step in steps if group.width >= self.room * step), 1)
+
+    def least(self, group: Group) -> int:
+        """Units that a group keeps."""
+        return min(group.width, -(-self.fewest // channels_of(group)))
 
 
 def channels_of(group: Group) -> int:

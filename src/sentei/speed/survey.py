@@ -45,12 +45,12 @@ class Survey:
 def survey(model: nn.Module, example: Any) -> Survey:
     """Watch one pass of a network in evaluation mode.
 
-    >>> survey(nn.Linear(8, 4), torch.zeros(2, 8)).macs
+    >>> survey(torch.nn.Linear(8, 4), torch.zeros(2, 8)).macs
     64
 
     Bytes in this example: (8 * 4 + 4) parameters, 2 * 8 inputs and 2 * 4 outputs, four bytes each:
 
-    >>> survey(nn.Linear(8, 4), torch.zeros(2, 8)).memory_bytes
+    >>> survey(torch.nn.Linear(8, 4), torch.zeros(2, 8)).memory_bytes
     240
     """
     inputs = Inputs.real(example)

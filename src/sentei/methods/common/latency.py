@@ -59,8 +59,11 @@ def _measured(pruning: Pruning, graph: ChannelGraph) -> dict[str, Any]:
 
 
 def in_steps(constraints: Constraints, table: LatencyTable) -> Constraints:
-    """Widths in the steps of the runtime, unless none are wanted: a narrower one costs the same time."""
-    if constraints.round_to == 1:
+    """Widths in the steps of the runtime where smaller ones were asked for: in between, a narrower one costs the same.
+
+    One by one stays one by one.
+    """
+    if constraints.round_to in (None, 1):
         return constraints
     return replace(constraints, round_to=max(constraints.round_to, table.step))
 
