@@ -149,7 +149,10 @@ def test_output_fits_80_columns(sentei, trained, monkeypatch):
     assert max(map(len, tables)) <= 80
 
 
-@pytest.mark.parametrize("verb", ["", "demo", "inspect", "train", "prune", "resume", "evaluate", "compare", "report", "bench", "export"])
+VERBS = ["demo", "inspect", "train", "prune", "resume", "evaluate", "export", "fidelity", "bench", "compare", "report"]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help(verb, sentei):
     done = sentei(*([verb] if verb else []), "--help")
     assert done.code == 0

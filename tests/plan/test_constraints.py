@@ -49,8 +49,9 @@ def test_a_width_that_is_no_multiple_stays_allowed_as_it_is():
 
 
 def test_units_of_several_channels_need_fewer_units_for_a_multiple():
-    assert widths(chain(16, multiplicity=4), "conv0", Constraints()) == [16, 14, 12, 10, 8, 6, 4, 2]
-    assert widths(chain(16, multiplicity=8), "conv0", Constraints()) == list(range(16, 0, -1))
+    eight = Constraints(round_to=8)
+    assert widths(chain(16, multiplicity=4), "conv0", eight) == [16, 14, 12, 10, 8, 6, 4, 2]
+    assert widths(chain(16, multiplicity=8), "conv0", eight) == list(range(16, 0, -1))
     assert widths(chain(12, multiplicity=2), "conv0", Constraints()) == [12, 10, 8, 6, 4, 2]
 
 
@@ -189,3 +190,15 @@ def test_groups_that_may_shrink_are_named_exactly(residual):
     free = {g.name for g, f in zip(graph.groups, ladder.floor, strict=True) if f < g.width}
     assert free == {"layer1.1.conv1"}
     assert constraints.restricted(["stem"]).only == frozenset()
+
+
+def test_wide_networks_shrink_in_steps_of_sixteen_and_keep_sixteen():
+    graph = chain(256, 48, 32, 24, 12)
+    assert widths(graph, "conv0", Constraints()) == list(range(256, 0, -16))
+    assert widths(graph, "conv1", Constraints()) == [48, 32, 16]
+    assert widths(graph, "conv2", Constraints()) == [32, 16]
+    assert widths(graph, "conv3", Constraints()) == [24, 16]
+    assert widths(graph, "conv4", Constraints()) == [12]
+    assert widths(graph, "conv1", Constraints(round_to=8)) == [48, 40, 32, 24, 16, 8]
+    narrow = chain(64, 48, 32, 24, 12)
+    assert widths(narrow, "conv1", Constraints()) == widths(narrow, "conv1", Constraints(round_to=8))
