@@ -28,8 +28,8 @@ from torchvision import models
 
 import sentei
 from sentei.atomic import write_atomic
+from sentei.machine import machine
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
-from sentei.methods.common.summary import machine
 from sentei.models import load_weights
 from sentei.plan.criteria import criterion
 from sentei.speed.layers import fastest, layer_times, profiled, slow_layers
