@@ -4,9 +4,9 @@
 
 Random weights (seed 0), one image of 3x224x224, one thread, method uniform with default settings, no training. A row
 tells the error of the table on the networks that it was calibrated on, predicted and measured milliseconds after the
-first cut and after the last, and how many cuts that took. Beside them plans at half the MACs, drawn at random: how well their
-measured times are foretold by the table, and by their MACs (rank correlation). Results go to a file, one line of JSON
-each; what is there is not done again. Measure on an idle machine.
+first cut and after the last, and how many cuts that took. Beside them plans at half the MACs, drawn at random: how
+well their measured times are foretold by the table, and by their MACs (rank correlation). Results go to a file, one
+line of JSON each; what is there is not done again. Measure on an idle machine.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def measured(name: str, runtime: str, plans: int) -> dict[str, Any]:
     found = result.summary["latency"]
     row = {
         "error": found["error"], "step": found["step"], "dense_ms": found["dense_ms"],
-        "first": found["tries"][0]["used"], "used": found["share"] / 0.5, "cuts": len(found["tries"]), "macs": result.summary["pruned"]["macs"],
+        "first": found["tries"][0]["used"], "used": found["share"] / 0.5, "cuts": len(found["tries"]),
+        "macs": result.summary["pruned"]["macs"],
         "macs_share": result.summary["pruned"]["macs"] / result.summary["base"]["macs"],
         "predicted_ms": found["predicted_ms"], "measured_ms": found["small_ms"],
     }  # fmt: skip
