@@ -4,9 +4,9 @@
     python benchmarks/export.py --models resnet18 --formats onnx pt2
 
 Random weights (seed 0), inputs 1x3x224x224, fixed sizes. Networks that would answer all images alike get the BatchNorm
-statistics of some smooth images. Every export proves itself: a row tells the largest difference between the outputs of the
-file, run in a process without sentei, and of the network; seconds of the whole export, proofs included; and the size of
-the file. Results go to a file, one line of JSON each; what is there is not done again.
+statistics of some smooth images. Every export proves itself: a row tells the largest difference between the outputs of
+the file, run in a process without sentei, and of the network; seconds of the whole export, proofs included; and the
+size of the file. Results go to a file, one line of JSON each; what is there is not done again.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ import torch
 
 MODULES = [
     *(f"sentei.data.{name}" for name in ("batches", "dataset", "load", "splits")),
+    "sentei.cli.export",
+    "sentei.deploy.axes",
     "sentei.tasks.classification",
     "sentei.train.recipe",
     *(f"sentei.models.{name}" for name in ("reference", "resnet", "plain", "googlenet", "densenet", "mobilenet")),

@@ -27,7 +27,7 @@ def test_python_blocks_run(page, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/graph.svg", "docs/reliability.md"])
+@pytest.mark.parametrize("page", [*PAGES, "docs/graph.svg", "docs/reliability.md", "docs/shipping.md"])
 def test_links_lead_somewhere(page):
     text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)#]+)\)", text):
