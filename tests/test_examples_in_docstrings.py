@@ -9,6 +9,8 @@ import torch
 MODULES = [
     *(f"sentei.data.{name}" for name in ("batches", "dataset", "load", "splits")),
     *(f"sentei.comparison.{name}" for name in ("planned", "results", "statistics", "tables")),
+    "sentei.cli.export",
+    "sentei.deploy.axes",
     "sentei.tasks.classification",
     "sentei.train.recipe",
     *(f"sentei.report.{name}" for name in ("figures", "layers", "ticks")),

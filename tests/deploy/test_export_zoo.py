@@ -10,6 +10,7 @@ from torch import nn
 
 import sentei
 from benchmarks.export import HEADS, MODELS, half
+from sentei.data import Data
 from sentei.deploy.alone import Alone
 from sentei.deploy.detectors import Inside
 from sentei.deploy.formats import FORMATS
@@ -92,7 +93,13 @@ def test_a_detector_finds_the_same_boxes_with_a_file_inside(tmp_path):
     kind = torchvision.models.detection.ssdlite320_mobilenet_v3_large
     detector = kind(weights=None, weights_backbone=None, num_classes=4).eval()
     x = torch.zeros(1, 3, 320, 320)
-    made = sentei.export(detector, x, tmp_path, task="detection", format=available("onnx"))
+    pytest.importorskip("torchmetrics")
+    targets = [{"boxes": torch.tensor([[4.0, 4.0, 80.0, 90.0]]), "labels": torch.tensor([1])} for _ in range(2)]
+    batches = [([torch.rand(3, 200, 240), torch.rand(3, 90, 100)], targets)]
+    data = Data.of(train=batches, val=batches, num_classes=3)
+    made = sentei.export(detector, x, tmp_path, task="detection", data=data, format=available("onnx"))
+    assert made.record["accuracy"]["images"] == 2
+    assert made.figures == made.record["accuracy"]["network"]
     assert [o["name"] for o in made.record["outputs"]] == ["bbox_regression", "cls_logits"]
     assert made.record["normalisation"]["mean"] == [0.5, 0.5, 0.5]
     plain = Plain(detector, x, task_of("detection").part)

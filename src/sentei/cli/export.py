@@ -96,7 +96,7 @@ class Export:
         made = export(
             found.model, found.example, path, format=self.format, batch=batch, image=image, data=found.data,
             task=found.task, outputs=self.outputs or None, tolerance=self.tolerance, images=self.samples,
-            source=self.model, say=say, progress=True, **found.known,
+            source=Path(self.model).name, say=say, progress=True, **found.known,
         )  # fmt: skip
         if self.output.as_json:
             print_json({"path": str(made.path), **made.record})

@@ -38,7 +38,7 @@ class Axes:
         ("batch='dynamic'", 'fixed sizes')
         """
         named = [f"{name}='dynamic'" for name in ("batch", "image") if getattr(self, name)]
-        return " with ".join(named) or "fixed sizes"
+        return " and ".join(named) or "fixed sizes"
 
 
 def resized(tensors: Sequence[Tensor], batch: int | None = None, size: tuple[int, int] | None = None) -> list[Tensor]:
