@@ -106,6 +106,45 @@ def test_record_has_inputs_classes_normalisation_and_figures(numbers, tmp_path):
     assert list(record["errors"]) == [f"random inputs (seed {i})" for i in range(3)]
 
 
+@pytest.mark.parametrize(("batch", "most"), [(None, 1), (3, 3), ("dynamic", 16)])
+def test_a_file_is_measured_in_the_batches_that_it_takes(batch, most, monkeypatch, tmp_path):
+    class Bounded(Numbers):
+        bounded = True
+        loader = Numbers.loader.replace("return lambda x: [", f"return lambda x: [0 if len(x) > {most} else ")
+
+    monkeypatch.setitem(FORMATS, "numbers", Bounded())
+    torch.manual_seed(0)
+    images = [(torch.randn(20, 4, 2, 2), torch.randint(0, 3, (20,)))] * 2
+    made = exported(Pooled(), IMAGES, tmp_path / "a.npz", data=Data.of(train=images, val=images), batch=batch)
+    accuracy = made.record["accuracy"]
+    assert accuracy["images"] == 40
+    assert accuracy["file"] == pytest.approx(accuracy["network"], abs=1e-6)
+
+
+def test_data_that_the_file_does_not_take_are_not_measured(numbers, tmp_path):
+    images, told = [(torch.zeros(2, 4, 2, 2), torch.tensor([0, 1]))], []
+    data = Data.of(train=images, val=images)
+    made = exported(Pooled(), IMAGES, tmp_path / "a.npz", data=data, image=4, say=told.append)
+    assert made.figures is None
+    assert told[0] == "Not measured on validation data: the file takes 4x4x4, the data are 4x2x2"
+
+
+def test_a_file_that_is_worse_on_data_is_refused(numbers, tmp_path):
+    """It agrees on small inputs, and goes wrong on large ones."""
+
+    class Saturating(Numbers):
+        loader = Numbers.loader.replace('file["bias"]', 'file["bias"] * (1 if abs(x).max() < 50 else -1)')
+
+    FORMATS["numbers"] = Saturating()
+    images = [(torch.randn(8, 4, 2, 2) * 100, torch.ones(8, dtype=torch.int64))]
+    net = Pooled()
+    net.linear.weight.data.zero_()
+    net.linear.bias.data = torch.tensor([0.0, 1.0, 0.0])
+    with pytest.raises(ExportError, match=r"validation accuracy of 0\.00%, the network 100\.00%, on the same 8"):
+        exported(net, IMAGES, tmp_path / "a.npz", data=Data.of(train=images, val=images, num_classes=3))
+    assert not list(tmp_path.iterdir())
+
+
 def test_odd_widths_are_named(numbers, tmp_path):
     net = nn.Sequential(nn.Conv2d(4, 17, 1), nn.Conv2d(17, 18, 1), nn.Conv2d(18, 20, 1), nn.Conv2d(20, 3, 1))
     assert facts_of(net, IMAGES, None)["odd_widths"] == {"0": 17, "1": 18}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sentei.data import Data
 from sentei.deploy.alone import Alone
-from sentei.deploy.axes import Axes, Batch, Image, based, free_sizes
+from sentei.deploy.axes import MOST_BATCH, Axes, Batch, Image, based, free_sizes
 from sentei.deploy.formats import Format
 from sentei.deploy.formats.format import Sketch
 from sentei.deploy.plain import Plain
@@ -53,7 +53,8 @@ class Made:
         if why:
             tell(f"Not measured on validation data: {why}")
             return None
-        batch = None if self.axes.batch else self.tensors[0].shape[0]
+        most = MOST_BATCH if self.kind.bounded else None
+        batch = most if self.axes.batch else self.tensors[0].shape[0]
         with Alone(self.file, self.kind) as run:
             shipped = Shipped(self.plain, run, self.tensors, batch, data.device)
             found = measured_on(data, task, shipped, self.plain.whole, images, progress)
