@@ -12,7 +12,7 @@ from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.method import Found
 from sentei.methods.common.pruning import Pruning
-from sentei.plan import Constraints
+from sentei.plan import Budget, Constraints
 from sentei.speed.latency import LatencyTable, whole_pass
 from sentei.speed.timing import Timer, clock_for, measure
 
@@ -75,18 +75,17 @@ def within_time(pruning: Pruning, found: Found) -> Found:
     """
     graph, table = pruning.graph, pruning.table
     assert table is not None
-    limit = pruning.budget.resolve(graph)["latency_ms"]
-    share, asked = limit / float(graph.cost().latency_ms or 1.0), limit
+    asked = limit = pruning.budget.resolve(graph)["latency_ms"]
     tries: list[tuple[Found, dict[str, Any]]] = []
     while True:
         number = len(tries) + 1
         record = pruning.run.once(f"timed{number}", lambda found=found: _timed(pruning, found.model))  # type: ignore[misc]
         cost = graph.cost(found.plan)
-        record = {**record, "predicted_ms": cost.latency_ms, "asked_ms": asked, "used": record["share"] / share}
+        record = {**record, "predicted_ms": cost.latency_ms, "asked_ms": asked, "used": _used(pruning.budget, record)}
         tries.append((found, record))
         pruning.say(
             f"Measured {record['small_ms']:.3g} ms, {record['share']:.1%} of the full network's "
-            f"{record['dense_ms']:.3g} ms (predicted {cost.latency_ms:.3g}; the limit is {limit:.3g})"
+            f"{record['dense_ms']:.3g} ms, {record['used']:.1%} of the budget (predicted {cost.latency_ms:.3g} ms)"
         )
         if abs(record["used"] - 1) <= NEAR or number > TRIES or found.again is None:
             break
@@ -106,6 +105,12 @@ def within_time(pruning: Pruning, found: Found) -> Found:
         "error": table.error, "tries": [_plain(r) for _, r in tries], "versions": dict(table.versions),
     }  # fmt: skip
     return replace(best, report={**best.report, "latency": told})
+
+
+def _used(budget: Budget, record: Mapping[str, Any]) -> float:
+    """How much of the limits a measured network takes."""
+    share = 0.0 if budget.latency is None else record["share"] / budget.latency
+    return float(max(share, 0.0 if budget.latency_ms is None else record["small_ms"] / budget.latency_ms))
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
