@@ -92,12 +92,15 @@ class Export:
         batch, image = parse_batch(self.batch), parse_image(self.image)
         path = self.target(kind)
         refuse_foreign(path)
+        before = path.is_file()
         found = self.run() if is_started(self.model) else self.named()
         made = export(
             found.model, found.example, path, format=self.format, batch=batch, image=image, data=found.data,
             task=found.task, outputs=self.outputs or None, tolerance=self.tolerance, images=self.samples,
             source=Path(self.model).name, say=say, progress=True, **found.known,
         )  # fmt: skip
+        if before:
+            say(f"Replaced the {path.name} that was exported before")
         if self.output.as_json:
             print_json({"path": str(made.path), **made.record})
         else:
