@@ -14,7 +14,7 @@ MODULES = [
     "sentei.tasks.classification",
     "sentei.train.recipe",
     *(f"sentei.report.{name}" for name in ("figures", "layers", "ticks")),
-    *(f"sentei.speed.{name}" for name in ("latency", "survey", "timing")),
+    *(f"sentei.speed.{name}" for name in ("survey", "timing")),
     *(f"sentei.models.{name}" for name in ("reference", "resnet", "plain", "googlenet", "densenet", "mobilenet")),
 ]
 
