@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sentei.extras import required
 from sentei.graph.latency import axes, size
 from sentei.graph.record import Contraction, Kernel
-from sentei.speed.runtimes import Pass, runtime_of
+from sentei.speed.runtimes import OnFiles, Pass, runtime_of
 
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -41,8 +41,9 @@ class Layer:
         if runtime in ("eager", "compile"):
             return self._torch(x, w, threads)
         ready = runtime_of(runtime)
+        assert isinstance(ready, OnFiles)
         inputs = [x.numpy()] if len(self.weight) != 3 or self.kernel is not None else [x.numpy(), w.numpy()]
-        return ready.of_bytes(self._onnx(w), inputs, threads)  # type: ignore[attr-defined]
+        return ready.of_bytes(self._onnx(w), inputs, threads)
 
     def _torch(self, x: Tensor, w: Tensor, threads: int) -> Pass:
         k = self.kernel

@@ -104,8 +104,8 @@ class Compile(Runtime):
         return {"torch": str(torch.__version__)}
 
 
-class OnnxRuntime(Runtime):
-    """ONNX Runtime on a file of the dynamo exporter."""
+class OnFiles(Runtime):
+    """A runtime of ONNX files."""
 
     def place(self, model: nn.Module, example: Any, *, threads: int = 1, device: str = "cpu") -> Placed:
         self._check(device)
@@ -115,8 +115,25 @@ class OnnxRuntime(Runtime):
             lambda layers: self.profile_of_bytes(payload, inputs, layers, threads, device),
         )
 
+    @abstractmethod
     def of_bytes(self, payload: bytes, inputs: list[np.ndarray], threads: int = 1, device: str = "cpu") -> Pass:
         """A pass of a network that is ONNX already; inputs in the order of the file's."""
+
+    @abstractmethod
+    def profile_of_bytes(
+        self, payload: bytes, inputs: list[np.ndarray], layers: Collection[str], threads: int = 1, device: str = "cpu"
+    ) -> Profile | None:
+        """Passes of such a network that tell how long each of these layers takes; None where it does not tell."""
+
+    @abstractmethod
+    def _check(self, device: str) -> Any:
+        """What `of_bytes` needs; ExportError if it is not installed, or does not run on this device."""
+
+
+class OnnxRuntime(OnFiles):
+    """ONNX Runtime on a file of the dynamo exporter."""
+
+    def of_bytes(self, payload: bytes, inputs: list[np.ndarray], threads: int = 1, device: str = "cpu") -> Pass:
         session = self._session(payload, threads, device)
         feed = _feed(session, inputs)
         return (lambda: session.run(None, feed)) if device == "cpu" else _bound(session, feed, device)
@@ -141,7 +158,6 @@ class OnnxRuntime(Runtime):
         return ort.InferenceSession(payload, options, providers=[provider])
 
     def _check(self, device: str) -> tuple[Any, Any]:
-        """The package, and what runs on this device."""
         ort = required("onnxruntime", "export", "ONNX Runtime")
         wanted = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
         if wanted not in ort.get_available_providers():
@@ -152,19 +168,10 @@ class OnnxRuntime(Runtime):
         return {"onnxruntime": str(required("onnxruntime", "export", "ONNX Runtime").__version__)}
 
 
-class OpenVino(Runtime):
+class OpenVino(OnFiles):
     """OpenVINO on a file of the dynamo exporter, for latency."""
 
-    def place(self, model: nn.Module, example: Any, *, threads: int = 1, device: str = "cpu") -> Placed:
-        self._check(device)
-        payload, inputs = to_onnx(model, example), _numpy(example)
-        return Placed(
-            self.of_bytes(payload, inputs, threads, device),
-            lambda layers: self.profile_of_bytes(payload, inputs, layers, threads, device),
-        )
-
     def of_bytes(self, payload: bytes, inputs: list[np.ndarray], threads: int = 1, device: str = "cpu") -> Pass:
-        """A pass of a network that is ONNX already; inputs in the order of the file's."""
         request = self._request(payload, inputs, threads, device)
         return lambda: request.infer(share_outputs=True)
 
