@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,17 @@ def set_threads(threads: int | None = None) -> int:
     chosen = threads if threads is not None else min(torch.get_num_threads(), available_cpus())
     torch.set_num_threads(max(1, chosen))
     return torch.get_num_threads()
+
+
+@contextmanager
+def with_threads(threads: int) -> Iterator[None]:
+    """So many of torch's threads inside, as many as before after it: the last bits of every result depend on them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def computed_on(device: torch.device) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sentei.plan.allocate import plan_from_widths
 from sentei.speed import latency
 from sentei.speed.latency import interpolated, points, vector_step
 from sentei.speed.one_layer import Layer, layer_at
+from sentei.threads import with_threads
 from tests.random_networks import conv
 
 CALL = 2e-6
@@ -188,6 +189,14 @@ def test_files(tmp_path: Path) -> None:
         LatencyTable.from_plain(json.loads(text) | {"format": "other"})
     with pytest.raises(CheckpointError, match="cannot read"):
         LatencyTable.load(tmp_path / "none.json")
+
+
+def test_measuring_leaves_the_threads_as_they_were() -> None:
+    """The last bits of all training after it depend on them."""
+    net = nn.Sequential(conv(3, 8), conv(8, 4))
+    with with_threads(2):
+        LatencyTable.measure(trace(net, IMAGE), net, runtime="eager", threads=1)
+        assert torch.get_num_threads() == 2
 
 
 def test_a_runtime_that_does_not_exist_is_refused() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +21,8 @@ from sentei.machine import machine
 from sentei.speed.layers import LayerTimes, fastest, layer_times, profiled
 from sentei.speed.runtimes import Pass, Placed, default_runtime, runtime_of
 from sentei.speed.survey import Survey, survey
-from sentei.speed.timing import Clock, Interval, Timer, clock_for, measure
+from sentei.speed.timing import Clock, Interval, Timer, clock_for, clock_name, measure
+from sentei.threads import with_threads
 
 Seconds = Mapping[str, np.ndarray]
 """Of each layer, one for each pass."""
@@ -122,7 +122,7 @@ def bench(
     versions = {"torch": str(torch.__version__), **where.versions()}
     inputs, size = batched(Inputs.of(example), batch)
     example = _example(inputs)
-    with _threads(threads):
+    with with_threads(threads):
         parts = {name: n if forward is None else Part(n, forward) for name, n in networks.items()}
         known = {name: _survey(name, part, inputs, device) for name, part in parts.items()}
         placed = {name: where.place(part, example, threads=threads, device=device) for name, part in parts.items()}
@@ -132,7 +132,7 @@ def bench(
         spent = _profiled(placed, known, PROFILED * seconds)
         used = machine(torch.device(device))
     return Bench(
-        chosen, threads, size, device, "thread" if clock is time.thread_time else "wall", inputs.spec(), used,
+        chosen, threads, size, device, clock_name(clock), inputs.spec(), used,
         versions, timer.rounds, sure,
         tuple(
             Measured(n, timer.interval(n).times(1e3), s.macs // size, s.params, s.memory_bytes)
@@ -198,16 +198,6 @@ def _example(inputs: Inputs) -> Any:
     if args and kwargs:
         raise ConfigError("inputs by position and by keyword at once: give all by position, or all by keyword")
     return args or kwargs
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _survey(name: str, network: nn.Module, inputs: Inputs, device: str) -> Survey:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Self
@@ -33,6 +33,7 @@ from sentei.speed.one_layer import Layer, layer_at
 from sentei.speed.runtimes import Pass, runtime_of
 from sentei.speed.timing import Timer, clock_for, clock_name
 from sentei.surgery.cut import cut
+from sentei.threads import with_threads
 
 STEPS = (8, 16)
 """Steps in which kernels may compute: the lanes of a vector of 256 or 512 bits."""
@@ -108,8 +109,8 @@ class LatencyTable:
             raise ConfigError(f"threads is {threads}; expected 1 or more")
         ready = runtime_of(runtime)
         versions = ready.versions()
-        step = vector_step(runtime, threads)
-        with live_bar(progress, counted=True) as bar:
+        with with_threads(threads), live_bar(progress, counted=True) as bar:
+            step = vector_step(runtime, threads)
             task = bar.add_task("latency", total=2 * ROUNDS + len(SHARES) + 2)
             done: Callable[[], None] = lambda: bar.advance(task)  # noqa: E731
             times, clock = _layers(graph, runtime, threads, step, done)
@@ -297,11 +298,7 @@ def _calibrated(
     scale, per_byte, constant = (nnls(shares / largest, np.ones(len(widths)))[0] / largest).tolist()
     predicted = np.array(columns) @ [scale, per_byte, constant]
     pairs = tuple(zip(measured.tolist(), predicted.tolist(), strict=True))
-    return _with(table, scale=scale, per_byte=per_byte, constant=constant, calibrated=pairs)
-
-
-def _with(table: LatencyTable, **changed: Any) -> LatencyTable:
-    return type(table)(**{**vars(table), **changed})
+    return replace(table, scale=scale, per_byte=per_byte, constant=constant, calibrated=pairs)
 
 
 def _calibration(graph: ChannelGraph, step: int) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from sentei.methods.common.pruning import Pruning
 from sentei.plan import Budget, Constraints
 from sentei.speed.latency import LatencyTable, whole_pass
 from sentei.speed.timing import Timer, clock_for, measure
+from sentei.threads import with_threads
 
 TRIES = 3
 """Cuts after the first one."""
@@ -42,10 +43,10 @@ def set_up(pruning: Pruning) -> None:
         threads = f"{timing.threads} thread{'s' * (timing.threads > 1)}"
         pruning.say(f"Measuring layers and four whole networks in {timing.runtime}, {threads} ...")
         table = LatencyTable.from_plain(pruning.run.once("latency", lambda: _measured(pruning, graph))["table"])
-    dense, predicted = table.calibrated[0]
     pruning.say(
-        f"The full network takes {dense:.3g} ms ({table.clock} time); widths in steps of {table.step} are fast there. "
-        f"The table meets the {len(table.calibrated)} networks that it was calibrated on within {table.error:.1%}"
+        f"The full network takes {table.calibrated[0][0]:.3g} ms ({table.clock} time); widths in steps of {table.step} "
+        f"are fast there. The table meets the {len(table.calibrated)} networks that it was calibrated on within "
+        f"{table.error:.1%}"
     )
     pruning.table, pruning.graph = table, graph.with_latency(table)
     pruning.constraints = in_steps(pruning.constraints, table)
@@ -128,11 +129,12 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
 def _timed(pruning: Pruning, small: nn.Module) -> dict[str, Any]:
     """Milliseconds of both networks, measured in turn."""
     graph, timing = pruning.graph, pruning.timing
-    passes = {
-        name: whole_pass(network, graph, timing.runtime, timing.threads)
-        for name, network in (("dense", pruning.base), ("small", small))
-    }
-    timer = Timer(passes, clock_for(passes["dense"], timing.threads))
-    measure(timer, lambda t: [t.speedup("small", "dense")], SECONDS)
+    with with_threads(timing.threads):
+        passes = {
+            name: whole_pass(network, graph, timing.runtime, timing.threads)
+            for name, network in (("dense", pruning.base), ("small", small))
+        }
+        timer = Timer(passes, clock_for(passes["dense"], timing.threads))
+        measure(timer, lambda t: [t.speedup("small", "dense")], SECONDS)
     dense, small_ms = (timer.fast(name) * 1e3 for name in ("dense", "small"))
     return {"dense_ms": dense, "small_ms": small_ms, "share": small_ms / dense}
