@@ -250,8 +250,8 @@ class BenchLayer(Open):
 class BenchEntry(Open):
     """One measurement; figures of a comparison are None where a network was measured alone."""
 
-    when: str
     runtime: str
+    when: str
     threads: int
     batch: int
     device: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from sentei.comparison.tables import comparison_tables, remarks, runs_table, see
 from sentei.methods import METHODS
 from sentei.runfiles import write_config
 from sentei.sealed import sealed_json
+from sentei.speed.benchfile import as_file
 
 PERCENT = {"name": "accuracy", "lower_is_better": False, "percent": True}
 RMSE = {"name": "rmse", "lower_is_better": True, "percent": False}
@@ -291,8 +291,7 @@ def made(tmp_path, monkeypatch):
         write_config(folder, {"command": None, "resolved": {"base_sha256": base}})
         (folder / "summary.json").write_bytes(sealed_json(found))
         if entries:
-            whole = {"format": "sentei bench", "version": 1, "entries": list(entries)}
-            (folder / "bench.json").write_text(json.dumps(whole))
+            (folder / "bench.json").write_bytes(sealed_json(as_file(entries)))
         return name
 
     return write
@@ -300,11 +299,14 @@ def made(tmp_path, monkeypatch):
 
 def entry(ms, when="2026-12-01", cpu="EPYC", **changes):
     conditions = {"runtime": "onnxruntime", "threads": 1, "batch": 1, "device": "cpu", "machine": {"cpu": cpu}}
+    costs = {"macs": 1000, "params": 100, "memory_bytes": 4000}
     networks = [
-        {"name": "dense", "role": "dense", "ms": 2 * ms, "ms_low": 2 * ms, "ms_high": 2 * ms},
-        {"name": "x", "role": "small", "ms": ms, "ms_low": ms, "ms_high": ms},
+        {"name": "dense", "role": "dense", "ms": 2 * ms, "ms_low": 2 * ms, "ms_high": 2 * ms, **costs},
+        {"name": "x", "role": "small", "ms": ms, "ms_low": ms, "ms_high": ms, **costs},
     ]
-    return {"when": when, "networks": networks, **conditions, **changes}
+    compared = {"speedup": 2.0, "speedup_low": 1.9, "speedup_high": 2.1, "macs_kept": 0.5, "efficiency": 1.0}
+    measured = {"clock": "thread", "versions": {}, "rounds": 20, "sure": True, "layers": []}
+    return {"when": when, "networks": networks, **compared, **measured, **conditions, **changes}
 
 
 def test_a_row_says_what_the_summary_says(made):

@@ -18,6 +18,8 @@ from sentei.report.folder_page import comparable, folder_page, points_of
 from sentei.report.page import report
 from sentei.report.reading import RunFiles
 from sentei.report.run_page import run_page
+from sentei.sealed import sealed_json
+from sentei.speed.benchfile import as_file
 from tests.report.conftest import METHODS
 from tests.report.hostile import HOSTILE, LONG, benched, changed, reconfigured
 
@@ -354,7 +356,7 @@ def test_what_cannot_be_shown_is_refused_in_a_line(copied, sentei, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "neither a run directory nor a folder with finished runs" in sentei("report", "empty").err
     assert "is a folder; give a file" in sentei("report", folder, "--out", "empty").err
-    (folder / "bench.json").write_text('{"format": "sentei bench", "version": 1, "entries": [{}]}')
+    (folder / "bench.json").write_bytes(sealed_json(as_file([{}])))
     assert "bench.json is damaged or of another version: entries.0.runtime" in sentei("report", folder).err
     (folder / "bench.json").write_text("{")
     assert "bench.json is damaged" in sentei("report", folder).err

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sentei.comparison.statistics import binomial_error
-from sentei.errors import ConfigError
-from sentei.runfiles import read_config, read_summary
+from sentei.errors import CheckpointError, ConfigError
+from sentei.runfiles import BENCH, read_config, read_summary
+from sentei.speed.benchfile import read_bench
 
-BENCH = "bench.json"
 CONDITIONS = ("runtime", "threads", "batch", "device", "machine")
 """What has to agree for two latencies to be compared."""
 
@@ -158,9 +158,8 @@ Pick = Callable[[str], dict[str, Mapping[str, Any]]]
 def _entries(folder: Path) -> list[dict[str, Any]]:
     """What `sentei bench` has appended, oldest first; nothing where there is no such file, or it cannot be read."""
     try:
-        entries = json.loads((folder / BENCH).read_bytes())["entries"]
-        return [e for e in entries if all(name in e for name in ("runtime", "networks"))]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_bench(folder / BENCH)
+    except CheckpointError:
         return []
 
 

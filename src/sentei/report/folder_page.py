@@ -15,7 +15,7 @@ from sentei.report.charts import APART, Chart, Series
 from sentei.report.courses import figure, unit
 from sentei.report.differences import budget_told, differences
 from sentei.report.figures import counted, left_told, metric_told, ms_told, plain, scaled, seconds_told, times_told
-from sentei.report.reading import BenchEntry, RunFiles, is_number
+from sentei.report.reading import RunFiles, Timed, is_number
 from sentei.report.tables import count
 from sentei.tasks.task import shown
 
@@ -157,9 +157,9 @@ def _series(name: str, marks: Sequence[_Mark], look: int) -> Series:
     )  # fmt: skip
 
 
-def timed_alike(runs: Sequence[RunFiles]) -> dict[str, dict[int, BenchEntry]]:
+def timed_alike(runs: Sequence[RunFiles]) -> dict[str, dict[int, Timed]]:
     """By where it was taken, the latest measurement of each run, by `id`; where two runs or more were measured."""
-    found: dict[str, dict[int, BenchEntry]] = {}
+    found: dict[str, dict[int, Timed]] = {}
     for run in runs:
         for entry in run.bench:
             if entry.network("small") is not None and entry.network("dense") is not None:
@@ -168,7 +168,7 @@ def timed_alike(runs: Sequence[RunFiles]) -> dict[str, dict[int, BenchEntry]]:
     return {place: entries for place, entries in found.items() if len(entries) > 1}
 
 
-def _in_time(points: Sequence[Point], place: str, entries: Mapping[int, BenchEntry]) -> Iterator[Block]:
+def _in_time(points: Sequence[Point], place: str, entries: Mapping[int, Timed]) -> Iterator[Block]:
     def ms(run: RunFiles) -> float | None:
         entry = entries.get(id(run))
         small = entry and entry.network("small")

@@ -8,7 +8,7 @@ from sentei.report.blocks import Block, Section, Table, Text
 from sentei.report.charts import Chart
 from sentei.report.courses import figure
 from sentei.report.figures import left_told, ms_told, plain, scaled, times_told
-from sentei.report.reading import BenchEntry, RunFiles
+from sentei.report.reading import RunFiles, Timed
 from sentei.report.tables import count
 
 MOST_STAGES, MOST_OF_ALL = 3, 0.9
@@ -120,7 +120,7 @@ def speed(run: RunFiles) -> Section | None:
     return Section("Speed", [*blocks, *(_milliseconds(latest) if latest else [])])
 
 
-def _milliseconds(entry: BenchEntry) -> Iterator[Block]:
+def _milliseconds(entry: Timed) -> Iterator[Block]:
     timed = [layer for layer in entry.layers if layer.dense_ms is not None and layer.small_ms is not None]
     before, after = [layer.dense_ms or 0.0 for layer in timed], [layer.small_ms or 0.0 for layer in timed]
     about = f"Milliseconds of {len(timed)} layers in {entry.place}: {sum(before):.3g} before, {sum(after):.3g} after."

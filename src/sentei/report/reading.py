@@ -8,54 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sentei.errors import CheckpointError
-from sentei.runfiles import JOURNAL, read_config, read_summary
-from sentei.schema import Open, validated
+from sentei.runfiles import BENCH, JOURNAL, SIDECAR, read_config, read_summary
+from sentei.schema import BenchEntry, BenchNetwork, Open, validated
 from sentei.sealed import read_line
+from sentei.speed.benchfile import read_bench
+from sentei.speed.runtimes import SHOWN
 
-BENCH, EXPORTS = "bench.json", "*.export.json"
-RUNTIMES = {"eager": "PyTorch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 Record = dict[str, Any]
 
 
-class BenchNetwork(Open):
-    name: str
-    role: Literal["dense", "small", "other"]
-    ms: float
-    ms_low: float | None = None
-    ms_high: float | None = None
-    memory_bytes: float | None = None
-
-
-class BenchLayer(Open):
-    name: str
-    dense_ms: float | None = None
-    small_ms: float | None = None
-    dense_width: int | None = None
-    small_width: int | None = None
-    note: str | None = None
-
-
-class BenchEntry(Open):
+class Timed(BenchEntry):
     """One measurement of `sentei bench`."""
-
-    runtime: str
-    threads: int
-    batch: int | str
-    device: str
-    clock: str = ""
-    when: str = ""
-    networks: list[BenchNetwork]
-    speedup: float | None = None
-    speedup_low: float | None = None
-    speedup_high: float | None = None
-    efficiency: float | None = None
-    rounds: int | None = None
-    layers: list[BenchLayer] = []
-    machine: dict[str, Any] = {}
-    versions: dict[str, Any] = {}
 
     def network(self, role: str) -> BenchNetwork | None:
         return next((n for n in self.networks if n.role == role), None)
@@ -64,13 +30,7 @@ class BenchEntry(Open):
     def place(self) -> str:
         """Where it was measured, in words."""
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        return f"{RUNTIMES.get(self.runtime, self.runtime)}, {threads}, batch {self.batch}, {self.device}"
-
-
-class BenchFile(Open):
-    format: Literal["sentei bench"]
-    version: Literal[1]
-    entries: list[BenchEntry]
+        return f"{SHOWN.get(self.runtime, self.runtime)}, {threads}, batch {self.batch}, {self.device}"
 
 
 class Dense(Open):
@@ -107,7 +67,7 @@ class RunFiles:
     config: Record
     command: Command | None
     records: Sequence[Record] = field(repr=False)
-    bench: Sequence[BenchEntry]
+    bench: Sequence[Timed]
     exports: Mapping[str, Record]
 
     @classmethod
@@ -119,7 +79,7 @@ class RunFiles:
             folder, summary, config,
             None if given is None else validated(Command, given, folder / "config.yaml"),
             _journal(folder / JOURNAL), _bench(folder / BENCH),
-            {file.name: json_of(file) for file in sorted(folder.glob(EXPORTS))},
+            {file.name: json_of(file) for file in sorted(folder.glob(f"*{SIDECAR}"))},
         )  # fmt: skip
 
     @property
@@ -155,7 +115,7 @@ class RunFiles:
         return [float(r["fitness"]) for r in found if is_number(r.get("fitness"))]
 
     @cached_property
-    def timed(self) -> BenchEntry | None:
+    def timed(self) -> Timed | None:
         """The latest measurement of the dense and the small network side by side."""
         both = [e for e in self.bench if e.network("dense") and e.network("small")]
         return both[-1] if both else None
@@ -175,8 +135,8 @@ def _journal(file: Path) -> list[Record]:
     return [record for line in lines if (record := read_line(line)) is not None]
 
 
-def _bench(file: Path) -> list[BenchEntry]:
-    return validated(BenchFile, json_of(file), file).entries if file.is_file() else []
+def _bench(file: Path) -> list[Timed]:
+    return [validated(Timed, entry, file) for entry in read_bench(file)] if file.is_file() else []
 
 
 def json_of(file: Path) -> Record:
