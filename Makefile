@@ -10,8 +10,9 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed
 	@$(BIN)/sentei demo
 
-# Two processes with one thread each; the tests of a file stay together, because they share what they train.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+# Two processes with one thread each; the tests of a file stay together, because they share what they train. A process
+# that dies ends the tests: with a new one in its place pytest-xdist may wait for ever.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --max-worker-restart=0
 
 test: lint
 	@$(PYTEST)

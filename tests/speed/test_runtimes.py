@@ -1,6 +1,8 @@
 """Networks in each runtime: the same numbers, the model untouched, nothing said, clear refusals."""
 
+import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -201,3 +203,20 @@ def test_runtimes_by_name(monkeypatch):
     assert default_runtime() == "onnxruntime"
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else object())
     assert default_runtime() == "eager"
+
+
+def test_the_workers_of_a_loader_may_end_after_openvino_has_run():
+    pytest.importorskip("openvino")
+    script = textwrap.dedent("""
+        import gc
+        import torch
+        from torch.utils.data import DataLoader
+        from sentei.speed.runtimes import RUNTIMES
+        from tests.speed.test_runtimes import Net
+        RUNTIMES["openvino"].prepare(Net().eval(), torch.zeros(1, 3, 8, 8))()
+        gc.collect()
+        for _ in range(3):
+            list(DataLoader(list(range(8)), num_workers=2))
+    """)
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,16 @@ class OnnxRuntime(OnFiles):
         return {"onnxruntime": str(required("onnxruntime", "export", "ONNX Runtime").__version__)}
 
 
+@cache
+def _openvino_core() -> Any:
+    """OpenVINO's plugins, loaded once and never unloaded.
+
+    The plugin for processors gives the main thread a signal stack that vanishes with it: the next signal, such as that
+    of a DataLoader's worker that ends, would then end the process (OpenVINO 2026.4).
+    """
+    return required("openvino", "openvino", "OpenVINO").Core()
+
+
 class OpenVino(OnFiles):
     """OpenVINO on a file of the dynamo exporter, for latency."""
 
@@ -182,7 +192,7 @@ class OpenVino(OnFiles):
 
     def _request(self, payload: bytes, inputs: list[np.ndarray], threads: int, device: str, **more: Any) -> Any:
         ov = self._check(device)
-        core = ov.Core()
+        core = _openvino_core()
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
                     "INFERENCE_PRECISION_HINT": "f32", **more}  # fmt: skip
         request = core.compile_model(core.read_model(io.BytesIO(payload)), "CPU", settings).create_infer_request()
