@@ -172,8 +172,8 @@ class OnnxRuntime(OnFiles):
 def _openvino_core() -> Any:
     """OpenVINO's plugins, loaded once and never unloaded.
 
-    The plugin for processors gives the main thread a signal stack that vanishes with it: the next signal, such as that
-    of a DataLoader's worker that ends, would then end the process (OpenVINO 2026.4).
+    The plugin for processors gives the main thread a signal stack that can vanish with it: the next signal, such as
+    that of a DataLoader's worker that ends, then ends the process (OpenVINO 2026.4).
     """
     return required("openvino", "openvino", "OpenVINO").Core()
 
