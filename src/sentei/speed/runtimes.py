@@ -169,13 +169,14 @@ class OnnxRuntime(OnFiles):
 
 
 @cache
-def _openvino_core() -> Any:
-    """OpenVINO's plugins, loaded once and never unloaded.
+def _core(openvino: Any) -> Any:
+    """One core for all networks.
 
-    The plugin for processors gives the main thread a signal stack that can vanish with it: the next signal, such as
-    that of a DataLoader's worker that ends, then ends the process (OpenVINO 2026.4).
+    Each core lends the thread a signal stack and, when it is gone, gives back the stack that it found. Of two that end
+    in the order in which they began, the second gives back that of the first, which is no more: the next signal that
+    Python handles, such as that of a DataLoader's worker that ends, would kill the process (OpenVINO 2026.4).
     """
-    return required("openvino", "openvino", "OpenVINO").Core()
+    return openvino.Core()
 
 
 class OpenVino(OnFiles):
@@ -192,7 +193,7 @@ class OpenVino(OnFiles):
 
     def _request(self, payload: bytes, inputs: list[np.ndarray], threads: int, device: str, **more: Any) -> Any:
         ov = self._check(device)
-        core = _openvino_core()
+        core = _core(ov)
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
                     "INFERENCE_PRECISION_HINT": "f32", **more}  # fmt: skip
         request = core.compile_model(core.read_model(io.BytesIO(payload)), "CPU", settings).create_infer_request()
