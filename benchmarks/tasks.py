@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import dense_models
 import torch
 
+import dense_models
 import sentei
 from sentei.data import load_data
 from sentei.models import load_weights

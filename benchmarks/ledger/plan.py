@@ -1,0 +1,144 @@
+"""Which experiments the evidence consists of, the most informative first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+EPOCH = 45_000
+"""Training images of CIFAR-10; 5,000 more are for validation."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to prune: a method of sentei, or another tool."""
+
+    method: str
+    """A name in `sentei.METHODS`, or torch-pruning or modelopt."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    """Images of an epoch, for methods whose rounds are epochs; the total stays what it is."""
+
+    @property
+    def is_peer(self) -> bool:
+        return self.method in ("torch-pruning", "modelopt")
+
+
+def _torch_pruning(importance: str, **options: Any) -> Contender:
+    return Contender("torch-pruning", {"importance": importance, **options})
+
+
+CONTENDERS: dict[str, Contender] = {
+    "uniform": Contender("uniform"),
+    "random": Contender("random"),
+    "l1": Contender("l1"),
+    "bn_scale": Contender("bn_scale"),
+    "taylor": Contender("taylor"),
+    "fpgm": Contender("fpgm"),
+    "abc": Contender("abc"),
+    "abc --paper": Contender("abc", {"paper": True, "fitness_epochs": 1, "fitness_images": 2000}),
+    "evolution": Contender("evolution"),
+    "random_search": Contender("random_search"),
+    "stagewise": Contender("stagewise", {"supernet_epochs": 1}),
+    "ista": Contender("ista", {"sparse_epochs": 8, "growth": 2.0}, limit=11_250),
+    "tp l2 local": _torch_pruning("l2"),
+    "tp bn global": _torch_pruning("bn", everywhere=True),
+    "tp taylor global": _torch_pruning("taylor", everywhere=True),
+    "tp group norm": _torch_pruning("group-norm", everywhere=True, sparse_epochs=1),
+    "tp isomorphic": _torch_pruning("taylor", everywhere=True, isomorphic=True),
+    "modelopt fastnas": Contender("modelopt", {"channel_divisor": 4}),
+    **{
+        f"{method} {count}": Contender(method, {"evaluations": count})
+        for method in ("abc", "evolution", "random_search")
+        for count in (20, 80, 320)
+    },
+}
+"""By the label of the tables. In a total of four epochs a supernet gets one, sparse training two (eight rounds of a
+quarter), and the paper's own search at most one (21 structures of 2,000 images)."""
+
+PEERS = tuple(label for label, contender in CONTENDERS.items() if contender.is_peer)
+RANKINGS = ("l1", "bn_scale", "taylor", "fpgm")
+FIRST = tuple(label for label in CONTENDERS if not label[-1].isdigit())
+"""All that are held against each other at equal cost."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment: a network pruned by a contender, with everything that decides the result."""
+
+    table: str
+    network: str
+    contender: str
+    limits: Mapping[str, float]
+    """The budget, as in `sentei.Budget`."""
+    epochs: int
+    """All training images, in epochs: what a contender spends before its fine-tuning counts."""
+    distill: bool = True
+    """Fine-tune with the dense network as a teacher."""
+    seed: int = 0
+    lr: float = 0.02
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the method in place of the contender's own."""
+    epoch: int = EPOCH
+    """Images of an epoch; fewer for a trial."""
+
+    @property
+    def limit(self) -> int | None:
+        """Images of an epoch of the recipe, where they are not all that there are."""
+        limit = self.how.limit
+        return (limit * self.epoch // EPOCH if limit else self.epoch) if self.epoch < EPOCH else limit
+
+    @property
+    def name(self) -> str:
+        budget = "-".join(f"{what}{share:g}" for what, share in self.limits.items())
+        own = "".join(f"-{key}{value}" for key, value in self.options.items())
+        rate = "" if self.lr == 0.02 else f"-lr{self.lr:g}"
+        taught = "distilled" if self.distill else "plain"
+        label = self.contender.replace(" ", "-")
+        return f"{self.network}-{budget}-{self.epochs}x-{label}{own}{rate}-{taught}-s{self.seed}"
+
+    @property
+    def how(self) -> Contender:
+        given = CONTENDERS[self.contender]
+        return Contender(given.method, {**given.options, **self.options}, given.limit)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that decides the result; a row is done when the ledger has it."""
+        return {
+            "network": self.network, "contender": self.contender, "method": self.how.method,
+            "options": dict(self.how.options), "limit": self.limit, "budget": dict(self.limits),
+            "epochs": self.epochs, "distill": self.distill, "seed": self.seed, "lr": self.lr,
+        }  # fmt: skip
+
+
+def plan() -> list[Row]:
+    """All rows, the most informative first; a row that two tables share is there once.
+
+    >>> plan()[0].name
+    'resnet20-macs0.5-4x-uniform-distilled-s0'
+    """
+    return list({row.name: row for row in _rows()}.values())
+
+
+SIX = ("uniform", "taylor", "abc", "stagewise", "ista", "tp bn global")
+"""Those that are repeated with other seeds: uniform, the best ranking, the three methods, the best peer."""
+DEFAULT = "taylor"
+BEST_PEER = "tp bn global"
+
+
+def _rows() -> Iterator[Row]:
+    half, third = {"macs": 0.5}, {"macs": 0.3}
+    order = ("uniform", "taylor", "abc", BEST_PEER, "stagewise", "ista")
+    yield from (Row("half", "resnet20", label, half, 4) for label in order)
+    yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
+    yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in SIX)
+    yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in SIX)
+    yield from (Row("third", "resnet20", label, third, 4, seed=seed) for seed in (0, 1, 2) for label in SIX)
+    yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed) for seed in (0, 1, 2))
+    yield from (Row("resnet56", "resnet56", label, half, 6) for label in ("uniform", DEFAULT, BEST_PEER))
+    for share in (0.63, 0.32):
+        yield Row("points", "resnet20", "ista", {"params": share}, 25, options={"sparse_epochs": 40, "growth": 1.25})
+    for count in (20, 80, 320):
+        for method in ("abc", "evolution", "random_search"):
+            yield Row("search", "resnet20", f"{method} {count}", half, 4)

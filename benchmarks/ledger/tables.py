@@ -1,0 +1,176 @@
+"""Markdown tables made of the ledger alone; each states its seeds, spread, images and machines."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from ledger.book import Line
+from ledger.plan import CONTENDERS
+from sentei.comparison.statistics import Spread, paired
+
+TEST_IMAGES = 10_000
+REFERENCE = "uniform"
+Experiments = dict[str, list[Line]]
+"""Lines by contender, one a seed."""
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """All tables that these lines give.
+
+    >>> tables([])
+    'The ledger is empty.'
+    """
+    parts = [*_comparisons(lines), *_searches(lines), *_points(lines), *_refusals(lines)]
+    return "\n\n".join(parts) if parts else "The ledger is empty."
+
+
+# -- methods at equal cost
+
+
+def _comparisons(lines: Iterable[Line]) -> Iterable[str]:
+    """A table for each network, budget, total and recipe with at least two contenders."""
+    finished = [line for line in lines if not line["refused"] and line["table"] not in ("search", "points")]
+    for key, same in groupby(sorted(finished, key=_ground), _ground):
+        experiments = _by_contender(same)
+        if len(experiments) > 1:
+            yield comparison(key, experiments)
+
+
+def _ground(line: Line) -> tuple[Any, ...]:
+    row = line["row"]
+    return row["network"], -row["budget"].get("macs", 0), row["epochs"], not row["distill"], row["lr"]
+
+
+def _by_contender(lines: Iterable[Line]) -> Experiments:
+    found: Experiments = defaultdict(list)
+    for line in sorted(lines, key=lambda line: int(line["row"]["seed"])):
+        found[line["row"]["contender"]].append(line)
+    return found
+
+
+def comparison(key: tuple[Any, ...], experiments: Experiments) -> str:
+    network, macs, epochs, plain, lr = key
+    some = next(iter(experiments.values()))[0]
+    ordered = sorted(experiments, key=lambda label: -_mean(experiments[label], "test"))
+    taught = "without a teacher" if plain else "the dense network as teacher"
+    title = (
+        f"**{network}, {-macs:.0%} of the MACs, {epochs} x 45,000 training images in all, {taught}** (learning rate "
+        f"{lr}; dense {some['dense']['test']:.2%} test, {some['dense']['macs'] / 1e6:.2f} M MACs, "
+        f"{some['dense']['params']:,} parameters)"
+    )
+    head = "| | n | val, cut | val | test | to uniform | MACs | parameters | images before fine-tuning | seconds |"
+    rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
+    body = [_row(label, experiments[label], experiments.get(REFERENCE)) for label in ordered]
+    return "\n".join([title, "", head, rule, *body, "", _where(some for same in experiments.values() for some in same)])
+
+
+def _row(label: str, lines: Sequence[Line], reference: Sequence[Line] | None) -> str:
+    seconds = [sum(s for name, s in line["seconds"].items() if name != "total") for line in lines]
+    cells = (
+        label, len(lines), f"{_mean(lines, 'cut'):.2%}", _spread(lines, "val"), _spread(lines, "test"),
+        _difference(label, lines, reference), f"{_share(lines, 'macs'):.1%}", f"{_share(lines, 'params'):.1%}",
+        _before_tuning(lines[0]), f"{sum(seconds) / len(seconds):,.0f}",
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _difference(label: str, lines: Sequence[Line], reference: Sequence[Line] | None) -> str:
+    """In points of test accuracy over the seeds that both have; a tie within two standard errors."""
+    if reference is None or label == REFERENCE:
+        return ""
+    test = {line["row"]["seed"]: line["test"] for line in reference}
+    pairs = [(line["test"], test[line["row"]["seed"]]) for line in lines if line["row"]["seed"] in test]
+    if not pairs:
+        return ""
+    found = paired([own for own, _ in pairs], [other for _, other in pairs], TEST_IMAGES)
+    error = ((found.seed_error or 0) ** 2 + (found.test_error or 0) ** 2) ** 0.5
+    tie = " (tie)" if abs(found.mean) < 2 * error else ""
+    return f"{100 * found.mean:+.2f} ± {100 * error:.2f}{tie}"
+
+
+def _before_tuning(line: Line) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in line["images"].items() if n and name not in ("finetune", "total"))
+
+
+def _mean(lines: Sequence[Line], name: str) -> float:
+    return sum(line[name] for line in lines) / len(lines)
+
+
+def _share(lines: Sequence[Line], name: str) -> float:
+    return sum(line[name] / line["dense"][name] for line in lines) / len(lines)
+
+
+def _spread(lines: Sequence[Line], name: str) -> str:
+    found = Spread.of([line[name] for line in lines])
+    assert found is not None
+    return f"{found.mean:.2%}" + (f" ± {100 * found.deviation:.2f}" if found.deviation is not None else "")
+
+
+def _where(lines: Iterable[Line]) -> str:
+    """Seeds, machines and versions in a sentence."""
+    found = list(lines)
+    seeds = sorted({line["row"]["seed"] for line in found})
+    machines = Counter(line["machine"].get("gpu") or line["machine"]["cpu"] for line in found)
+    threads = sorted({line["machine"]["threads"] for line in found})
+    torch = sorted({line["versions"]["torch"] for line in found})
+    days = sorted(line["when"] for line in found)
+    peers = {line["versions"].get("torch-pruning") for line in found if line["row"]["method"] == "torch-pruning"}
+    return (
+        f"Seeds {', '.join(map(str, seeds))}; {', '.join(f'{name} ({n})' for name, n in machines.items())}, "
+        f"{' or '.join(map(str, threads))} threads, torch {', '.join(torch)}"
+        + "".join(f", Torch-Pruning {version}" for version in peers)
+        + f", {days[0]} to {days[-1]}. n: seeds; ±: standard deviation over them; in *to uniform* the standard error of "
+        "the difference, over seeds and test images; *tie*: within two of them."
+    )
+
+
+# -- evaluations against accuracy
+
+
+def _searches(lines: Iterable[Line]) -> Iterable[str]:
+    found = _by_contender(line for line in lines if line["table"] == "search" and not line["refused"])
+    if not found:
+        return
+    head = "| search | structures | n | val, cut | val | test | seconds of search |"
+    rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    body = []
+    for label, same in sorted(found.items(), key=lambda item: list(CONTENDERS).index(item[0])):
+        method, count = label.rsplit(" ", 1)
+        seconds = sum(line["seconds"]["search"] for line in same) / len(same)
+        body.append(
+            f"| {method} | {count} | {len(same)} | {_mean(same, 'cut'):.2%} | {_spread(same, 'val')} | "
+            f"{_spread(same, 'test')} | {seconds:,.0f} |"
+        )
+    where = _where(line for same in found.values() for line in same)
+    yield "\n".join(["**How many structures a search measures**", "", head, rule, *body, "", where])
+
+
+# -- ISTA towards the paper's points
+
+
+def _points(lines: Iterable[Line]) -> Iterable[str]:
+    found = [line for line in lines if line["table"] == "points" and not line["refused"]]
+    if not found:
+        return
+    head = "| | epochs | of them sparse | parameters | MACs | val | test |"
+    rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    body = [
+        f"| ista to {line['row']['budget']['params']:.0%} of the parameters | {line['row']['epochs']} | "
+        f"{line['images']['sparse'] / 45_000:.1f} | {_share([line], 'params'):.1%} | {_share([line], 'macs'):.1%} | "
+        f"{line['val']:.2%} | {line['test']:.2%} |"
+        for line in found
+    ]
+    yield "\n".join(["**ISTA towards the points of its paper**", "", head, rule, *body, "", _where(found)])
+
+
+# -- what could not be done
+
+
+def _refusals(lines: Iterable[Line]) -> Iterable[str]:
+    refused = [line for line in lines if line["refused"]]
+    if refused:
+        told = [f"- {line['row']['contender']} on {line['row']['network']}: {line['refused']}" for line in refused]
+        yield "\n".join(["**Refused**", "", *told])
