@@ -107,7 +107,7 @@ class Work:
         print(f"{len(self.rows) - left} of {len(self.rows)} experiments are done", flush=True)
 
     def next(self) -> Row | None:
-        """A half-finished row, failing that the first of the plan; none that is done, failed, or in somebody's hands."""
+        """A half-finished row, failing that the first of the plan; none that is done, failed or in other hands."""
         done = [line["row"] for line in self.ledger.lines()]
         passed = {*self.going, *self.failed}
         open_rows = [row for row in self.rows if row.name not in passed and row.to_json() not in done]

@@ -129,7 +129,7 @@ def sparse_learning(model: nn.Module, data: Data, pruner: Any, epochs: int, fold
 
 
 def modelopt(
-    model: nn.Module, data: Data, macs: float, folder: Path, recipe: Recipe, *, channel_divisor: int
+    model: nn.Module, data: Data, macs: float, folder: Path, recipe: Recipe, *, divisor: int
 ) -> tuple[nn.Module, int]:
     """FastNAS. Its widths are multiples of 32 unless told otherwise, which leaves nothing to search in a network of 16,
     32 and 64 channels."""
@@ -137,9 +137,8 @@ def modelopt(
     from modelopt.torch.prune.fastnas import FastNASConfig
 
     config = FastNASConfig().model_dump()
-    for rules in config.values():
-        if isinstance(rules, dict) and "channel_divisor" in rules.get("*", {}):
-            rules["*"]["channel_divisor"] = channel_divisor
+    for kinds in config.values():
+        kinds["*"].update((name, divisor) for name in ("channel_divisor", "feature_divisor") if name in kinds["*"])
     loader = [images for images, _ in data.train.batches(recipe.batch_size, train=True, limit=SCORED)]
     score: Callable[[nn.Module], float] = lambda small: float(evaluate(small, data.val).value or 0)  # noqa: E731
     small, _ = mtp.prune(

@@ -47,7 +47,7 @@ CONTENDERS: dict[str, Contender] = {
     "tp taylor global": _torch_pruning("taylor", everywhere=True),
     "tp group norm": _torch_pruning("group-norm", everywhere=True, sparse_epochs=1),
     "tp isomorphic": _torch_pruning("taylor", everywhere=True, isomorphic=True),
-    "modelopt fastnas": Contender("modelopt", {"channel_divisor": 4}),
+    "modelopt fastnas": Contender("modelopt", {"divisor": 4}),
     **{
         f"{method} {count}": Contender(method, {"evaluations": count})
         for method in ("abc", "evolution", "random_search")

@@ -122,8 +122,8 @@ def _where(lines: Iterable[Line]) -> str:
         f"Seeds {', '.join(map(str, seeds))}; {', '.join(f'{name} ({n})' for name, n in machines.items())}, "
         f"{' or '.join(map(str, threads))} threads, torch {', '.join(torch)}"
         + "".join(f", Torch-Pruning {version}" for version in peers)
-        + f", {days[0]} to {days[-1]}. n: seeds; ±: standard deviation over them; in *to uniform* the standard error of "
-        "the difference, over seeds and test images; *tie*: within two of them."
+        + f", {days[0]} to {days[-1]}. n: seeds; ±: standard deviation over them; in *to uniform* the standard error "
+        "of the difference, over seeds and test images; *tie*: within two."
     )
 
 

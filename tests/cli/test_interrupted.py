@@ -32,12 +32,25 @@ COMMANDS = {
 }
 
 
+STRIDES = {"train": 1, "prune": 2, "search": 3}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_death_at_a_write_changes_nothing(name, sentei, dying, trained, tmp_path):
+    dies_at_writes(name, STRIDES[name], sentei, dying, trained, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_death_at_every_write_changes_nothing(name, sentei, dying, trained, tmp_path):
+    dies_at_writes(name, 1, sentei, dying, trained, tmp_path)
+
+
+def dies_at_writes(name, stride, sentei, dying, trained, tmp_path):
     verb, *model = (trained if word == "TRAINED" else word for word in COMMANDS[name])
     assert sentei(verb, *model, "--run", "whole").code == 0
     expected = results(tmp_path / "whole")
-    for writes in range(60):
+    for writes in range(0, 60, stride):
         folder = tmp_path / f"dies{writes}"
         dying(writes)
         try:
@@ -48,7 +61,7 @@ def test_death_at_every_write_changes_nothing(name, sentei, dying, trained, tmp_
                 refused = sentei("resume", folder)
                 assert refused.code == 2
                 assert "Give the command that was to make it once more" in refused.err
-            resume = writes % 4 > 1 and ("resume", folder)
+            resume = writes // stride % 4 > 1 and ("resume", folder)
             resumed = sentei(*(resume or (verb, *model, "--run", folder)))
             assert resumed.code == 0, (writes, resumed.err)
             assert results(folder) == expected, writes
@@ -80,13 +93,13 @@ def test_kill_9_of_a_real_process(trained, tmp_path, capsys):
 
 def test_kill_9_in_the_middle_of_a_search(trained, tmp_path):
     """The journal of a search that was killed and resumed equals that of one that was not."""
-    search = (*SEARCH, 40, "--executor", "process")
+    search = (*SEARCH, 20, "--executor", "process", "--processes", 2)
     arguments = [str(a) for a in ("prune", trained, *search)]
     assert main([*arguments, "--run", str(tmp_path / "whole")]) == 0
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "sentei.cli", *arguments, "--run", folder]
     first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-    wait_for(folder / "journal.jsonl", '"number": 12', first)
+    wait_for(folder / "journal.jsonl", '"number": 9', first)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     assert main(["resume", str(folder)]) == 0

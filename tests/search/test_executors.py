@@ -166,6 +166,15 @@ def ray(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_ray_gives_the_same(ray, tmp_path):
+    found = outcomes("ray", Fake(tmp_path, fails=(5,)), 1)
+    assert [fitness for _, fitness, _ in found] == [3, 4, None, 6, 7, 8, 9]
+    assert found[2][2] == "the loss is no longer finite"
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_ray_gives_the_same_and_survives_the_death_of_an_actor(ray, tmp_path):
     evaluator = Fake(tmp_path, dies=(4,), always_dies=(7,), fails=(5,))
     found = outcomes("ray", evaluator, 2)
@@ -178,6 +187,7 @@ def test_ray_gives_the_same_and_survives_the_death_of_an_actor(ray, tmp_path):
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_killed_raylet_ends_in_a_clear_error_and_keeps_what_was_measured(ray, tmp_path):
     with open_executor("ray", Fake(tmp_path, slow=0.5), 1) as executor:
         run = executor.run([Job(i, (i, 1, 2)) for i in range(200)])

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 """Of the intervals; what is called significant has an adjusted p below the rest."""
@@ -93,6 +92,8 @@ def paired(first: Sequence[float], second: Sequence[float], images: int | None =
     seeds = float(gaps.std(ddof=1)) / math.sqrt(count)
     error = math.hypot(seeds, test or 0.0)
     freedom = (count - 1) * (error / seeds) ** 4 if seeds > error * 1e-6 else math.inf
+    from scipy import stats  # takes a second, and most commands need none
+
     reach = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
     return Difference(mean, count, mean - reach, mean + reach, _p(mean, error, freedom), seeds, test)
 
@@ -100,6 +101,8 @@ def paired(first: Sequence[float], second: Sequence[float], images: int | None =
 def _p(mean: float, error: float, freedom: float) -> float:
     if error == 0:
         return 1.0 if mean == 0 else 0.0
+    from scipy import stats
+
     return float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 

@@ -12,6 +12,9 @@ import torch
 from sentei.data.loaders import LoaderSplit
 from sentei.data.splits import Split, content_of
 
+IGNORE = 255
+"""Mask value of pixels without a class."""
+
 
 @dataclass(frozen=True)
 class Data:

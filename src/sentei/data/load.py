@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,10 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sentei.data import sources
-from sentei.data.coco import load_coco
 from sentei.data.dataset import Data, describe, kind_of
-from sentei.data.folder import load_folder
-from sentei.data.segmentation import load_segmentation
 from sentei.data.sources import IMAGENET, Source, Statistics
 from sentei.data.splits import TensorSplit, stratified_split
 from sentei.errors import DataError
@@ -100,18 +97,8 @@ def load_data(
             was looked for and how to get it.
     """
     if in_folder(ref) is not None:
-        path = _folder(ref, root)
-        if kind_of(ref) == "coco":
-            if normalize not in (None, "none"):
-                raise DataError(
-                    "coco: images are not normalised, as detectors do that themselves: leave normalize out."
-                )
-            return load_coco(ref, path, val=val, seed=seed, size=image_size, device=device, workers=workers)
-        load = load_folder if kind_of(ref) == "imagefolder" else load_segmentation
-        statistics = _statistics(normalize, 3, IMAGENET)
-        return load(
-            ref, path, val=val, seed=seed, size=image_size, device=device, statistics=statistics, workers=workers
-        )
+        given = {"val": val, "seed": seed, "size": image_size, "device": device, "workers": workers}
+        return _in_files(ref, _folder(ref, root), normalize, given)
     if ".py:" in ref:
         value = _called(ref)
         if isinstance(value, Data):
@@ -121,6 +108,24 @@ def load_data(
     else:
         source = _source(ref, root)
     return _in_memory(ref, source, val, seed, image_size, torch.device(device), normalize)
+
+
+def _in_files(ref: str, path: Path, normalize: Normalize | None, given: Mapping[str, Any]) -> Data:
+    """Each kind is imported where it is wanted: torchvision, which decodes files, takes two seconds."""
+    if kind_of(ref) == "coco":
+        from sentei.data.coco import load_coco
+
+        if normalize not in (None, "none"):
+            raise DataError("coco: images are not normalised, as detectors do that themselves: leave normalize out.")
+        return load_coco(ref, path, **given)
+    statistics = _statistics(normalize, 3, IMAGENET)
+    if kind_of(ref) == "imagefolder":
+        from sentei.data.folder import load_folder
+
+        return load_folder(ref, path, statistics=statistics, **given)
+    from sentei.data.segmentation import load_segmentation
+
+    return load_segmentation(ref, path, statistics=statistics, **given)
 
 
 def _called(ref: str) -> Any:

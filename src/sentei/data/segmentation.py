@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from sentei.data.dataset import Data, describe
+from sentei.data.dataset import IGNORE, Data, describe
 from sentei.data.samples import (
     NormalisedSplit,
     at_most,
@@ -30,8 +30,6 @@ from sentei.errors import DataError
 Sample = tuple[str, str]
 Size = tuple[int, int]
 
-IGNORE = 255
-"""Mask value of pixels without a class."""
 INDICES = {"L": np.uint8, "P": np.uint8, "1": np.uint8, "I": np.int32, "I;16": np.int32}
 """Modes of images that hold one number a pixel. A palette's colours are not looked at."""
 

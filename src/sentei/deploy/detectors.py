@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from sentei.errors import ExportError
 from sentei.graph.part import Forward
-from sentei.tasks.detectors import DENSE, is_detector
+from sentei.tasks.detectors import is_dense_detector, is_detector
 
 
 def refuse_boxes(model: nn.Module, forward: Forward | None) -> None:
     """ExportError for a detector of which more is asked than can be a file, with what can be."""
-    if not is_detector(model) or (forward is not None and isinstance(model, DENSE)):
+    if not is_detector(model) or (forward is not None and is_dense_detector(model)):
         return
     name = type(model).__name__
-    if forward is None and isinstance(model, DENSE):
+    if forward is None and is_dense_detector(model):
         raise ExportError(
             f"a whole {name} cannot be exported: which boxes it returns depends on values. task='detection' exports "
             "its backbone and heads"
@@ -31,7 +31,7 @@ def refuse_boxes(model: nn.Module, forward: Forward | None) -> None:
 
 def why_not_inside(model: nn.Module, image_free: bool) -> str:
     """Why a file cannot be measured inside the detector whose part it is; empty if it can."""
-    if not isinstance(model, DENSE):
+    if not is_dense_detector(model):
         return "a part of the network is exported, and only the whole can be measured"
     if not image_free and getattr(model.transform, "fixed_size", None) is None:
         return "this detector makes images of several sizes, the file takes one (image='dynamic' takes all)"

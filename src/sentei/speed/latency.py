@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from scipy.optimize import nnls
 from torch import nn
 
 from sentei.atomic import write_atomic
@@ -253,10 +252,16 @@ def interpolated(at: Sequence[tuple[int, ...]], measured: Sequence[float]) -> np
     for axis, column in zip(np.array(at, np.float64).reshape(len(at), -1).T, (a, b), strict=False):
         column[:] = axis
     basis = np.stack([np.ones(len(at)), a, b, a * b], 1)
-    largest = np.maximum(basis.max(0), 1)
-    found, _ = nnls(basis / largest / np.array(measured)[:, None], np.ones(len(at)))
-    out: np.ndarray = found / largest
-    return out
+    return _nearest_to_one(basis / np.array(measured)[:, None])
+
+
+def _nearest_to_one(columns: np.ndarray) -> np.ndarray:
+    """Factors >= 0 of the columns, none of them negative, whose sum comes nearest to 1 in every row."""
+    from scipy.optimize import nnls  # takes a quarter of a second, and most commands need none
+
+    largest = np.where(columns.max(0) > 0, columns.max(0), 1.0)
+    found: np.ndarray = nnls(columns / largest, np.ones(len(columns)))[0] / largest
+    return found
 
 
 def _guessed(graph: ChannelGraph, times: np.ndarray) -> np.ndarray:
@@ -293,9 +298,7 @@ def _calibrated(
     measured = np.array([timer.fast(i) * 1e3 for i in passes])
     plain = graph.with_latency(table)
     columns = [[float(plain.costs(w).latency_ms), float(plain.costs(w).activation_bytes), 1.0] for w in widths]
-    shares = np.array(columns) / measured[:, None]
-    largest = shares.max(0)
-    scale, per_byte, constant = (nnls(shares / largest, np.ones(len(widths)))[0] / largest).tolist()
+    scale, per_byte, constant = _nearest_to_one(np.array(columns) / measured[:, None]).tolist()
     predicted = np.array(columns) @ [scale, per_byte, constant]
     pairs = tuple(zip(measured.tolist(), predicted.tolist(), strict=True))
     return replace(table, scale=scale, per_byte=per_byte, constant=constant, calibrated=pairs)

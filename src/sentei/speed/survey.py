@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
@@ -55,9 +54,9 @@ def survey(model: nn.Module, example: Any) -> Survey:
     """
     inputs = Inputs.real(example)
     with evaluating(model), torch.no_grad():
-        memory, counted = _memory(model, inputs), _counted(model, inputs)
+        memory, flops = _memory(model, inputs), _flops(model, inputs)
     params = sum(p.numel() for p in model.parameters())
-    return Survey(counted.get_total_flops() // 2, params, memory, _layers(model, counted))
+    return Survey(flops.get("Global", 0) // 2, params, memory, _layers(model, flops))
 
 
 def _memory(model: nn.Module, inputs: Inputs) -> int:
@@ -68,8 +67,11 @@ def _memory(model: nn.Module, inputs: Inputs) -> int:
     return sum(held.values()) + alive.peak
 
 
-def _counted(model: nn.Module, inputs: Inputs) -> FlopCounterMode:
-    """Attention runs as the products that it is made of: fused operations are not counted."""
+def _flops(model: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """Operations by module as PyTorch counts them, "Global" all of them. Attention runs as the products that it is made
+    of: fused operations are not counted."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, where there is one
+
     args, kwargs = inputs.copied()
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -78,12 +80,11 @@ def _counted(model: nn.Module, inputs: Inputs) -> FlopCounterMode:
             model(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return counted
+    return {name: sum(by.values()) for name, by in counted.get_flop_counts().items()}
 
 
-def _layers(model: nn.Module, counted: FlopCounterMode) -> dict[str, Layer]:
+def _layers(model: nn.Module, flops: Mapping[str, int]) -> dict[str, Layer]:
     """Modules with products of their own, in the order of the network."""
-    flops = {name: sum(by.values()) for name, by in counted.get_flop_counts().items()}
     root = type(model).__name__
     of = {name: flops.get(f"{root}.{name}" if name else root, 0) for name, _ in model.named_modules()}
     out = {}

@@ -6,24 +6,35 @@ values. Both go on as they were around a part that was cut.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
-from torchvision.models.detection.ssd import SSD
 
 from sentei.errors import ConfigError
 
-DENSE = (RetinaNet, FCOS, SSD)
-"""Detectors whose head runs over whole feature maps; SSDlite is an SSD."""
 KNOWN = "Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite of torchvision"
 
 
 def is_detector(model: nn.Module) -> TypeGuard[Any]:
     """Whether `detector_part` knows the parts of a model."""
-    return isinstance(model, (FasterRCNN, *DENSE))
+    if "torchvision.models.detection" not in sys.modules:  # two seconds; no detector has been built without it
+        return False
+    from torchvision.models.detection import FasterRCNN
+
+    return isinstance(model, FasterRCNN) or is_dense_detector(model)
+
+
+def is_dense_detector(model: nn.Module) -> bool:
+    """Whether a detector's head runs over whole feature maps: RetinaNet, FCOS and SSD; SSDlite is an SSD."""
+    if "torchvision.models.detection" not in sys.modules:
+        return False
+    from torchvision.models.detection import FCOS, RetinaNet
+    from torchvision.models.detection.ssd import SSD
+
+    return isinstance(model, (RetinaNet, FCOS, SSD))
 
 
 def detector_part(model: nn.Module, images: Tensor | Sequence[Tensor]) -> dict[str, Any]:
@@ -52,13 +63,13 @@ def detector_part(model: nn.Module, images: Tensor | Sequence[Tensor]) -> dict[s
     batch = images if isinstance(images, Tensor) else model.transform(list(images))[0].tensors
     found = model.backbone(batch)
     features: dict[str, Tensor] = {"0": found} if isinstance(found, Tensor) else dict(found)
-    if isinstance(model, DENSE):
+    if is_dense_detector(model):
         return dict(model.head(list(features.values())))
     objectness, shifts = model.rpn.head(list(features.values()))
     return {"objectness": objectness, "proposals": shifts, **_of_boxes(model, features, objectness)}
 
 
-def _of_boxes(model: FasterRCNN, features: Mapping[str, Tensor], objectness: Iterable[Tensor]) -> dict[str, Any]:
+def _of_boxes(model: Any, features: Mapping[str, Tensor], objectness: Iterable[Tensor]) -> dict[str, Any]:
     """What the heads that look at single boxes make of the features."""
     heads = model.roi_heads
     pooled = _pooled(features, heads.box_roi_pool, _proposals(model, objectness))
@@ -70,7 +81,7 @@ def _of_boxes(model: FasterRCNN, features: Mapping[str, Tensor], objectness: Ite
     return out
 
 
-def _proposals(model: FasterRCNN, objectness: Iterable[Tensor]) -> int:
+def _proposals(model: Any, objectness: Iterable[Tensor]) -> int:
     """The most boxes of an image that are classified in eval mode."""
     anchors = sum(min(model.rpn._pre_nms_top_n["testing"], t[0].numel()) for t in objectness)
     return int(min(model.rpn._post_nms_top_n["testing"], anchors))

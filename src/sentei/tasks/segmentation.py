@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sentei.data import Data
-from sentei.data.segmentation import IGNORE
+from sentei.data.dataset import IGNORE
 from sentei.errors import TrainError
 from sentei.tasks.classification import distillation_loss, logits
 from sentei.tasks.scored import Scored

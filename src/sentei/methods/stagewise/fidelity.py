@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy import stats
 from torch import nn
 
 from sentei.data import Data
@@ -304,6 +303,8 @@ def correlation(proxy: np.ndarray, real: np.ndarray, seed: int = 0) -> dict[str,
     draws = rng.integers(0, n, (RESAMPLES, n))
     taus = np.array([_tau(proxy[d], real[d]) for d in draws])
     low, high = np.percentile(taus, [5, 95])
+    from scipy import stats  # takes a second, and only this needs it
+
     constant = np.ptp(proxy) == 0 or np.ptp(real) == 0
     rho = 0.0 if constant else float(stats.spearmanr(proxy, real).statistic)
     return {"tau": _tau(proxy, real), "low": float(low), "high": float(high), "rho": rho}
@@ -311,6 +312,8 @@ def correlation(proxy: np.ndarray, real: np.ndarray, seed: int = 0) -> dict[str,
 
 def _tau(a: np.ndarray, b: np.ndarray) -> float:
     """Kendall's tau-b; 0 where one side is constant."""
+    from scipy import stats
+
     return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(stats.kendalltau(a, b).statistic)
 
 
