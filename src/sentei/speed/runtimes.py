@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sentei.errors import ExportError
-from sentei.extras import required
+from sentei.extras import openvino_core, required
 from sentei.graph.copying import rebuilt
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
@@ -168,17 +168,6 @@ class OnnxRuntime(OnFiles):
         return {"onnxruntime": str(required("onnxruntime", "export", "ONNX Runtime").__version__)}
 
 
-@cache
-def _core(openvino: Any) -> Any:
-    """One core for all networks.
-
-    Each core lends the thread a signal stack and, when it is gone, gives back the stack that it found. Of two that end
-    in the order in which they began, the second gives back that of the first, which is no more: the next signal that
-    Python handles, such as that of a DataLoader's worker that ends, would kill the process (OpenVINO 2026.4).
-    """
-    return openvino.Core()
-
-
 class OpenVino(OnFiles):
     """OpenVINO on a file of the dynamo exporter, for latency."""
 
@@ -192,8 +181,7 @@ class OpenVino(OnFiles):
         return OpenVinoProfile(payload, layers, self._request(payload, inputs, threads, device, PERF_COUNT=True))
 
     def _request(self, payload: bytes, inputs: list[np.ndarray], threads: int, device: str, **more: Any) -> Any:
-        ov = self._check(device)
-        core = _core(ov)
+        ov, core = self._check(device), openvino_core()
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
                     "INFERENCE_PRECISION_HINT": "f32", **more}  # fmt: skip
         request = core.compile_model(core.read_model(io.BytesIO(payload)), "CPU", settings).create_infer_request()

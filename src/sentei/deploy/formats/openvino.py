@@ -10,6 +10,7 @@ from sentei.deploy.formats.format import RECORD, Format, Sketch
 from sentei.deploy.formats.onnx import model_of
 from sentei.deploy.program import reason
 from sentei.errors import ExportError
+from sentei.extras import openvino_core
 
 
 class OpenVino(Format):
@@ -19,23 +20,23 @@ class OpenVino(Format):
     loader = '''\
 import openvino
 
+core = openvino.Core()  # one for all files: a second one could end the process at its next signal
+
 
 def load(path):
     exact = {"INFERENCE_PRECISION_HINT": "f32"}  # some processors would compute in bfloat16
-    network = openvino.Core().compile_model(path, "CPU", exact)
+    network = core.compile_model(path, "CPU", exact)
     return lambda *arrays: [out for out in network(arrays).to_tuple()]
 
 
 def about(path):
-    return openvino.Core().read_model(path).get_rt_info("sentei").astype(str)
+    return core.read_model(path).get_rt_info("sentei").astype(str)
 '''
 
     def build(self, sketch: Sketch) -> Any:
-        import openvino
-
         payload = model_of(sketch).SerializeToString()
         try:
-            return openvino.Core().read_model(io.BytesIO(payload))
+            return openvino_core().read_model(io.BytesIO(payload))
         except Exception as error:  # it raises RuntimeError of its own
             raise ExportError(f"OpenVINO does not read this network: {reason(error)}") from error
 

@@ -1,0 +1,136 @@
+"""The evidence ledger: a row is there once and whole, whatever is killed, and tables come from the ledger alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # as for a script that is started there
+
+from ledger.book import Ledger, claimed, is_claimed  # noqa: E402
+from ledger.plan import CONTENDERS, PEERS, SIX, Row, plan  # noqa: E402
+from ledger.tables import tables  # noqa: E402
+
+ROW = Row("half", "resnet20", "uniform", {"macs": 0.5}, 4)
+
+
+def result(test=0.9, **other):
+    return {
+        "dense": {"test": 0.9145, "val": 0.9154, "macs": 40_551_040, "params": 269_722}, "cut": 0.5, "val": test,
+        "test": test, "macs": 20_275_520, "params": 134_861, "refused": None, "evaluations": None,
+        "images": {"search": 0, "sparse": 90_000, "finetune": 90_000, "total": 180_000},
+        "seconds": {"cut": 1.0, "search": 60.0, "finetune": 100.0, "total": 161.0}, "device": "cpu",
+        "machine": {"cpu": "a processor", "threads": 1}, "versions": {"torch": "2", "torch-pruning": "1.6.1"},
+        "when": "2026-11-29", **other,
+    }  # fmt: skip
+
+
+def test_every_row_of_the_plan_is_there_once_and_means_something():
+    rows = plan()
+    assert len({row.name for row in rows}) == len(rows) == len({json.dumps(row.to_json()) for row in rows})
+    assert {row.contender for row in rows if row.table == "half"} >= {*SIX, *PEERS}
+    assert {row.seed for row in rows if row.contender in SIX and row.limits == {"macs": 0.3}} == {0, 1, 2}
+    known = {name for name in sentei_methods() if name != "l2"}
+    assert {c.method for c in CONTENDERS.values()} == known | {"torch-pruning", "modelopt"}
+
+
+def sentei_methods():
+    from sentei.methods import METHODS
+
+    return METHODS
+
+
+def test_a_row_is_appended_once(tmp_path):
+    ledger = Ledger(tmp_path)
+    for test in (0.9, 0.8):
+        ledger.append(ROW, result(test))
+    ledger.append(replace(ROW, seed=1), result(0.7))
+    assert [line["test"] for line in ledger.lines()] == [0.9, 0.7]
+    assert ledger.has(ROW)
+    assert not ledger.has(replace(ROW, lr=0.1))
+
+
+def test_what_a_kill_leaves_of_a_line_is_passed_over_and_written_again(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.append(ROW, result())
+    file = tmp_path / "resnet20.jsonl"
+    file.write_bytes(whole := file.read_bytes() + file.read_bytes()[:100])
+    assert len(ledger.lines()) == 1
+    ledger.append(replace(ROW, seed=1), result())
+    assert [line["row"]["seed"] for line in ledger.lines()] == [0, 1]
+    assert file.read_bytes().startswith(whole[:-100])
+
+
+def test_a_claim_ends_with_its_process(tmp_path):
+    script = f"""
+        import sys, time
+        from pathlib import Path
+        sys.path.insert(0, {str(BENCHMARKS)!r})
+        from ledger.book import claimed
+        with claimed(Path({str(tmp_path)!r})) as mine:
+            print(mine, flush=True)
+            time.sleep(60)
+    """
+    other = subprocess.Popen([sys.executable, "-c", dedent(script)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
+    assert is_claimed(tmp_path)
+    with claimed(tmp_path) as mine:
+        assert not mine
+    other.kill()
+    other.communicate()
+    assert not is_claimed(tmp_path)
+
+
+def test_tables_state_seeds_spread_images_and_ties():
+    lines = [line(ROW, 0.88), line(replace(ROW, seed=1), 0.886), line(replace(ROW, contender="abc"), 0.9)]
+    lines += [line(replace(ROW, contender="taylor"), 0.881), line(replace(ROW, contender="tp bn global"), 0.7)]
+    lines.append(line(replace(ROW, contender="modelopt fastnas"), refused="ValueError: no"))
+    found = tables(lines)
+    assert "50% of the MACs, 4 x 45,000 training images in all, the dense network as teacher" in found
+    assert "| uniform | 2 | 50.00% | 88.30% ± 0.42 | 88.30% ± 0.42 |  | 50.0% | 50.0% | sparse 90,000 | 161 |" in found
+    assert "| abc | 1 | 50.00% | 90.00% | 90.00% | +2.00 ± 0.44 |" in found
+    assert "| taylor | 1 | 50.00% | 88.10% | 88.10% | +0.10 ± 0.46 (tie) |" in found
+    assert "Seeds 0, 1; a processor (5), 1 threads, torch 2, Torch-Pruning 1.6.1, 2026-11-29" in found
+    assert "- modelopt fastnas on resnet20: ValueError: no" in found
+    assert found.index("| abc |") < found.index("| uniform |") < found.index("| tp bn global |")
+    assert tables([]) == "The ledger is empty."
+
+
+def line(row, test=0.9, **other):
+    return {"name": row.name, "table": row.table, "row": row.to_json(), **result(test), **other}
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_ledger():
+    page = (BENCHMARKS.parent / "docs/benchmarks.md").read_text()
+    assert tables(Ledger().lines()) in page
+
+
+@pytest.mark.slow
+def test_experiments_survive_kills_and_two_instances_share_them(tmp_path):
+    """In a trial: three experiments, two instances, one of them and its experiment killed again and again."""
+    root = os.environ.get("CIFAR10")
+    if not root:
+        pytest.skip("set CIFAR10 to the folder that holds cifar-10-batches-py")
+    command = [
+        sys.executable, str(BENCHMARKS / "evidence.py"), "run", "--trial", "--data-root", root, "--work",
+        str(tmp_path), "--only", "macs0.5-4x-uniform", "--minutes", "30",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    steady = subprocess.Popen(command, env=environment)
+    for wait in (9, 14, 19, 24):
+        shaky = subprocess.Popen(command, env=environment, start_new_session=True)
+        time.sleep(wait)
+        os.killpg(shaky.pid, signal.SIGKILL)
+        shaky.wait()
+    last = subprocess.Popen(command, env=environment)
+    assert (steady.wait(), last.wait()) == (0, 0)
+    names = [line["name"] for line in Ledger(tmp_path / "trial/ledger").lines()]
+    assert len(names) == len(set(names)) == sum("macs0.5-4x-uniform" in row.name for row in plan())
