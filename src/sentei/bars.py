@@ -1,6 +1,8 @@
-"""Live bars for long jobs: on a terminal only, and gone when the job is done."""
+"""Live bars for long jobs: on a terminal or in a notebook only, and gone when the job is done."""
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
@@ -21,5 +23,6 @@ def live_bar(shown: bool, counted: bool = False, times: bool = True) -> Progress
     status = MofNCompleteColumn() if counted else TextColumn("{task.fields[status]}")
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(bar_width=20), status]
     console = screen()
-    off = not shown or not (console.is_terminal or console.is_jupyter)
+    notebook = console.is_jupyter and find_spec("ipywidgets") is not None  # without them a bar would be a warning
+    off = not shown or not (console.is_terminal or notebook)
     return Progress(*columns, *([Times()] if times else []), console=console, disable=off, transient=True)

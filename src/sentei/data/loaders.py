@@ -39,6 +39,9 @@ class LoaderSplit:
                 "batches into a list"
             ) from error
 
+    def __repr__(self) -> str:
+        return f"LoaderSplit({type(self.loader).__name__} of {self.number} batches)"
+
     def on(self, device: torch.device) -> LoaderSplit:
         other = copy.copy(self)
         other.device = device

@@ -37,6 +37,9 @@ from sentei.train import Recipe, evaluate
 from sentei.train.checkpoint import digest
 from sentei.train.optimizers import Factory, factory_name
 
+WORSE = 0.05
+"""Share of the metric that fine-tuning may lose without a word."""
+
 
 @dataclass(frozen=True)
 class PruneResult:
@@ -46,6 +49,14 @@ class PruneResult:
     plan: Plan
     graph: ChannelGraph
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        base, pruned, metric = self.summary["base"], self.summary["pruned"], self.summary["metric"]["name"]
+        return (
+            f"PruneResult({self.summary['method']}: {pruned['macs'] / max(base['macs'], 1):.1%} of the MACs, "
+            f"{pruned['params'] / base['params']:.1%} of the parameters, test {metric} {pruned.get(metric)}, "
+            f"before {base.get(metric)})"
+        )
 
 
 def prune(
@@ -244,6 +255,9 @@ def _result(pruning: Pruning, method: Method) -> PruneResult:
     if pruning.run.folder is not None:
         save(tuned, found.plan, pruning.run.folder, source=pruning.source, forward=pruning.task.part)
     final = pruning.run.once("final", lambda: _measure(pruning, tuned))
+    if tuning.epochs and (worse := _worse(pruning, found.cuts[-1]["value"], final["pruned_val"])):
+        warnings = [*warnings, worse]
+        pruning.say(f"Warning: {worse}.")
     summary = _summary(pruning, method, found, {**final, "base_val": value}, warnings) | {"epochs": tuning.epochs}
     pruning.run.finish(summary)
     return PruneResult(tuned, found.plan, pruning.graph, summary)
@@ -258,6 +272,17 @@ def _before(pruning: Pruning) -> tuple[float | None, list[str]]:
     found = evaluate(pruning.base, data.val, task=task)
     doubt = task.doubt(found.figures, found.images)
     return found.value, [*data.notes, *([doubt] if doubt else [])]
+
+
+def _worse(pruning: Pruning, cut: float | None, tuned: float | None) -> str | None:
+    """What is wrong where the network was better, by more than chance, before it was fine-tuned."""
+    task, recipe = pruning.task, pruning.recipe
+    if cut is None or tuned is None or task.fitness(cut) - task.fitness(tuned) <= WORSE * abs(cut):
+        return None
+    return (
+        f"fine-tuning has made the network worse: validation {task.metric} {task.told(cut)} after the cut, "
+        f"{task.told(tuned)} now. More epochs or another learning rate ({recipe.lr:g}) may help"
+    )
 
 
 def _measure(pruning: Pruning, tuned: nn.Module) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sentei.methods.common.method import Method
 from sentei.methods.ista import Ista
 from sentei.methods.oneshot import OneShot
 from sentei.methods.stagewise import Stagewise
+from sentei.plan import Budget
 
 METHODS: dict[str, Method] = {
     "uniform": OneShot("l1", "local"),
@@ -41,8 +42,12 @@ def method_of(given: str | Method, options: Mapping[str, Any]) -> tuple[str, Met
     """
     name, method = (given, named(given)) if isinstance(given, str) else (name_of(given), given)
     known = [f.name for f in fields(method)]  # type: ignore[arg-type]
+    limits = [f.name for f in fields(Budget)]
     for option in options:
         if option not in known:
+            if option in limits:
+                told = f"sentei.Budget({option}={options[option]!r})"
+                raise ConfigError(f"{option} is a limit of the budget, no option of {name}: give budget={told}")
             near = difflib.get_close_matches(option, known, n=1, cutoff=0)
             raise ConfigError(f"method {name} has no option {option!r}; did you mean {near[0]!r}? It has {known}")
     return name, replace(method, **options).resolved()  # type: ignore[type-var]

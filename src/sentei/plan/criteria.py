@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -36,7 +36,7 @@ Role = Literal["producer", "consumer", "gamma", "other"]
 
 
 class Criterion(Protocol):
-    """What every entry of `CRITERIA` looks like; a criterion ignores the keywords it has no use for."""
+    """What every entry of `CRITERIA` looks like: all take the same keywords, with a use for them or without."""
 
     def __call__(
         self,
@@ -49,13 +49,38 @@ class Criterion(Protocol):
     ) -> Scores: ...
 
 
-def random(model: nn.Module, graph: ChannelGraph, *, seed: int = 0, **_: object) -> Scores:
+def of_weights(score: Callable[[nn.Module, ChannelGraph], Scores]) -> Criterion:
+    """A criterion that looks at nothing but the weights."""
+
+    @wraps(score)
+    def scored(
+        model: nn.Module,
+        graph: ChannelGraph,
+        *,
+        batches: Iterable[Any] | None = None,
+        step: Step | None = None,
+        seed: int = 0,
+    ) -> Scores:
+        return score(model, graph)
+
+    return scored
+
+
+def random(
+    model: nn.Module,
+    graph: ChannelGraph,
+    *,
+    batches: Iterable[Any] | None = None,
+    step: Step | None = None,
+    seed: int = 0,
+) -> Scores:
     """Uniform random scores, the control that every other criterion has to beat."""
     rng = np.random.default_rng(seed)
     return _per_group(graph, lambda group: torch.from_numpy(rng.random(group.width)))
 
 
-def l1(model: nn.Module, graph: ChannelGraph, **_: object) -> Scores:
+@of_weights
+def l1(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Sum of the absolute weights that leave with the unit.
 
     Li et al., "Pruning Filters for Efficient ConvNets" (2017, arXiv 1608.08710), score a filter by the
@@ -66,7 +91,8 @@ def l1(model: nn.Module, graph: ChannelGraph, **_: object) -> Scores:
     return _per_group(graph, lambda group: _magnitude(model, group))
 
 
-def l2(model: nn.Module, graph: ChannelGraph, **_: object) -> Scores:
+@of_weights
+def l2(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Euclidean norm of the weights that leave with the unit; the rest as for `l1`."""
 
     def norm(group: Group) -> Tensor:
@@ -75,7 +101,8 @@ def l2(model: nn.Module, graph: ChannelGraph, **_: object) -> Scores:
     return _per_group(graph, norm)
 
 
-def bn_scale(model: nn.Module, graph: ChannelGraph, **_: object) -> Scores:
+@of_weights
+def bn_scale(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Sum of |gamma| over the BatchNorm layers that the unit passes through.
 
     Liu et al., "Learning Efficient Convolutional Networks through Network Slimming" (2017, arXiv 1708.06519).
@@ -93,7 +120,8 @@ def bn_scale(model: nn.Module, graph: ChannelGraph, **_: object) -> Scores:
     return _per_group(graph, scale)
 
 
-def fpgm(model: nn.Module, graph: ChannelGraph, **_: object) -> Scores:
+@of_weights
+def fpgm(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Sum of the distances from a unit's filters to those of all others: what lies near the centre is
     replaceable.
 
@@ -115,7 +143,7 @@ def taylor(
     *,
     batches: Iterable[Any] | None = None,
     step: Step | None = None,
-    **_: object,
+    seed: int = 0,
 ) -> Scores:
     """Squared first-order change of the loss when the unit is removed, mean over batches.
 

@@ -89,7 +89,8 @@ def check_logits(scores: Tensor, labels: Tensor, whole: bool = False) -> None:
     """Refuse scores that cannot be compared with the labels; `whole` looks at the labels too, which waits for them."""
     if scores.ndim != 2 or len(scores) != len(labels):
         raise TrainError(
-            f"The model returned scores of shape {tuple(scores.shape)}; expected ({len(labels)}, classes)."
+            f"The model returned scores of shape {tuple(scores.shape)}; classification, the task unless another one is "
+            f"given (task=, --task), expects ({len(labels)}, classes)."
         )
     if whole and int(labels.max()) >= scores.shape[1]:
         raise TrainError(
