@@ -15,7 +15,7 @@ class Contender:
     """A way to prune: a method of sentei, or another tool."""
 
     method: str
-    """A name in `sentei.METHODS`, or torch-pruning or modelopt."""
+    """A name in `sentei.METHODS`, torch-pruning or modelopt, or fidelity."""
     options: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     """Images of an epoch, for methods whose rounds are epochs; the total stays what it is."""
@@ -58,9 +58,10 @@ CONTENDERS: dict[str, Contender] = {
 quarter), and the paper's own search at most one (21 structures of 2,000 images)."""
 
 PEERS = tuple(label for label, contender in CONTENDERS.items() if contender.is_peer)
-RANKINGS = ("l1", "bn_scale", "taylor", "fpgm")
 FIRST = tuple(label for label in CONTENDERS if not label[-1].isdigit())
 """All that are held against each other at equal cost."""
+FIDELITY = Contender("fidelity", {"structures": 40, "seeds": 2, "supernet_epochs": 3}, limit=12_000)
+"""No way to prune: proxies held against real trainings of structures."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Row:
 
     @property
     def how(self) -> Contender:
-        given = CONTENDERS[self.contender]
+        given = FIDELITY if self.contender == "fidelity" else CONTENDERS[self.contender]
         return Contender(given.method, {**given.options, **self.options}, given.limit)
 
     def to_json(self) -> dict[str, Any]:
@@ -142,3 +143,4 @@ def _rows() -> Iterator[Row]:
     for count in (20, 80, 320):
         for method in ("abc", "evolution", "random_search"):
             yield Row("search", "resnet20", f"{method} {count}", half, 4)
+    yield Row("fidelity", "resnet20", "fidelity", half, 2, distill=False)

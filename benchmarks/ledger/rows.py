@@ -20,10 +20,13 @@ from ledger.peers import cut_by_peer
 from ledger.plan import Row
 from sentei.data import Data, load_data
 from sentei.machine import machine
+from sentei.methods.stagewise.fidelity import Fidelity, measure_fidelity
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import is_finished, read_summary
+from sentei.runs import Run
 from sentei.train import Recipe, evaluate, fit, recalibrate
+from sentei.train.checkpoint import digest
 
 FINE = Constraints(round_to=1, max_ratio=0.9)
 """Steps of one channel for every contender: layers of 16 channels have few widths as it is."""
@@ -33,7 +36,8 @@ PACKAGES = ("torch", "torch-pruning", "nvidia-modelopt")
 
 def made(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, Any]:
     """What the ledger keeps of a row."""
-    result = by_peer(row, folder, model, data) if row.how.is_peer else by_sentei(row, folder, model, data)
+    maker = by_peer if row.how.is_peer else by_fidelity if row.how.method == "fidelity" else by_sentei
+    result = maker(row, folder, model, data)
     return {
         **result, "device": data.device.type, "machine": machine(data.device), "versions": versions(),
         "commit": commit(), "when": time.strftime("%Y-%m-%d"),
@@ -69,6 +73,23 @@ def by_sentei(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str,
         "evaluations": found.get("search", {}).get("evaluations"), "seconds": found["seconds"], "refused": None,
         "widths": {name: widths[1] for name, widths in found["widths"].items()},
     }  # fmt: skip
+
+
+def by_fidelity(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, Any]:
+    """Proxies beside the real accuracy of structures; the test images are not read."""
+    run, recipe = folder / "run", recipe_of(row)
+    how, budget = Fidelity(**row.how.options), sentei.Budget(**row.limits)
+    if not is_finished(run):
+        config = {"verb": "fidelity", **row.to_json(), "base_sha256": digest(model), "recipe": recipe.to_dict()}
+        with Run.open(run, json.loads(json.dumps(config))) as opened:
+            told = measure_fidelity(
+                model, data, how, recipe=recipe, budget=budget, run=opened, source=NETWORKS[row.network],
+                constraints=FINE, say=lambda line: print(f"  {line}", flush=True),
+            )  # fmt: skip
+            opened.finish(told)
+    found = read_summary(run)
+    kept = {name: found[name] for name in ("proxies", "agreement", "structures", "seconds")}
+    return {"refused": None, **kept}
 
 
 def by_peer(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, Any]:

@@ -7,12 +7,20 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from ledger.book import Line
 from ledger.plan import CONTENDERS
 from sentei.comparison.statistics import Spread, paired
 
-TEST_IMAGES = 10_000
+COMPARED = ("half", "third", "long", "resnet56")
+TEST_IMAGES, RESAMPLES = 10_000, 1000
 REFERENCE = "uniform"
+COLUMNS = (
+    "*n*: seeds; ±: their standard deviation, in *to uniform* the standard error of the difference, over seeds and test "
+    "images; a tie lies within two of those. *val, cut*: before fine-tuning."
+)
 Experiments = dict[str, list[Line]]
 """Lines by contender, one a seed."""
 
@@ -23,7 +31,7 @@ def tables(lines: Sequence[Line]) -> str:
     >>> tables([])
     'The ledger is empty.'
     """
-    parts = [*_comparisons(lines), *_searches(lines), *_points(lines), *_refusals(lines)]
+    parts = [*_comparisons(lines), *_searches(lines), *_points(lines), *_fidelities(lines), *_refusals(lines)]
     return "\n\n".join(parts) if parts else "The ledger is empty."
 
 
@@ -32,7 +40,7 @@ def tables(lines: Sequence[Line]) -> str:
 
 def _comparisons(lines: Iterable[Line]) -> Iterable[str]:
     """A table for each network, budget, total and recipe with at least two contenders."""
-    finished = [line for line in lines if not line["refused"] and line["table"] not in ("search", "points")]
+    finished = [line for line in lines if not line["refused"] and line["table"] in COMPARED]
     for key, same in groupby(sorted(finished, key=_ground), _ground):
         experiments = _by_contender(same)
         if len(experiments) > 1:
@@ -64,7 +72,8 @@ def comparison(key: tuple[Any, ...], experiments: Experiments) -> str:
     head = "| | n | val, cut | val | test | to uniform | MACs | parameters | images before fine-tuning | seconds |"
     rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
     body = [_row(label, experiments[label], experiments.get(REFERENCE)) for label in ordered]
-    return "\n".join([title, "", head, rule, *body, "", _where(some for same in experiments.values() for some in same)])
+    where = _where(line for same in experiments.values() for line in same)
+    return "\n".join([title, "", head, rule, *body, "", f"{where} {COLUMNS}"])
 
 
 def _row(label: str, lines: Sequence[Line], reference: Sequence[Line] | None) -> str:
@@ -122,8 +131,7 @@ def _where(lines: Iterable[Line]) -> str:
         f"Seeds {', '.join(map(str, seeds))}; {', '.join(f'{name} ({n})' for name, n in machines.items())}, "
         f"{' or '.join(map(str, threads))} threads, torch {', '.join(torch)}"
         + "".join(f", Torch-Pruning {version}" for version in peers)
-        + f", {days[0]} to {days[-1]}. n: seeds; ±: standard deviation over them; in *to uniform* the standard error "
-        "of the difference, over seeds and test images; *tie*: within two."
+        + f", {days[0]} to {days[-1]}."
     )
 
 
@@ -164,6 +172,54 @@ def _points(lines: Iterable[Line]) -> Iterable[str]:
         for line in found
     ]
     yield "\n".join(["**ISTA towards the points of its paper**", "", head, rule, *body, "", _where(found)])
+
+
+# -- proxies against real trainings
+
+
+def _fidelities(lines: Iterable[Line]) -> Iterable[str]:
+    for line in lines:
+        if line["table"] == "fidelity" and not line["refused"]:
+            yield fidelity(line)
+
+
+def fidelity(line: Line) -> str:
+    """Kendall's tau of every proxy, and that of the stage-wise one less that of each other, over the same resamples."""
+    row, structures = line["row"], [s for s in line["structures"] if s["band"]]
+    real = np.array([np.mean(s["real"]) for s in structures])
+    title = (
+        f"**Proxies beside {len(structures)} structures of {row['network']} at {row['budget']['macs']:.0%} of the MACs, "
+        f"trained {len(structures[0]['real'])} times each for {row['epochs']} epochs of {row['limit']:,} images** "
+        f"(validation accuracy {real.min():.2%} to {real.max():.2%})"
+    )
+    head = "| proxy | tau | 90 % interval | stagewise less it | 90 % interval | decided |"
+    body = []
+    for name, found in sorted(line["proxies"].items(), key=lambda item: -item[1]["tau"]):
+        ahead, low, high = tau_ahead(*(np.array([s[n] for s in structures]) for n in ("stagewise", name)), real)
+        verdict = "" if name == "stagewise" else "better" if low > 0 else "worse" if high < 0 else "no"
+        told = ("", "") if name == "stagewise" else (f"{ahead:+.2f}", f"{low:+.2f} .. {high:+.2f}")
+        interval = f"{found['low']:+.2f} .. {found['high']:+.2f}"
+        body.append(f"| {name} | {found['tau']:+.2f} | {interval} | {told[0]} | {told[1]} | {verdict} |")
+    agreement = f"Two trainings of one structure agree to tau {line['agreement']:+.2f}. " if line["agreement"] else ""
+    rule = "| --- | ---: | ---: | ---: | ---: | --- |"
+    return "\n".join([title, "", head, rule, *body, "", agreement + _where([line])])
+
+
+def tau_ahead(first: np.ndarray, second: np.ndarray, real: np.ndarray) -> tuple[float, float, float]:
+    """By how much the first proxy's tau is higher than the second's, with a 90 % interval by a paired bootstrap.
+
+    >>> tau_ahead(np.arange(9.0), np.arange(9.0), np.arange(9.0))
+    (0.0, 0.0, 0.0)
+    """
+    rng = np.random.default_rng(0)
+
+    def ahead(of: np.ndarray) -> float:
+        taus = (stats.kendalltau(proxy[of], real[of]).statistic for proxy in (first, second))
+        return float(np.subtract(*np.nan_to_num(list(taus))))
+
+    gaps = [ahead(rng.integers(0, len(real), len(real))) for _ in range(RESAMPLES)]
+    low, high = np.percentile(gaps, [5, 95])
+    return ahead(np.arange(len(real))), float(low), float(high)
 
 
 # -- what could not be done

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -17,7 +18,8 @@ sys.path.insert(0, str(BENCHMARKS))  # as for a script that is started there
 
 from ledger.book import Ledger, claimed, is_claimed  # noqa: E402
 from ledger.plan import CONTENDERS, PEERS, SIX, Row, plan  # noqa: E402
-from ledger.tables import tables  # noqa: E402
+from ledger.tables import tables, tau_ahead  # noqa: E402
+from sentei.methods import METHODS  # noqa: E402
 
 ROW = Row("half", "resnet20", "uniform", {"macs": 0.5}, 4)
 
@@ -38,14 +40,18 @@ def test_every_row_of_the_plan_is_there_once_and_means_something():
     assert len({row.name for row in rows}) == len(rows) == len({json.dumps(row.to_json()) for row in rows})
     assert {row.contender for row in rows if row.table == "half"} >= {*SIX, *PEERS}
     assert {row.seed for row in rows if row.contender in SIX and row.limits == {"macs": 0.3}} == {0, 1, 2}
-    known = {name for name in sentei_methods() if name != "l2"}
+    known = set(METHODS) - {"l2"}
     assert {c.method for c in CONTENDERS.values()} == known | {"torch-pruning", "modelopt"}
 
 
-def sentei_methods():
-    from sentei.methods import METHODS
-
-    return METHODS
+def test_a_paired_bootstrap_tells_a_better_proxy_from_one_that_is_as_good():
+    rng = np.random.default_rng(0)
+    real = rng.random(40)
+    good, as_good, bad = (real + share * rng.standard_normal(40) for share in (0.1, 0.1, 1.0))
+    ahead, low, _ = tau_ahead(good, bad, real)
+    assert ahead > low > 0
+    _, low, high = tau_ahead(good, as_good, real)
+    assert low < 0 < high
 
 
 def test_a_row_is_appended_once(tmp_path):
@@ -98,7 +104,7 @@ def test_tables_state_seeds_spread_images_and_ties():
     assert "| uniform | 2 | 50.00% | 88.30% ± 0.42 | 88.30% ± 0.42 |  | 50.0% | 50.0% | sparse 90,000 | 161 |" in found
     assert "| abc | 1 | 50.00% | 90.00% | 90.00% | +2.00 ± 0.44 |" in found
     assert "| taylor | 1 | 50.00% | 88.10% | 88.10% | +0.10 ± 0.46 (tie) |" in found
-    assert "Seeds 0, 1; a processor (5), 1 threads, torch 2, Torch-Pruning 1.6.1, 2026-11-29" in found
+    assert "Seeds 0, 1; a processor (5), 1 threads, torch 2, Torch-Pruning 1.6.1, 2026-11-29 to 2026-11-29. *n*" in found
     assert "- modelopt fastnas on resnet20: ValueError: no" in found
     assert found.index("| abc |") < found.index("| uniform |") < found.index("| tp bn global |")
     assert tables([]) == "The ledger is empty."
