@@ -18,8 +18,8 @@ COMPARED = ("half", "third", "long", "resnet56")
 TEST_IMAGES, RESAMPLES = 10_000, 1000
 REFERENCE = "uniform"
 COLUMNS = (
-    "*n*: seeds; ±: their standard deviation, in *to uniform* the standard error of the difference, over seeds and test "
-    "images; a tie lies within two of those. *val, cut*: before fine-tuning."
+    "*n*: seeds; ±: their standard deviation, in *to uniform* the standard error of the difference, over seeds and "
+    "test images; a tie lies within two of those. *val, cut*: before fine-tuning."
 )
 Experiments = dict[str, list[Line]]
 """Lines by contender, one a seed."""
@@ -189,7 +189,7 @@ def fidelity(line: Line) -> str:
     real = np.array([np.mean(s["real"]) for s in structures])
     title = (
         f"**Proxies beside {len(structures)} structures of {row['network']} at {row['budget']['macs']:.0%} of the MACs, "
-        f"trained {len(structures[0]['real'])} times each for {row['epochs']} epochs of {row['limit']:,} images** "
+        f"trained {len(structures[0]['real'])} times each, {row['epochs']} epochs of {row['limit']:,} images** "
         f"(validation accuracy {real.min():.2%} to {real.max():.2%})"
     )
     head = "| proxy | tau | 90 % interval | stagewise less it | 90 % interval | decided |"

@@ -104,7 +104,7 @@ def test_tables_state_seeds_spread_images_and_ties():
     assert "| uniform | 2 | 50.00% | 88.30% ± 0.42 | 88.30% ± 0.42 |  | 50.0% | 50.0% | sparse 90,000 | 161 |" in found
     assert "| abc | 1 | 50.00% | 90.00% | 90.00% | +2.00 ± 0.44 |" in found
     assert "| taylor | 1 | 50.00% | 88.10% | 88.10% | +0.10 ± 0.46 (tie) |" in found
-    assert "Seeds 0, 1; a processor (5), 1 threads, torch 2, Torch-Pruning 1.6.1, 2026-11-29 to 2026-11-29. *n*" in found
+    assert "Seeds 0, 1; a processor (5), 1 threads, torch 2, Torch-Pruning 1.6.1, 2026-11-29 to 2026-11-29." in found
     assert "- modelopt fastnas on resnet20: ValueError: no" in found
     assert found.index("| abc |") < found.index("| uniform |") < found.index("| tp bn global |")
     assert tables([]) == "The ledger is empty."
