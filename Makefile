@@ -10,9 +10,10 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed
 	@$(BIN)/sentei demo
 
-# Two processes with one thread each; the tests of a file stay together, because they share what they train. A process
-# that dies ends the tests: with a new one in its place pytest-xdist may wait for ever.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --max-worker-restart=0
+# Two processes with one thread each. The tests of a file stay together, because they share what they train, and files in
+# their order: sorted by the number of their tests, the longest would come last. A process that dies ends the tests: with
+# a new one in its place pytest-xdist may wait for ever.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test: lint
 	@$(PYTEST)

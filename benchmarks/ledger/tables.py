@@ -184,11 +184,11 @@ def _fidelities(lines: Iterable[Line]) -> Iterable[str]:
 
 
 def fidelity(line: Line) -> str:
-    """Kendall's tau of every proxy, and that of the stage-wise one less that of each other, over the same resamples."""
+    """Kendall's tau of every proxy, and that of the stage-wise one less each other's over the same resamples."""
     row, structures = line["row"], [s for s in line["structures"] if s["band"]]
     real = np.array([np.mean(s["real"]) for s in structures])
     title = (
-        f"**Proxies beside {len(structures)} structures of {row['network']} at {row['budget']['macs']:.0%} of the MACs, "
+        f"**Proxies beside {len(structures)} structures of {row['network']}, {row['budget']['macs']:.0%} of the MACs, "
         f"trained {len(structures[0]['real'])} times each, {row['epochs']} epochs of {row['limit']:,} images** "
         f"(validation accuracy {real.min():.2%} to {real.max():.2%})"
     )
