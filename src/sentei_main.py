@@ -1,8 +1,8 @@
 """The `sentei` command. Importing PyTorch takes seconds, and Ctrl-C during those must not show a traceback either."""
 
+import os
 import signal
 import sys
-from importlib import metadata
 
 
 def main() -> int:
@@ -14,14 +14,23 @@ def main() -> int:
 
 def _version() -> int:
     """At once, without PyTorch."""
+    from importlib import metadata
+
     print(f"sentei {metadata.version('sentei')}", flush=True)
     return 0
 
 
 def _command() -> int:
-    try:
-        from sentei.cli import main as command
-    except KeyboardInterrupt:
-        print("\nInterrupted. Nothing was written.", file=sys.stderr)
-        return 130
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
+    from sentei.cli import main as command
+
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return command()
+
+
+def _interrupted(number: int, frame: object) -> None:
+    """Ends the process at once: an exception that is raised while a library of C++ is loaded can abort it."""
+    print("\nInterrupted. Nothing was written.", file=sys.stderr, flush=True)
+    os._exit(130)
