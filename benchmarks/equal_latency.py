@@ -2,7 +2,7 @@
 
     python benchmarks/equal_latency.py --data FOLDER --weights mobilenet_v2.pth --runs RUNS      # 40 minutes on a core
 
-The network with ImageNet weights gets a new last layer of ten classes and is trained for --dense-images. `latency`
+The network with ImageNet weights gets a new last layer of ten classes and is trained on --images. `latency`
 prunes it to --latency of its milliseconds (ONNX Runtime, one thread, one image); `macs` prunes it to the share of the
 MACs whose network takes just as long, found by cutting and measuring, half an interval at a time. The same method,
 fine-tuning and seeds for both. At the end all networks are timed side by side. A tenth of train/ is the validation
@@ -60,21 +60,19 @@ def main() -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in given.seeds:
         recipe = Recipe(epochs=given.epochs, seed=seed, **shared)
-        limits = {"latency": sentei.Budget(latency=given.latency)}
         for kind in ("latency", "macs"):
-            folder = given.runs / f"{kind}-s{seed}"
-            if kind == "macs":
-                limits["macs"] = sentei.Budget(macs=as_fast(model, data, given, given.runs))
-            rows.setdefault(kind, []).append(pruned(folder, model, data, given.method, limits[kind], recipe))
+            share = given.latency if kind == "latency" else as_fast(model, data, given)
+            folder, budget = given.runs / f"{kind}-s{seed}", sentei.Budget(**{kind: share})
+            rows.setdefault(kind, []).append(pruned(folder, model, data, given.method, budget, recipe))
             networks[folder.name] = sentei.load(build_model(MODEL, num_classes=data.num_classes), folder)
     print(table(rows, timed(data, networks), given))
 
 
-def as_fast(model: nn.Module, data: Data, given: argparse.Namespace, runs: Path) -> float:
+def as_fast(model: nn.Module, data: Data, given: argparse.Namespace) -> float:
     """The share of the MACs at which the method's network takes as long as the one pruned to a share of the latency."""
-    file = runs / "macs.json"
+    file = given.runs / "macs.json"
     if not file.exists():
-        goal = read_summary(runs / f"latency-s{given.seeds[0]}")["latency"]["share"]
+        goal = read_summary(given.runs / f"latency-s{given.seeds[0]}")["latency"]["share"]
         graph = sentei.trace(model, torch.zeros(1, *data.input_shape))
         batches = data.train.batches(64, limit=2048)
         scores = criterion(given.method)(model, graph, batches=batches)

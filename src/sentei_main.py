@@ -16,7 +16,10 @@ def _version() -> int:
     """At once, without PyTorch."""
     from importlib import metadata
 
-    print(f"sentei {metadata.version('sentei')}", flush=True)
+    try:
+        print(f"sentei {metadata.version('sentei')}", flush=True)
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return _command()
     return 0
 
 

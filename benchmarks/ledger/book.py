@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ledger.plan import Row
+from sentei.errors import ConfigError
+from sentei.lock import FolderLock
 
 FOLDER = Path(__file__).parent
 Line = dict[str, Any]
@@ -59,14 +61,15 @@ def _read(file: Path) -> Iterator[Line]:
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
     """Whether a row's working folder is this process's own; the claim ends with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "claim", "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+    try:
+        lock = FolderLock(folder)
+    except ConfigError:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()
 
 
 def is_claimed(folder: Path) -> bool:

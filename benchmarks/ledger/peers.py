@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sentei.atomic import write_atomic
 from sentei.data import Data
+from sentei.errors import SenteiError
 from sentei.train import Recipe, evaluate, fit
 
 STEPS, REFRESH = 400, 20
@@ -38,7 +39,7 @@ def cut_by_peer(
         tool = {"torch-pruning": torch_pruning, "modelopt": modelopt}[method]
         small, images = tool(model, data, macs, folder, recipe, **options)
         small.eval()(torch.zeros(2, *data.input_shape, device=data.device))
-    except ImportError:  # not refused: not installed
+    except (ImportError, OSError, SenteiError):  # not refused: not installed, a full disk, our own training
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -94,8 +94,8 @@ def by_fidelity(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[st
 
 def by_peer(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, Any]:
     """Another tool's cut, and from there on the same as for sentei's own: fresh statistics, the same loop."""
-    dense = copy.deepcopy(model)
-    cost = sentei.trace(dense, torch.zeros(1, *data.input_shape, device=data.device)).cost()
+    dense, image = copy.deepcopy(model), torch.zeros(1, *data.input_shape, device=data.device)
+    cost = sentei.trace(dense, image).cost()
     whole = {"macs": cost.macs, "params": cost.params}
     note = folder / "peer.json"
     if not note.is_file():
@@ -105,7 +105,7 @@ def by_peer(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, A
         return {"refused": told["refused"], "dense": whole}
     small: nn.Module = torch.load(folder / "peer.pt", weights_only=False).to(data.device)
     recalibrate(small, data.train.batches(256, train=True, limit=2048))
-    cut, size = evaluate(small, data.val).value, sentei.trace(small, torch.zeros(1, *data.input_shape)).cost()
+    cut, size = evaluate(small, data.val).value, sentei.trace(small, image).cost()
     recipe = recipe_of(row)
     left = total_images(row, data) - told["images"]
     recipe = replace(recipe, epochs=left // data.epoch_images(recipe.batch_size, recipe.limit))

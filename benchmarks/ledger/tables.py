@@ -95,9 +95,8 @@ def _difference(label: str, lines: Sequence[Line], reference: Sequence[Line] | N
     if not pairs:
         return ""
     found = paired([own for own, _ in pairs], [other for _, other in pairs], TEST_IMAGES)
-    error = ((found.seed_error or 0) ** 2 + (found.test_error or 0) ** 2) ** 0.5
-    tie = " (tie)" if abs(found.mean) < 2 * error else ""
-    return f"{100 * found.mean:+.2f} ± {100 * error:.2f}{tie}"
+    tie = " (tie)" if abs(found.mean) < 2 * found.error else ""
+    return f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}{tie}"
 
 
 def _before_tuning(line: Line) -> str:

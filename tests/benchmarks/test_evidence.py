@@ -121,7 +121,7 @@ def test_the_tables_of_the_documentation_are_those_of_the_ledger():
 
 @pytest.mark.slow
 def test_experiments_survive_kills_and_two_instances_share_them(tmp_path):
-    """In a trial: three experiments, two instances, one of them and its experiment killed again and again."""
+    """In a trial: four experiments, two instances, one of them and its experiment killed again and again."""
     root = os.environ.get("CIFAR10")
     if not root:
         pytest.skip("set CIFAR10 to the folder that holds cifar-10-batches-py")

@@ -62,6 +62,11 @@ class Difference:
     test_error: float | None
     """Standard error by the images of the test set; None where it is not known."""
 
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, as far as it is known."""
+        return math.hypot(self.seed_error or 0.0, self.test_error or 0.0)
+
 
 def binomial_error(share: float, images: int) -> float:
     """Standard error of a share of so many images.

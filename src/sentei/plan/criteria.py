@@ -49,37 +49,35 @@ class Criterion(Protocol):
     ) -> Scores: ...
 
 
-def of_weights(score: Callable[[nn.Module, ChannelGraph], Scores]) -> Criterion:
-    """A criterion that looks at nothing but the weights."""
+def uses(*keywords: str) -> Callable[[Callable[..., Scores]], Criterion]:
+    """Makes a criterion of a function that takes some of the keywords of all criteria."""
 
-    @wraps(score)
-    def scored(
-        model: nn.Module,
-        graph: ChannelGraph,
-        *,
-        batches: Iterable[Any] | None = None,
-        step: Step | None = None,
-        seed: int = 0,
-    ) -> Scores:
-        return score(model, graph)
+    def criterion_of(score: Callable[..., Scores]) -> Criterion:
+        @wraps(score)
+        def scored(
+            model: nn.Module,
+            graph: ChannelGraph,
+            *,
+            batches: Iterable[Any] | None = None,
+            step: Step | None = None,
+            seed: int = 0,
+        ) -> Scores:
+            given = {"batches": batches, "step": step, "seed": seed}
+            return score(model, graph, **{name: given[name] for name in keywords})
 
-    return scored
+        return scored
+
+    return criterion_of
 
 
-def random(
-    model: nn.Module,
-    graph: ChannelGraph,
-    *,
-    batches: Iterable[Any] | None = None,
-    step: Step | None = None,
-    seed: int = 0,
-) -> Scores:
+@uses("seed")
+def random(model: nn.Module, graph: ChannelGraph, *, seed: int = 0) -> Scores:
     """Uniform random scores, the control that every other criterion has to beat."""
     rng = np.random.default_rng(seed)
     return _per_group(graph, lambda group: torch.from_numpy(rng.random(group.width)))
 
 
-@of_weights
+@uses()
 def l1(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Sum of the absolute weights that leave with the unit.
 
@@ -91,7 +89,7 @@ def l1(model: nn.Module, graph: ChannelGraph) -> Scores:
     return _per_group(graph, lambda group: _magnitude(model, group))
 
 
-@of_weights
+@uses()
 def l2(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Euclidean norm of the weights that leave with the unit; the rest as for `l1`."""
 
@@ -101,7 +99,7 @@ def l2(model: nn.Module, graph: ChannelGraph) -> Scores:
     return _per_group(graph, norm)
 
 
-@of_weights
+@uses()
 def bn_scale(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Sum of |gamma| over the BatchNorm layers that the unit passes through.
 
@@ -120,7 +118,7 @@ def bn_scale(model: nn.Module, graph: ChannelGraph) -> Scores:
     return _per_group(graph, scale)
 
 
-@of_weights
+@uses()
 def fpgm(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Sum of the distances from a unit's filters to those of all others: what lies near the centre is
     replaceable.
@@ -137,13 +135,9 @@ def fpgm(model: nn.Module, graph: ChannelGraph) -> Scores:
     return _per_group(graph, spread)
 
 
+@uses("batches", "step")
 def taylor(
-    model: nn.Module,
-    graph: ChannelGraph,
-    *,
-    batches: Iterable[Any] | None = None,
-    step: Step | None = None,
-    seed: int = 0,
+    model: nn.Module, graph: ChannelGraph, *, batches: Iterable[Any] | None = None, step: Step | None = None
 ) -> Scores:
     """Squared first-order change of the loss when the unit is removed, mean over batches.
 

@@ -15,26 +15,21 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from sentei.errors import ConfigError
 
+DETECTION = "torchvision.models.detection"
+"""Takes two seconds to import, and no detector has been built where nobody has imported it."""
 KNOWN = "Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDlite of torchvision"
 
 
 def is_detector(model: nn.Module) -> TypeGuard[Any]:
     """Whether `detector_part` knows the parts of a model."""
-    if "torchvision.models.detection" not in sys.modules:  # two seconds; no detector has been built without it
-        return False
-    from torchvision.models.detection import FasterRCNN
-
-    return isinstance(model, FasterRCNN) or is_dense_detector(model)
+    detection = sys.modules.get(DETECTION)
+    return detection is not None and (isinstance(model, detection.FasterRCNN) or is_dense_detector(model))
 
 
 def is_dense_detector(model: nn.Module) -> bool:
     """Whether a detector's head runs over whole feature maps: RetinaNet, FCOS and SSD; SSDlite is an SSD."""
-    if "torchvision.models.detection" not in sys.modules:
-        return False
-    from torchvision.models.detection import FCOS, RetinaNet
-    from torchvision.models.detection.ssd import SSD
-
-    return isinstance(model, (RetinaNet, FCOS, SSD))
+    detection = sys.modules.get(DETECTION)
+    return detection is not None and isinstance(model, (detection.RetinaNet, detection.FCOS, detection.ssd.SSD))
 
 
 def detector_part(model: nn.Module, images: Tensor | Sequence[Tensor]) -> dict[str, Any]:
