@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from sentei.atomic import write_atomic
+from sentei.distributed import agreed, decided, restarted
 from sentei.errors import CheckpointError, ConfigError
 from sentei.lock import FolderLock
 from sentei.runfiles import (
@@ -67,11 +68,25 @@ class Run:
 
         `config` is everything that decides the result, resolved; `command` is what `sentei resume` needs to
         build model and data again. ConfigError if the folder holds a finished run, another run, or other files, or if
-        another process works there. With `overwrite` what it holds is replaced, and comes back if nothing is stored.
+        another process works there. Of several processes that share the work, the first has the folder; the others
+        keep nothing. With `overwrite` what it holds is replaced, and comes back if nothing is stored.
         """
+        opened: list[Run] = []
+        decided(lambda: opened.append(cls._opened(folder, config, command, overwrite)))
+        return opened[0] if opened else cls(None)
+
+    @classmethod
+    def _opened(
+        cls,
+        folder: str | Path | None,
+        config: Mapping[str, Any],
+        command: Mapping[str, Any] | None,
+        overwrite: bool,
+    ) -> Run:
         if folder is None:
             return cls(None)
         path = Path(folder)
+        overwrite = overwrite and not (restarted() and has_progress(path))
         _refuse_foreign(path)
         if not overwrite:
             refuse_finished(path)
@@ -115,23 +130,26 @@ class Run:
             self._discard_if_empty()
         self.close()
 
-    def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(self, name: str, compute: Callable[[], dict[str, Any]], together: bool = False) -> dict[str, Any]:
         """The result of a phase: computed and stored, or read back if it is already there.
 
-        Results are dicts of tensors and plain values. Their plain numbers and texts also go into the journal.
+        Results are dicts of tensors and plain values. Their plain numbers and texts also go into the journal. Of
+        several processes the first computes alone, and the others get its result; with `together` all of them compute,
+        sharing what can be shared.
         """
-        if self.folder is None:
-            return compute()
-        file = self.folder / f"{name}.ckpt"
-        if file.exists():
-            result = load_checkpoint(file)
-        else:
+        result = decided(lambda: self._stored(name))
+        if result is None:
             started = time.perf_counter()
-            result = compute()
-            result.setdefault("seconds", {name: round(time.perf_counter() - started, 3)})
-            save_checkpoint(file, result)
+            result = agreed(compute()) if together else decided(compute)
+            if self.folder is not None:
+                result.setdefault("seconds", {name: round(time.perf_counter() - started, 3)})
+                save_checkpoint(self.folder / f"{name}.ckpt", result)
         self.record(name, result)
         return result
+
+    def _stored(self, name: str) -> dict[str, Any] | None:
+        file = None if self.folder is None else self.folder / f"{name}.ckpt"
+        return None if file is None or not file.exists() else load_checkpoint(file)
 
     def record(self, phase: str, result: Mapping[str, Any]) -> None:
         """Note a finished phase in the journal, once."""
@@ -182,6 +200,8 @@ HINTS = {
 
 def _refuse_other(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """ConfigError, naming the first difference, if a half-finished run is another one than is asked for."""
+    if "threads" not in stored or "threads" not in given:  # several processes, of which there may be others now
+        stored, given = ({k: v for k, v in side.items() if k != "threads"} for side in (stored, given))
     different = next(differences(stored, given), None)
     if different is None:
         return

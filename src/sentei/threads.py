@@ -48,10 +48,18 @@ def with_threads(threads: int) -> Iterator[None]:
 
 
 def computed_on(device: torch.device) -> dict[str, Any]:
-    """What decides the last bits of every result: the device, and on a CPU the number of threads."""
-    return {"device": device.type} | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
+    """What decides the last bits of every result: the device, and on a CPU the number of threads.
+
+    Several processes are not told apart by their threads: a run may go on with another number of processes.
+    """
+    alone = device.type == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return {"device": device.type} | ({"threads": torch.get_num_threads()} if alone else {})
 
 
 def data_workers(requested: int | None = None) -> int:
-    """Worker processes for image decoding; each runs one thread, and together no more than there are CPUs."""
-    return min(8, available_cpus()) if requested is None else max(0, requested)
+    """Worker processes for image decoding; each runs one thread, and together no more than there are CPUs.
+
+    Where torchrun starts several processes on a machine, each takes its share of them.
+    """
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(1, available_cpus() // beside)) if requested is None else max(0, requested)

@@ -22,6 +22,7 @@ from sentei.cli.evaluate import Evaluate
 from sentei.cli.export import Export
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
+from sentei.cli.launch import SHARED, Launch, split
 from sentei.cli.options import Output
 from sentei.cli.prune import method_named, prune_with, refuse_options_of_others
 from sentei.cli.report import Report
@@ -29,6 +30,7 @@ from sentei.cli.resume import Resume
 from sentei.cli.saved import resume_hint
 from sentei.cli.train import Train
 from sentei.console import hushed, stderr, talk_on_stderr
+from sentei.distributed import is_first_to_tell, is_leader, joined, processes
 from sentei.errors import ConfigError, SenteiError
 from sentei.runfiles import has_progress, is_finished, version
 from sentei.threads import set_threads
@@ -55,6 +57,7 @@ def commands(argv: Sequence[str]) -> Any:
         "train": Train,
         "prune": prune_with(method),
         "resume": Resume,
+        "launch": Launch,
         "evaluate": Evaluate,
         "export": Export,
         "fidelity": FidelityCommand,
@@ -85,11 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given[:1] == ["--version"]:
             print(f"sentei {version()}")
             return 0
-        parsed: Any = tyro.cli(commands(given), prog="sentei", description=ABOUT, args=given, config=STYLE)
-        command = parsed
+        given, behind = split(given)
+        command = parsed = _parsed(given)
+        if isinstance(parsed, Launch):
+            return parsed.launch(behind, _parsed(behind) if behind else None)
         set_threads()
         output = getattr(parsed, "output", Output())
-        with _terminating(), talk_on_stderr(output.as_json), hushed(output.quiet):
+        with _terminating(), joined(), talk_on_stderr(output.as_json), hushed(output.quiet or not is_leader()):
+            _refuse_several(parsed)
             parsed.execute()
     except BrokenPipeError:  # whoever read our output has gone, `| head` for instance
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,13 +103,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SenteiError, OSError) as error:
         if os.environ.get("SENTEI_DEBUG"):
             raise
-        _tell(f"Error: {error}{_after(command, error)}", "red")
+        if is_first_to_tell(str(error)):
+            _tell(f"Error: {error}{_after(command, error)}", "red")
         return 2
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
         _tell(f"\n{'Terminated' if ended else 'Interrupted'}. {_how_to_go_on(command)}", "yellow")
         return 143 if ended else 130
     return 0
+
+
+def _parsed(given: Sequence[str]) -> Any:
+    return tyro.cli(commands(given), prog="sentei", description=ABOUT, args=given, config=STYLE)
+
+
+def _refuse_several(parsed: object) -> None:
+    """ConfigError where torchrun starts several processes of a command that runs in one."""
+    if processes() > 1 and not isinstance(parsed, SHARED):
+        raise ConfigError(f"there are {processes()} processes; only train, prune and resume can share their work")
 
 
 @contextmanager

@@ -91,6 +91,14 @@ class RunOutput(Output):
 
 
 @dataclass(frozen=True)
+class TrainingOutput(RunOutput):
+    """What is shown and stored of the run."""
+
+    checkpoint_minutes: Annotated[float | None, tyro.conf.arg(metavar="MINUTES")] = None
+    """Store the state of training within an epoch too, so often: where an epoch is too long to be lost."""
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """Where the images come from and how they are prepared."""
 

@@ -19,8 +19,8 @@ from sentei.cli.options import (
     Limits,
     OptionalAmount,
     Ref,
-    RunOutput,
     TimingOptions,
+    TrainingOutput,
     Trust,
     absolute_or_none,
     command_of,
@@ -96,7 +96,7 @@ class Prune:
     code: Code = None
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
-    output: RunOutput = field(default_factory=RunOutput)
+    output: TrainingOutput = field(default_factory=TrainingOutput)
     recipe: Recipe = FINE_TUNE
     """How to fine-tune: SGD with momentum, linear warm-up, then cosine decay to zero."""
     how: Any = None
@@ -135,6 +135,7 @@ class Prune:
                 overwrite=self.overwrite,
                 say=say,
                 progress=True,
+                checkpoint_minutes=self.output.checkpoint_minutes,
                 **vars(self.how),
             )
         tell(show, self.folder, self.output.as_json)

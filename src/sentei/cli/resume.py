@@ -13,12 +13,13 @@ from sentei.cli import fidelity as comparing
 from sentei.cli import prune as pruning
 from sentei.cli import train as training
 from sentei.cli.networks import refuse_damaged_run, runs_near
-from sentei.cli.options import RunOutput, Trust, path_of, resolved_ref
+from sentei.cli.options import TrainingOutput, Trust, path_of, resolved_ref
 from sentei.cli.running import Show, tell
 from sentei.cli.saved import Saved, permit, saved_command
 from sentei.comparison.file import COMPARE
 from sentei.console import say
 from sentei.data.dataset import kind_of
+from sentei.distributed import processes
 from sentei.errors import CheckpointError, ConfigError
 from sentei.lock import FolderLock
 from sentei.runfiles import clean_up, is_finished, is_half_cleaned, is_started, resume_command
@@ -54,7 +55,7 @@ class Resume:
     """The run with the same supernet, where it lies now."""
     trust: Trust = False
     """Let the code run that the config of the run names (FILE.py:FUNCTION)."""
-    output: RunOutput = field(default_factory=RunOutput)
+    output: TrainingOutput = field(default_factory=TrainingOutput)
 
     @property
     def folder(self) -> Path:
@@ -85,6 +86,10 @@ class Resume:
     def _moved(self, command: Command) -> Command:
         """The command with what was named again."""
         given: dict[str, Any] = {"trust": self.trust, "output": self.output}
+        if self.output.checkpoint_minutes is not None and isinstance(command, comparing.FidelityCommand):
+            raise ConfigError(f"{self.run} is a run of sentei fidelity, which knows no --checkpoint-minutes")
+        if processes() > 1 and isinstance(command, comparing.FidelityCommand):
+            raise ConfigError(f"{self.run} is a run of sentei fidelity, which runs in one process")
         if self.model is not None:
             given["model"] = resolved_ref(self.model)
         if self.weights is not None:

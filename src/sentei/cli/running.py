@@ -14,6 +14,7 @@ import torch
 
 from sentei.cli.options import RunOutput
 from sentei.console import say
+from sentei.distributed import is_leader, processes, restarted
 from sentei.runfiles import SCALARS, has_progress, read_config, read_summary, refuse_finished
 from sentei.train.scalars import tensorboard
 
@@ -22,7 +23,7 @@ Show = Callable[[Path, Mapping[str, Any]], None]
 
 def begin(folder: Path, overwrite: bool = False) -> None:
     """ConfigError, before any work, if a finished run would have to be replaced; a half-finished one goes on."""
-    if overwrite:
+    if overwrite and not (restarted() and has_progress(folder)):
         return
     refuse_finished(folder)
     if has_progress(folder):
@@ -36,7 +37,7 @@ def adopt_threads(folder: Path) -> None:
     An OMP_NUM_THREADS that says otherwise is left alone; the run then refuses to go on.
     """
     threads = read_config(folder)["resolved"].get("threads")
-    if isinstance(threads, int) and threads > 0 and "OMP_NUM_THREADS" not in os.environ:
+    if processes() == 1 and isinstance(threads, int) and threads > 0 and "OMP_NUM_THREADS" not in os.environ:
         if threads != torch.get_num_threads():
             say(f"Threads: {threads} instead of {torch.get_num_threads()}, as when the run began")
         torch.set_num_threads(threads)
@@ -44,11 +45,13 @@ def adopt_threads(folder: Path) -> None:
 
 def watched(folder: Path, output: RunOutput) -> AbstractContextManager[None]:
     """Scalars for TensorBoard while a run goes on, where they are asked for."""
-    return tensorboard(folder / SCALARS if output.tensorboard else None)
+    return tensorboard(folder / SCALARS if output.tensorboard and is_leader() else None)
 
 
 def tell(show: Show, folder: Path, as_json: bool) -> None:
     """The end of a run, as its summary has it: tables, or JSON alone on stdout."""
+    if not is_leader():
+        return
     summary = read_summary(folder)
     if as_json:
         print_json({"run": str(folder), **{k: v for k, v in summary.items() if k != "sha256"}})

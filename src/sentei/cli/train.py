@@ -16,7 +16,7 @@ from sentei.cli.options import (
     DataOptions,
     Dense,
     Ref,
-    RunOutput,
+    TrainingOutput,
     Trust,
     absolute_or_none,
     command_of,
@@ -27,6 +27,7 @@ from sentei.cli.running import begin, tell, watched
 from sentei.cli.saved import Saved, quoted, trust_flag
 from sentei.console import say, screen
 from sentei.data import Data
+from sentei.distributed import agree_weights
 from sentei.graph import trace
 from sentei.machine import machine
 from sentei.methods.common.summary import figures_of, measured_task, tested
@@ -60,7 +61,7 @@ class Train:
     """Replace what the run directory holds."""
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names."""
-    output: RunOutput = field(default_factory=RunOutput)
+    output: TrainingOutput = field(default_factory=TrainingOutput)
 
     @property
     def folder(self) -> Path:
@@ -89,15 +90,20 @@ class Train:
 def train(options: Train, model: nn.Module, dense: Dense, data: Data, task: Task) -> None:
     """Train, measure once on the test set, save."""
     model, recipe = model.to(data.device), options.recipe
+    agree_weights(model)
     identity = {
         "verb": "train", "task": task.settings, "base_sha256": digest(model), "code": code_of(dense.ref),
         "data": data.identity, "recipe": recipe.to_dict(), **computed_on(data.device),
     }  # fmt: skip
     with Run.open(options.folder, identity, options.command(dense), options.overwrite) as run:
-        found = fit(model, data, recipe, task=task, run_dir=run.folder, name="train")
-        save_weights(options.folder / "model.safetensors", found.model)
+        found = fit(
+            model, data, recipe, task=task, run_dir=run.folder, name="train",
+            checkpoint_minutes=options.output.checkpoint_minutes,
+        )  # fmt: skip
+        if run.folder is not None:
+            save_weights(run.folder / "model.safetensors", found.model)
         final = run.once("final", lambda: {"val": figures_of(found.model, data.val, task),
-                                           "test": figures_of(found.model, data.test, task)})  # fmt: skip
+                                           "test": figures_of(found.model, data.test, task)}, together=True)  # fmt: skip
         graph = trace(found.model, task.example(found.model, data), forward=task.part)
         run.finish(
             {
@@ -111,7 +117,7 @@ def train(options: Train, model: nn.Module, dense: Dense, data: Data, task: Task
                 **asdict(graph.cost()),
                 "layers": {name: [macs] for name, macs in graph.macs_by_layer().items()},
                 "inputs": graph.inputs.spec(),
-                "seconds": {"train": round(found.seconds, 2), "evaluate": final["seconds"]["final"]},
+                "seconds": {"train": round(found.seconds, 2), "evaluate": final.get("seconds", {}).get("final", 0.0)},
                 "images_per_second": round(found.images_per_second, 1),
                 "images_trained": {"train": found.images, "total": found.images},
                 "machine": machine(data.device),

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from sentei.data import Data, load_data
+from sentei.distributed import agree_weights, agreed, is_leader
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.machine import machine
@@ -80,6 +81,7 @@ def prune(
     overwrite: bool = False,
     say: Say | None = None,
     progress: bool = False,
+    checkpoint_minutes: float | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune a trained network to a budget, prove the cut, fine-tune, and save.
@@ -88,7 +90,8 @@ def prune(
     >>> result.summary["pruned"]["accuracy"]
 
     The model is left as it is. With a `run_dir` the result is saved there, and a call that was killed goes on where
-    it stopped when it is repeated with the same arguments: the result is the same to the bit.
+    it stopped when it is repeated with the same arguments: the result is the same to the bit. Under torchrun (or
+    `sentei launch`), called by all processes, training and measuring are shared by them; see `sentei.distributed`.
 
     Args:
         data: a `Data` (`Data.of` makes one of your own loaders), or a reference for `load_data`.
@@ -108,6 +111,7 @@ def prune(
         source: the reference of the dense model, to be noted in the files.
         overwrite: replace a run in `run_dir`.
         say: called with one line for each thing done. progress: show bars while training.
+        checkpoint_minutes: store fine-tuning within its epochs too, so often.
         options: settings of the method, such as `steps=3`; each method's class lists them.
 
     Raises ConfigError for settings out of range, for a `run_dir` that is taken and for `total_images` that the method
@@ -123,7 +127,10 @@ def prune(
         if Path(used).resolve() == Path(run_dir or "").resolve():
             raise ConfigError(f"{used} is used by this run and cannot be its run directory too; choose another")
     pruning.base = as_dense(copy.deepcopy(pruning.base).to(pruning.data.device).eval())
-    pruning.say, pruning.progress = say or silent, progress
+    agree_weights(pruning.base)
+    if is_leader():
+        pruning.say, pruning.progress = say or silent, progress
+    pruning.checkpoint_minutes = checkpoint_minutes
     with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
         return _result(pruning, chosen)
 
@@ -254,11 +261,12 @@ def _result(pruning: Pruning, method: Method) -> PruneResult:
     tuned = pruning.fit(found.model, tuning, "finetune", found.teacher, last_limit)
     if pruning.run.folder is not None:
         save(tuned, found.plan, pruning.run.folder, source=pruning.source, forward=pruning.task.part)
-    final = pruning.run.once("final", lambda: _measure(pruning, tuned))
+    final = pruning.run.once("final", lambda: _measure(pruning, tuned), together=True)
     if tuning.epochs and (worse := _worse(pruning, found.cuts[-1]["value"], final["pruned_val"])):
         warnings = [*warnings, worse]
         pruning.say(f"Warning: {worse}.")
-    summary = _summary(pruning, method, found, {**final, "base_val": value}, warnings) | {"epochs": tuning.epochs}
+    summary = agreed(_summary(pruning, method, found, {**final, "base_val": value}, warnings))
+    summary |= {"epochs": tuning.epochs}
     pruning.run.finish(summary)
     return PruneResult(tuned, found.plan, pruning.graph, summary)
 

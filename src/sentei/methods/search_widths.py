@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sentei.distributed import decided
 from sentei.errors import ConfigError, SearchError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes
@@ -110,7 +111,7 @@ def search_widths(
     say = say or silent
     with Run.open(run_dir, _identity(evaluator, method, how, budget, constraints), None, overwrite) as run:
         say(f"Searching {len(space)} genes ({space.size:.1e} structures before the budget) by {name_of(evaluate)} ...")
-        found = how.search(space, evaluator, seed, run.journal, evaluator.told, progress)
+        found = decided(lambda: how.search(space, evaluator, seed, run.journal, evaluator.told, progress))
     failed = f", {found.report['failed']} failed" if found.report["failed"] else ""
     say(f"Best of {found.report['evaluations']} structures{failed}: {evaluator.told(found.fitness)}")
     how.tell_exhausted(found, graph, constraints, say)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sentei.data.batches import mapped, pieces_of, tensors_of
+from sentei.distributed import decided
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.plan import Plan
@@ -223,7 +224,10 @@ class SupernetLoss:
         return torch.stack(losses).sum()
 
     def drawn(self) -> dict[str, np.ndarray]:
-        """Widths of this step's subnets; torch's generator decides, which `fit` seeds for each epoch."""
+        """Widths of this step's subnets, the same on every process; torch's generator decides, which `fit` seeds."""
+        return decided(self._drawn)
+
+    def _drawn(self) -> dict[str, np.ndarray]:
         rng, space = np.random.default_rng(int(torch.randint(2**62, ()))), self.net.space
         found = {f"random {i}": space.widths(space.random(rng)) for i in range(self.paths)}
         return found if self.rule == "random-path" else {"tiny": self.net.tiny, **found}

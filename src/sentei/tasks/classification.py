@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sentei.data import Data
+from sentei.distributed import total
 from sentei.errors import TrainError
 from sentei.tasks.scored import Scored
 from sentei.tasks.task import Figures, called
@@ -28,6 +29,7 @@ class Classification(Scored):
     """
 
     metric = "accuracy"
+    shares = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -42,17 +44,18 @@ class Classification(Scored):
     def measure(self, model: nn.Module, batches: Iterable[Any]) -> Figures:
         """accuracy; loss, the mean cross-entropy in nats; majority, what answering the commonest class would reach."""
         correct, loss = torch.zeros(()), torch.zeros((), dtype=torch.float64)
-        labels: list[Tensor] = []
+        labels = torch.zeros(0)
         for x, y in batches:
             scores = logits(called(model, x)).float()
-            if not labels:
+            if not labels.numel():
                 check_logits(scores, y, whole=True)
                 correct, loss = correct.to(y.device), loss.to(y.device)
+                labels = torch.zeros(scores.shape[1], dtype=torch.int64, device=y.device)
             correct += (scores.argmax(dim=1) == y).sum()
             loss += F.cross_entropy(scores, y, reduction="sum")
-            labels.append(y)
-        every = torch.cat(labels)
-        count, most = len(every), int(every.bincount().max())
+            labels += y.bincount(minlength=len(labels))
+        correct, loss, labels = total(correct), total(loss), total(labels)
+        count, most = int(labels.sum()), int(labels.max())
         return {"accuracy": float(correct) / count, "loss": float(loss) / count, "majority": most / count}
 
     def imitate(self, output: Any, teacher: Any, batch: Any) -> Tensor:

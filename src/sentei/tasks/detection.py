@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sentei.data import Data
+from sentei.distributed import every
 from sentei.errors import ConfigError, TrainError
 from sentei.tasks.detectors import detector_part
 from sentei.tasks.task import Figures, Task, called
@@ -40,6 +41,7 @@ class Detection(Task):
     """
 
     metric = "map50"
+    shares = True
     percent = True
 
     def inputs(self, batch: Any) -> tuple[list[Tensor]]:
@@ -65,14 +67,16 @@ class Detection(Task):
 
         0 where there are boxes and none is found; not a number where there is no box to be found.
         """
-        precision, boxes = _metric(), 0
+        precision, answers, targets = _metric(), [], []
         for batch in batches:
             found, wanted = called(model, self.inputs(batch)), batch[1]
             _refuse_other(found, len(wanted))
-            precision.update(_plain(found, "boxes", "scores", "labels"), _plain(wanted, "boxes", "labels"))
-            boxes += sum(len(target["boxes"]) for target in wanted)
-        if boxes == 0:
+            answers += _plain(found, "boxes", "scores", "labels")
+            targets += _plain(wanted, "boxes", "labels")
+        answers, targets = every(answers), every(targets)
+        if not any(len(target["boxes"]) for target in targets):
             return {"map50": math.nan, "map": math.nan}
+        precision.update(answers, targets)
         figures = precision.compute()
         return {"map50": max(float(figures["map_50"]), 0.0), "map": max(float(figures["map"]), 0.0)}
 

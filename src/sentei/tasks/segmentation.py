@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sentei.data import Data
 from sentei.data.dataset import IGNORE
+from sentei.distributed import total
 from sentei.errors import TrainError
 from sentei.tasks.classification import distillation_loss, logits
 from sentei.tasks.scored import Scored
@@ -36,6 +37,7 @@ class Segmentation(Scored):
     """Weight of the loss of a model's second output, "aux", where it has one."""
 
     metric = "miou"
+    shares = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -134,9 +136,9 @@ class _Counted:
         self.unknown += unknown.sum()
 
     def figures(self) -> Figures:
-        if int(self.unknown):
-            raise TrainError(f"{int(self.unknown)} pixels of the masks have a class that the model does not score.")
-        table = self.table[:-1].double().cpu()
+        if unknown := int(total(self.unknown)):
+            raise TrainError(f"{unknown} pixels of the masks have a class that the model does not score.")
+        table, loss = total(self.table)[:-1].double().cpu(), float(total(self.loss))
         right, labelled = table.diagonal(), table.sum(dim=1)
         union, pixels = labelled + table.sum(dim=0) - right, float(table.sum())
         if pixels == 0:
@@ -145,7 +147,7 @@ class _Counted:
         return {
             "miou": float((right[union > 0] / union[union > 0]).mean()),
             "pixel_accuracy": float(right.sum()) / pixels,
-            "loss": float(self.loss) / pixels,
+            "loss": loss / pixels,
             "majority": majority,
             "majority_miou": majority / int((labelled > 0).sum()),
         }

@@ -46,6 +46,9 @@ class Task(ABC):
     lower_is_better: bool = False
     percent: bool = False
     """Whether the metric is a share of one, to be shown as a percentage."""
+    shares: bool = False
+    """Whether `measure` passes what it counts through `sentei.distributed.total` (or `every`), so that several
+    processes can each measure a part; otherwise each measures all."""
 
     # -- what has to be written
 
@@ -117,6 +120,12 @@ class Task(ABC):
             return pieces_of(self.inputs(batch), max(self.count(batch), 1))[0]
 
     # -- what follows
+
+    @property
+    def measures_parts(self) -> bool:
+        """Whether `measure`, as it was last written, is that of a class which says that it `shares`."""
+        writer = next(kind for kind in type(self).__mro__ if "measure" in vars(kind))
+        return bool(vars(writer).get("shares", False))
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import nn
 
 from sentei.data import Split
 from sentei.data.batches import tensors_of
+from sentei.data.loaders import LoaderSplit
+from sentei.distributed import agreed, part, processes, sharing, summed
 from sentei.errors import DataError, TrainError
 from sentei.tasks import Classification, Task
 from sentei.tasks.task import Figures, checked_figures, plainly
@@ -47,13 +49,26 @@ def evaluate(
     >>> evaluate(model, data.test).value  # doctest: +SKIP
     0.9173
 
-    The model must already be where the split's batches are. ``limit`` measures only so many samples, evenly spaced
+    Several processes share the samples where the task allows it. The model must already be where the split's batches
+    are. ``limit`` measures only so many samples, evenly spaced
     where the split can. Raises DataError for an empty split, TrainError if the task's `measure` fails, or returns no
     finite metric (with ``finite=False`` the metric only has to be there).
     """
     if len(split) == 0:
         raise DataError("Cannot evaluate on an empty split. Load the data with a validation split (val above 0).")
-    return measured(model, split.batches(batch_size, limit=limit), task, bf16, finite)
+    if processes() == 1:
+        return measured(model, split.batches(batch_size, limit=limit), task, bf16, finite)
+    if not (task.measures_parts and _divisible(split, batch_size, limit)):
+        return agreed(measured(model, split.batches(batch_size, limit=limit), task, bf16, finite))
+    with sharing():
+        mine = measured(model, split.batches(batch_size, limit=limit, part=part()), task, bf16, finite)
+    return replace(agreed(mine), images=int(summed(torch.tensor(mine.images))))
+
+
+def _divisible(split: Split, batch_size: int, limit: int | None) -> bool:
+    """Whether there is something to measure for every process."""
+    pieces = split.number if isinstance(split, LoaderSplit) else len(split)
+    return min(pieces, pieces if limit is None else limit) >= processes()
 
 
 def measured(

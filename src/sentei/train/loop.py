@@ -16,18 +16,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sentei.data import Data
 from sentei.data.batches import mapped
+from sentei.data.splits import Batches
+from sentei.distributed import agree_weights, average_statistics, decided, is_leader, part, processes, summed
 from sentei.errors import CheckpointError, ConfigError, TrainError
 from sentei.layout import arranged, training_layout
 from sentei.tasks import Task
 from sentei.tasks.task import called, checked_loss, loss_of, plainly
-from sentei.train.checkpoint import load_checkpoint, save_checkpoint
 from sentei.train.evaluate import CLASSIFICATION, check_device, evaluate, evaluating
-from sentei.train.journal import Journal
+from sentei.train.gradients import Gradients
 from sentei.train.optimizers import Factory, Optimizers, factory_name
 from sentei.train.progress import Progress
 from sentei.train.recipe import Recipe
+from sentei.train.stored import Record, Stored
 
-Record = dict[str, Any]
 AfterStep = Callable[[nn.Module, float], None]
 
 
@@ -83,6 +84,7 @@ def fit(
     optimizer: Factory | None = None,
     last_limit: int | None = None,
     on_epoch: Callable[[Record], None] | None = None,
+    checkpoint_minutes: float | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Train a model in place on ``data.train``, measuring on ``data.val``; ``data.test`` is never touched.
@@ -94,7 +96,8 @@ def fit(
     again with the same model, data and recipe it goes on after the last complete epoch, and ends with the
     very weights of a run that was never stopped: the random numbers of an epoch depend on the seed and its
     number only. A finished run returns at once. Before the first step one validation batch is measured, so that what
-    the task cannot measure is found before work is lost.
+    the task cannot measure is found before work is lost. Several processes share each batch, and the first of them
+    writes (see `sentei.distributed`).
 
     Args:
         task: what the network is for: its loss and its figures; image classification unless given.
@@ -107,6 +110,7 @@ def fit(
             instance, in place of the recipe's own; its learning rates follow the recipe's schedule in proportion.
         last_limit: samples of the last epoch, where only a part of it is wanted.
         on_epoch: called with the record of each epoch as it completes.
+        checkpoint_minutes: store the state within an epoch too, so often; where long epochs would be lost.
 
     Raises:
         TrainError: the loss is no longer finite (the text names epoch, step and the last good checkpoint), or
@@ -114,11 +118,13 @@ def fit(
         CheckpointError: the checkpoint in ``run_dir`` is damaged or belongs to another model or recipe.
     """
     run = _Run(
-        model, data, recipe, task, name, run_dir, teacher, after_step, tuple(plain), objective, optimizer, last_limit
+        model, data, recipe, task, name, run_dir, teacher, after_step, tuple(plain), objective, optimizer, last_limit,
+        checkpoint_minutes,
     )  # fmt: skip
     run.resume()
     run.rehearse()
-    with Progress(name, recipe.epochs, run.steps, len(run.history), task, shown=progress) as bar:
+    shown = progress and is_leader()
+    with Progress(name, recipe.epochs, run.steps, len(run.history), task, shown) as bar:
         for epoch in range(len(run.history), recipe.epochs):
             record = run.epoch(epoch, bar)
             run.save(record)
@@ -144,7 +150,10 @@ class _Run:
     objective: Objective | None
     factory: Factory | None
     last_limit: int | None = None
+    checkpoint_minutes: float | None = None
     history: list[Record] = field(default_factory=list)
+    inside: Record = field(default_factory=dict)
+    """How far an epoch had come that was interrupted."""
 
     def __post_init__(self) -> None:
         recipe, device = self.recipe, self.data.device
@@ -154,6 +163,8 @@ class _Run:
             module.to(device).to(memory_format=self.layout)
         if len(self.data.train) == 0:
             raise TrainError("There are no training images.")
+        if processes() > recipe.batch_size:
+            raise ConfigError(f"a batch of {recipe.batch_size} cannot be shared by {processes()} processes")
         self.task = self.task.with_settings(recipe.label_smoothing, recipe.temperature)
         if self.teacher is not None and recipe.distill_weight > 0:
             refuse_teacher(self.task)
@@ -167,8 +178,9 @@ class _Run:
             decay = get_ema_multi_avg_fn(recipe.ema_decay)
             self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
         self.augment = recipe.augment(self.data.train.augment)
-        self.checkpoint = self.run_dir / f"{self.name}.ckpt" if self.run_dir else None
-        self.journal = Journal(self.run_dir / "journal.jsonl") if self.run_dir else None
+        self.gradients = Gradients(self.model, self.task, recipe, self.bf16, self._loss, self.objective)
+        self.stored = Stored(self.run_dir if is_leader() else None, self.name)
+        self.saved_at = time.monotonic()
 
     @property
     def measured(self) -> nn.Module:
@@ -180,11 +192,12 @@ class _Run:
             evaluate(self.measured, self.data.val, task=self.task, limit=1, finite=False)
 
     def epoch(self, epoch: int, bar: Progress) -> Record:
-        started = time.perf_counter()
+        started = time.perf_counter() - self.inside.get("seconds", 0.0)
         devices = [self.data.device] if self.data.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self.recipe.seed * 1_000_003 + epoch)
-            loss, images = self._train(epoch, bar)
+            self._seed(epoch)
+            loss, images = self._train(epoch, bar, started)
+        self._agree()
         self._check_weights(epoch)
         trained = time.perf_counter() - started
         record: Record = {"epoch": epoch + 1, "loss": loss, "lr": self._lr(epoch, 0)}
@@ -199,6 +212,23 @@ class _Run:
             "images": images, "seconds": round(seconds, 3), "images_per_second": round(images / trained, 1)
         }  # fmt: skip
 
+    def _seed(self, epoch: int) -> None:
+        """Random numbers of an epoch, or of the rest of one; those of each process are its own."""
+        if "rng" in self.inside and is_leader():
+            torch.set_rng_state(self.inside["rng"])
+            if self.inside["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(self.inside["cuda_rng"], self.data.device)
+        else:
+            begun = self.inside.get("step", 0)
+            torch.manual_seed(self.recipe.seed * 1_000_003 + epoch + 7_919 * (part().index + 31 * begun))
+
+    def _agree(self) -> None:
+        """The same network on every process, whatever their last bits."""
+        for network in (self.model, self.average):
+            if network is not None:
+                average_statistics(network)
+                agree_weights(network)
+
     def _lr(self, epoch: int, step: int) -> float:
         return self.recipe.lr_at(epoch * self.steps + step, self.steps, self.last_steps)
 
@@ -207,33 +237,27 @@ class _Run:
         last = self.last_limit is not None and epoch == self.recipe.epochs - 1
         return self.last_limit if last else self.recipe.limit
 
-    def _train(self, epoch: int, bar: Progress) -> tuple[float, int]:
-        recipe, images, done = self.recipe, 0, 0
+    def _train(self, epoch: int, bar: Progress, started: float) -> tuple[float, int]:
+        recipe, inside = self.recipe, self.inside
+        begun, images, done = inside.get("step", 0), inside.get("images", 0), inside.get("step", 0)
         steps = self.last_steps if epoch == recipe.epochs - 1 else self.steps
         self.model.train()
-        batches = self.data.train.batches(
-            recipe.batch_size,
-            train=True,
-            seed=recipe.seed,
-            epoch=epoch,
-            limit=self._limit(epoch),
-            augment=self.augment,
-        )
         # Reading the loss waits for the device: free on a CPU, costly at each step on a GPU.
         every = 1 if self.data.device.type == "cpu" else 50
-        total = torch.zeros((), device=self.data.device)
+        total = torch.tensor(inside.get("loss", 0.0), device=self.data.device)
+        self.inside = {}
         teaching = evaluating(self.teacher) if self.teacher is not None else nullcontext()
         with teaching:
-            for step, batch in enumerate(batches):
+            for step, batch in enumerate(self._batches(epoch, begun), start=begun):
                 batch = mapped(batch, self._arranged)
-                if step == 0:
+                if step == begun:
                     check_device(self.model, self.task, batch)
                 lr, count = self._lr(epoch, step), self.task.count(batch)
                 self.optimizers.zero_grad()
-                total += self._gradients(batch)
+                total += self.gradients(batch)
                 images, done = images + count, step + 1
                 if step % every == 0 or step == steps - 1:
-                    self._check_finite(float(total), epoch, step, every)
+                    self._check_finite(float(summed(total.clone())), epoch, step, every)
                 if recipe.clip_grad is not None:
                     nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
                 self.optimizers.step(lr)
@@ -242,20 +266,29 @@ class _Run:
                 if self.average is not None:
                     self.average.update_parameters(self.model)
                 status = self.objective.status() if self.objective is not None and step % every == 0 else ""
-                bar.step_done(count, float(total) / done if step % every == 0 else None, status)
-        return float(total) / max(done, 1), images
+                bar.step_done(count * processes(), float(total) / done if step % every == 0 else None, status)
+                if done < steps and self._is_time():
+                    self._save_inside(done, float(total), images, started)
+        loss, shown = torch.tensor([float(total), images], dtype=torch.float64), max(done, 1) * processes()
+        loss, count = summed(loss).tolist()
+        return loss / shown, int(count)
+
+    def _batches(self, epoch: int, start: int) -> Batches:
+        """This process's part of each batch of an epoch."""
+        share = {"part": part()} if processes() > 1 else {}
+        return self.data.train.batches(
+            self.recipe.batch_size,
+            train=True,
+            seed=self.recipe.seed,
+            epoch=epoch,
+            limit=self._limit(epoch),
+            augment=self.augment,
+            **share,
+            **({"start": start} if start else {}),
+        )
 
     def _arranged(self, x: Tensor) -> Tensor:
         return arranged(x, self.layout)
-
-    def _gradients(self, batch: Any) -> Tensor:
-        """Backward pass of one batch; returns its loss."""
-        with torch.autocast(self.data.device.type, torch.bfloat16, enabled=self.bf16):
-            if self.objective is not None:
-                return self.objective(self.model, batch).detach()
-            loss = self._loss(batch)
-        loss.backward()
-        return loss.detach()
 
     def _loss(self, batch: Any) -> Tensor:
         share = self.recipe.distill_weight
@@ -284,19 +317,37 @@ class _Run:
             raise self._diverged(f"{broken[0]} is no longer finite after epoch {epoch + 1}")
 
     def _diverged(self, what: str) -> TrainError:
-        kept = f"The last good checkpoint is {self.checkpoint} (epoch {len(self.history)})."
-        if self.checkpoint is None or not self.history:
+        kept = f"The last good checkpoint is {self.stored.file} (epoch {len(self.history)})."
+        if self.stored.file is None or not self.history:
             kept = "There is no checkpoint yet."
         lower = f"Lower the learning rate ({self.recipe.lr}) or set clip_grad"
         return TrainError(
             f"{what}. {kept} {lower}{'; bf16=False rules out overflow in bfloat16' if self.bf16 else ''}."
         )
 
+    # -- what is stored
+
     def save(self, record: Record) -> None:
         self.history.append(record)
-        if self.checkpoint is None:
-            return
-        state = {
+        self.stored.save(self._state({}))
+        self.stored.told(record)
+        self.saved_at = time.monotonic()
+
+    def _is_time(self) -> bool:
+        """Whether the leader is to store the state within an epoch; an objective's own sums are not kept."""
+        wanted = self.checkpoint_minutes is not None and self.stored.file is not None and self.objective is None
+        return wanted and time.monotonic() - self.saved_at >= 60 * (self.checkpoint_minutes or 0)
+
+    def _save_inside(self, step: int, loss: float, images: int, started: float) -> None:
+        seconds = time.perf_counter() - started
+        self.stored.save(self._state({
+            "step": step, "loss": loss, "images": images, "seconds": seconds, "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.data.device) if self.data.device.type == "cuda" else None,
+        }))  # fmt: skip
+        self.saved_at = time.monotonic()
+
+    def _state(self, inside: Record) -> Record:
+        return {
             "recipe": self.recipe.to_dict(),
             "history": self.history,
             "model": self.model.state_dict(),
@@ -304,45 +355,24 @@ class _Run:
             "factory": factory_name(self.factory),
             "last_limit": self.last_limit,
             "average": self.average.state_dict() if self.average is not None else None,
+            "inside": inside,
         }
-        save_checkpoint(self.checkpoint, state)
-        self._journal(record)
-
-    def _journal(self, record: Record) -> None:
-        if self.journal is not None:
-            self.journal.append({"event": "epoch", "name": self.name, **record})
 
     def resume(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
+        """Go on from the leader's last state, if there is one."""
+        settings = {"factory": factory_name(self.factory), "last_limit": self.last_limit, **self.recipe.to_dict()}
+        state = decided(lambda: self.stored.load(settings))
+        if state is None:
             return
-        state = load_checkpoint(self.checkpoint)
-        given, saved = self.recipe.to_dict(), state.get("recipe", {})
-        given |= {"factory": factory_name(self.factory), "last_limit": self.last_limit}
-        saved = {**saved, "factory": state.get("factory"), "last_limit": state.get("last_limit")}
-        changed = [f"{k} was {saved.get(k)!r}, now {given[k]!r}" for k in given if saved.get(k) != given[k]]
-        if changed:
-            raise CheckpointError(
-                f"{self.checkpoint} was written with another recipe: {'; '.join(changed)}. "
-                "Use the same recipe to go on, or another run directory to start again."
-            )
         try:
             self.model.load_state_dict(state["model"])
             self.optimizers.main.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{self.checkpoint} belongs to another model: {error}") from error
-        self.history = list(state["history"])
-        self._complete_journal()
-
-    def _complete_journal(self) -> None:
-        """Add what a kill between checkpoint and journal has left out."""
-        if self.journal is None:
-            return
-        written = {r["epoch"] for r in self.journal.records() if r.get("name") == self.name and "epoch" in r}
-        for record in self.history:
-            if record["epoch"] not in written:
-                self._journal(record)
+            raise CheckpointError(f"{self.stored.file} belongs to another model: {error}") from error
+        self.history, self.inside = list(state["history"]), state.get("inside", {})
+        self.stored.complete(self.history)
 
     def result(self) -> FitResult:
         if self.average is not None and self.history:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from sentei.errors import DataError, TrainError
 from sentei.tasks import Task
 from sentei.tasks.task import called
 from sentei.train.evaluate import CLASSIFICATION, evaluating
+from sentei.train.synced import SyncedNorms
 
 
-def recalibrate(model: nn.Module, batches: Iterable[Any], task: Task = CLASSIFICATION) -> int:
+def recalibrate(model: nn.Module, batches: Iterable[Any], task: Task = CLASSIFICATION, shared: bool = False) -> int:
     """Replace the running statistics of every BatchNorm by their plain average over these batches.
 
     >>> recalibrate(model, data.train.batches(256, train=True, limit=2048))  # doctest: +SKIP
@@ -26,8 +28,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], task: Task = CLASSIFIC
     Only the normalisation layers see training mode, so dropout stays off; weights, modes and momentum are as
     before. Give the same batches to get the same statistics, and images augmented as in training: the weights were
     trained under such statistics, and those of clean images can cost points of accuracy. The task tells what of a
-    batch the model is called with. Returns the number of layers; a model without BatchNorm statistics is left alone,
-    with a note in the log.
+    batch the model is called with. `shared` says that each of several processes has a part of every batch. Returns the
+    number of layers; a model without BatchNorm statistics is left alone, with a note in the log.
 
     Raises:
         DataError: there are no batches. TrainError: the statistics are not finite (the old ones are kept).
@@ -43,7 +45,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], task: Task = CLASSIFIC
     momenta = [norm.momentum for norm in norms]
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), SyncedNorms() if shared else nullcontext():
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # cumulative average

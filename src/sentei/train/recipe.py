@@ -53,6 +53,13 @@ class Recipe:
     """Train in PyTorch's faster memory layout, except where it crashes (see `sentei.layout`)."""
     compile: bool = False
     """Pass the model through torch.compile."""
+    accumulate: int = 1
+    """Pieces that a batch is computed in, one after another, to take less memory; each has BatchNorm statistics of its
+    own."""
+    recompute: bool = False
+    """Keep only what goes into each block, and compute the rest again for the gradients: less memory, more time."""
+    sync_norm: bool = False
+    """Where several processes train, take BatchNorm statistics over the whole batch, not over each one's part."""
     flip: bool | None = None
     """Random mirroring; None is the data set's own choice, here and below."""
     crop: int | None = None
@@ -70,6 +77,7 @@ class Recipe:
         rules = {
             "epochs": (self.epochs >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
+            "accumulate": (self.accumulate >= 1, "1 or more"),
             "lr": (math.isfinite(self.lr) and self.lr >= 0, "0 or more"),
             "optimizer": (self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'"),
             "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sentei.data import Data
+from sentei.distributed import part, processes
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
 from sentei.methods.common.timing import clock
@@ -71,6 +72,8 @@ class Pruning:
     """Where milliseconds are measured, if the budget limits them."""
     trained: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     """Samples that went through training steps, by phase."""
+    checkpoint_minutes: float | None = None
+    """How often training is stored within an epoch."""
     graph: ChannelGraph = field(init=False)
     table: LatencyTable | None = None
 
@@ -158,7 +161,7 @@ class Pruning:
         found = fit(
             model, self.data, recipe, task=self.task, run_dir=self.run.folder, name=name,
             teacher=self.base if self.distill else teacher, optimizer=self.optimizer, last_limit=last_limit,
-            progress=self.progress,
+            progress=self.progress, checkpoint_minutes=self.checkpoint_minutes,
         )  # fmt: skip
         self.seconds["finetune"] = self.seconds.get("finetune", 0.0) + found.seconds
         self.trained["finetune"] += found.images
@@ -183,7 +186,9 @@ class Pruning:
         return replace(self.recipe, epochs=whole + (part > 0)), part or None
 
     def recalibrate(self, model: nn.Module) -> None:
-        recalibrate(model, self.data.train.batches(256, train=True, limit=self.images), self.task)
+        shared = processes() > 1
+        share = {"part": part()} if shared else {}
+        recalibrate(model, self.data.train.batches(256, train=True, limit=self.images, **share), self.task, shared)
 
     def value(self, model: nn.Module) -> float | None:
         """The metric on validation data; None where there are none."""

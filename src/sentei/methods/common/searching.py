@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 
 from sentei.data import Data
+from sentei.distributed import decided
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
@@ -129,7 +130,8 @@ class WidthSearch(InWorkers):
             f"{self.fitness} fitness on {_images(evaluator, pruning):,} validation images ..."
         )
         told = pruning.task.told_fitness
-        found = self.search(space, evaluator, pruning.recipe.seed, pruning.run.journal, told, pruning.progress)
+        how = pruning.recipe.seed, pruning.run.journal, told, pruning.progress
+        found = decided(lambda: self.search(space, evaluator, *how))
         best = f"Best of {found.report['evaluations']} structures: {told(found.fitness)} on the images of the search"
         pruning.say(best)
         self.tell_exhausted(found, pruning.graph, pruning.constraints, pruning.say)

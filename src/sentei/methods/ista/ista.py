@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from sentei.data import Data
+from sentei.distributed import alike
 from sentei.methods.common.genes import Genes
 from sentei.methods.common.method import Found, Method
 from sentei.methods.common.pruning import Pruning
@@ -97,13 +98,13 @@ class _Search:
 
     def result(self) -> Found:
         pruning, sparsifier = self.pruning, self.sparsifier
-        start = pruning.run.once("start", self._start)
+        start = pruning.run.once("start", self._start, together=True)
         sparsifier.before = start["value"]
         self._tell_start()
         with LassoView(sparsifier.groups, sparsifier.limits, self.graph, pruning.progress) as view:
             while len(sparsifier.rounds) < self.how.sparse_epochs and not sparsifier.met:
                 number = len(sparsifier.rounds) + 1
-                done = pruning.run.once(f"ista{number}", partial(self._round, number, view))
+                done = pruning.run.once(f"ista{number}", partial(self._round, number, view), together=True)
                 if len(sparsifier.rounds) < number:  # read back
                     sparsifier.model.load_state_dict(done["model"])
                     sparsifier.load_state_dict(done["sparsifier"])
@@ -198,7 +199,7 @@ class _Search:
         pruning, sparsifier = self.pruning, self.sparsifier
         if sparsifier.limits:
             sparsifier.limits = budget.resolve(self.graph)
-        done = pruning.run.once(name, self._cut)
+        done = pruning.run.once(name, self._cut, together=True)
         if done["closed"]:
             pruning.say(f"Closed the gap to the budget with the {done['closed']} units of the smallest scales")
         pruning.say(f"Folded: {done['folded']}")
@@ -221,5 +222,6 @@ class _Search:
 
     def _cut(self) -> dict[str, Any]:
         end = self.sparsifier.conclude()
+        alike(end.plan.to_json(), "a plan")
         done, report = self.pruning.cut(end.folded.model, self.graph, end.plan), end.folded.report
         return {**done, "fold": asdict(report), "folded": str(report), "closed": end.closed}

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from sentei.data import Data
+from sentei.distributed import decided
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.method import Found, Method
@@ -75,7 +76,7 @@ class OneShot(Method):
         model, plan, cuts = pruning.base, Plan({}, graph.structure), []
         for step in range(1, self.steps + 1):
             before = model, plan
-            done = pruning.run.once(f"cut{step}", partial(self._cut, pruning, model, plan, step))
+            done = pruning.run.once(f"cut{step}", partial(self._cut, pruning, model, plan, step), together=True)
             plan = Plan.from_json(done["plan"])
             model = cut(pruning.base, graph, plan)
             model.load_state_dict(done["model"])
@@ -90,7 +91,7 @@ class OneShot(Method):
     ) -> Found:
         """The last cut under another budget."""
         other = pruning.under(budget)
-        done = other.run.once(name, partial(self._cut, other, model, plan, self.steps))
+        done = other.run.once(name, partial(self._cut, other, model, plan, self.steps), together=True)
         small = cut(pruning.base, pruning.graph, new := Plan.from_json(done["plan"]))
         small.load_state_dict(done["model"])
         pruning.tell_cut(done)
@@ -106,7 +107,7 @@ class OneShot(Method):
         budget = self.budget_of(pruning, step)
         with clock(seconds, "score"):
             uniform(graph, budget, constraints=constraints)  # refuse a budget before the scores' work
-            scores = self._scores(pruning, model, graph)
+            scores = decided(lambda: self._scores(pruning, model, graph))
             small = allocate(graph, budget, scores, scope=self.scope, rank=self.rank, constraints=constraints)
         combined = small if step == 1 else compose(dense, plan, graph, small)
         done = pruning.cut(model, graph, small, combined)

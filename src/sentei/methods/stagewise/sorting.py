@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import nn
 
+from sentei.distributed import decided
 from sentei.errors import BudgetError, ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
@@ -47,7 +48,8 @@ class Sorting:
         inside = {graph.groups[g].name for g in free}
         bound = {graph.groups[g].name for bundle in graph.bundles for g in bundle}  # stages are searched one by one
         names = [name for name in searched_groups(graph, self.genes) if name in inside and name not in bound]
-        scores = criterion(self.sort_by)(model, graph, batches=batches, step=partial(loss_of, task), seed=self.seed)
+        score = partial(criterion(self.sort_by), model, graph, batches=batches, step=partial(loss_of, task))
+        scores = decided(lambda: score(seed=self.seed))
         space = shares(graph, names, self.constraints, self.levels)
         return SortedNet.of(model, graph, stages, space, scores, task)
 

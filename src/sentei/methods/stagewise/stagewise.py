@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from sentei.data import Data
+from sentei.distributed import decided
 from sentei.errors import ConfigError
 from sentei.methods.common.genes import Genes
 from sentei.methods.common.method import CHANGES_NOTHING, Found, InWorkers, deciding
@@ -151,7 +152,7 @@ class Stagewise(InWorkers):
         self.refuse(pruning, net)
         tell_stages(pruning, net)
         net = self.trained(pruning, net)
-        widths, report = self.searched(pruning, net)
+        widths, report = decided(lambda: self.searched(pruning, net))
         told = {"stages": list(stages.names), "features_bytes": stages.feature_bytes(), **report}
         return self._cut(pruning, net, widths, told, "cut")
 
@@ -161,7 +162,7 @@ class Stagewise(InWorkers):
         """A structure cut out of the supernet."""
         plan = replace(net.plan(widths), note=note_on_use(pruning.graph, pruning.budget, widths, chosen=True))
         trained = net.unsorted()
-        done = pruning.run.once(name, lambda: pruning.cut(trained, pruning.graph, plan))
+        done = pruning.run.once(name, lambda: pruning.cut(trained, pruning.graph, plan), together=True)
         network = cut(trained, pruning.graph, plan := Plan.from_json(done["plan"]))
         network.load_state_dict(done["model"])
         pruning.tell_cut(done)
@@ -232,6 +233,7 @@ class Stagewise(InWorkers):
         found = fit(
             model, pruning.data, recipe, task=pruning.task, run_dir=pruning.run.folder, name=name,
             objective=objective, optimizer=pruning.optimizer, progress=pruning.progress,
+            checkpoint_minutes=pruning.checkpoint_minutes,
         )  # fmt: skip
         pruning.seconds[name] = pruning.seconds.get(name, 0.0) + found.seconds
         pruning.trained["supernet"] += found.images

@@ -1,0 +1,149 @@
+"""`sentei launch`: a command in several processes, on one machine or on many, by torchrun's own agent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+from rich.text import Text
+
+from sentei.cli.prune import Prune
+from sentei.cli.resume import Resume
+from sentei.cli.train import Train
+from sentei.console import stderr
+from sentei.distributed import TIMEOUT
+from sentei.errors import ConfigError
+from sentei.runfiles import has_progress, is_finished
+from sentei.threads import available_cpus
+
+SHARED = (Train, Prune, Resume)
+"""Commands whose work several processes can share."""
+VERBS = ("train", "prune", "resume")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Run train, prune or resume in several processes that share each batch: one a GPU, or a few on CPUs.
+
+    sentei launch --nproc-per-node 8 prune runs/base --method taylor --macs 0.5
+
+    The command stands behind these options, as it would stand alone; its --batch-size is that of all processes
+    together. On several machines, start the same line on each, with --nnodes and --rdzv-endpoint. The run may be
+    resumed with another number of processes, or in one.
+    """
+
+    nproc_per_node: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Processes on each machine."""
+    nnodes: Annotated[str, tyro.conf.arg(metavar="M")] = "1"
+    """Machines; MIN:MAX where some may come and go (with --max-restarts)."""
+    rdzv_endpoint: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Where the machines meet: one of them, and a free port there."""
+    rdzv_id: Annotated[str, tyro.conf.arg(metavar="NAME")] = "sentei"
+    """Name of the job, the same on all machines, where several meet at one endpoint."""
+    max_restarts: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """How often all processes are started anew when one has died; the run goes on from what it had stored."""
+    timeout: Annotated[float, tyro.conf.arg(metavar="MINUTES")] = 10.0
+    """How long a process waits for the others in a step before it takes them for dead."""
+
+    def launch(self, words: Sequence[str], command: Any) -> int:
+        """Run the command that `words` say and `command` is; returns the exit code of the first process that failed."""
+        if not isinstance(command, SHARED):
+            given = f"got {words[0]}" if words else "none is given"
+            raise ConfigError(f"sentei launch takes a command behind its options: {', '.join(VERBS)}; {given}")
+        config = self._config()
+        os.environ |= self._environment()
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import elastic_launch
+
+        with _silent():
+            try:
+                elastic_launch(config, sys.executable)("-m", "sentei.cli", *words)
+            except ChildFailedError as error:
+                return self._failed({rank: f.exitcode for rank, f in error.failures.items()}, command)
+            except SignalException as stop:
+                return 128 + stop.sigval
+        return 0
+
+    def _config(self) -> Any:
+        from torch.distributed.launcher.api import LaunchConfig
+
+        least, _, most = self.nnodes.partition(":")
+        most = most or least
+        rules = {
+            "nproc_per_node": (self.nproc_per_node >= 1, "1 or more"),
+            "nnodes": (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most), "N or MIN:MAX"),
+            "max_restarts": (self.max_restarts >= 0, "0 or more"),
+            "timeout": (self.timeout > 0, "above 0"),
+        }
+        for name, (valid, expected) in rules.items():
+            if not valid:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        several = int(most) > 1
+        if several and self.rdzv_endpoint is None:
+            raise ConfigError(f"{self.nnodes} machines need a place to meet: give --rdzv-endpoint HOST:PORT")
+        return LaunchConfig(
+            min_nodes=int(least), max_nodes=int(most), nproc_per_node=self.nproc_per_node,
+            run_id=self.rdzv_id if several else uuid.uuid4().hex, rdzv_backend="c10d",
+            rdzv_endpoint=self.rdzv_endpoint or "localhost:0", max_restarts=self.max_restarts, monitor_interval=0.5,
+        )  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        """Threads that do not take the processors from each other, unless they are given."""
+        threads = str(max(1, available_cpus() // self.nproc_per_node))
+        known = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR", TIMEOUT: str(self.timeout)}
+        return {name: os.environ.get(name, value) if name != TIMEOUT else value for name, value in known.items()}
+
+    def _failed(self, codes: Mapping[int, int], command: Any) -> int:
+        """Say what has died, unless a process has said so itself."""
+        killed = {rank: -code for rank, code in codes.items() if code < 0}
+        folder = getattr(command, "folder", None)
+        if killed:
+            rank, number = next(iter(killed.items()))
+            text = f"Error: process {rank} was ended by {signal.Signals(number).name}."
+            if folder is not None and has_progress(folder) and not is_finished(folder):
+                again = f"sentei launch --nproc-per-node {self.nproc_per_node} resume {folder}"
+                text += f" What was stored is kept. Go on with:  {again}"
+            console = stderr()
+            console.print(Text(text, "red"), soft_wrap=not console.is_terminal)
+        return 128 + next(iter(killed.values())) if killed else max(codes.values(), default=1)
+
+
+def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of `sentei launch`, and those of the command behind them.
+
+    >>> split(["launch", "--nproc-per-node", "2", "resume", "runs/x"])
+    (['launch', '--nproc-per-node', '2'], ['resume', 'runs/x'])
+    """
+    words = list(given)
+    if words[:1] != ["launch"]:
+        return words, []
+    at = next((i for i, word in enumerate(words[1:], 1) if _begins(words, i)), len(words))
+    return words[:at], words[at:]
+
+
+def _begins(words: Sequence[str], i: int) -> bool:
+    """Whether the command begins here: a word that is neither an option nor the value of one."""
+    before = words[i - 1]
+    return not words[i].startswith("-") and (i == 1 or not before.startswith("--") or "=" in before)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """The agent's own log, about processes that ended, is for SENTEI_DEBUG."""
+    log = logging.getLogger("torch.distributed.elastic")
+    before = log.level
+    if not os.environ.get("SENTEI_DEBUG"):
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
