@@ -150,3 +150,12 @@ def test_samples_are_counted_and_split() -> None:
     parts = pieces_of({"x": torch.arange(5), "name": "n", "scale": torch.ones(())}, 2)
     assert [p["x"].tolist() for p in parts] == [[0, 1, 2], [3, 4]]
     assert [p["name"] for p in parts] == ["n", "n"]
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_inputs_and_labels_in_a_list_are_no_samples(count: int) -> None:
+    batch = [torch.arange(3.0 * count).view(count, 3), torch.arange(count)]
+    assert count_of(batch) == count
+    halves = pieces_of(batch, 2)
+    assert [len(h) for h in halves] == [2, 2]
+    assert all(torch.equal(torch.cat([h[i] for h in halves]), batch[i]) for i in range(2))

@@ -67,7 +67,7 @@ def count_of(batch: Any) -> int:
         return next(map(count_of, batch.values()), 1)
     if isinstance(batch, (list, tuple)) and batch:
         first = batch[0]
-        samples = isinstance(batch, list) and isinstance(first, Tensor) and first.ndim != 4
+        samples = isinstance(batch, list) and isinstance(first, Tensor) and first.ndim != 4 and _alike(batch)
         return len(batch) if samples else count_of(first)
     return 1
 
@@ -82,12 +82,17 @@ def _piece(part: Any, count: int, pieces: int, i: int) -> Any:
         return part.tensor_split(pieces)[i] if part.ndim and len(part) == count else part
     if isinstance(part, Mapping):
         return {name: _piece(value, count, pieces, i) for name, value in part.items()}
-    if isinstance(part, list) and len(part) == count and not any(_holds(v, count) for v in part):
+    if isinstance(part, list) and len(part) == count and _alike(part) and not any(_holds(v, count) for v in part):
         where = torch.arange(count).tensor_split(pieces)[i].tolist()
         return [part[j] for j in where]
     if isinstance(part, (list, tuple)):
         return type(part)([_piece(value, count, pieces, i) for value in part])
     return part
+
+
+def _alike(values: list[Any]) -> bool:
+    """Whether the elements of a list may be samples: a batch of inputs and labels has tensors of several ranks."""
+    return len({v.ndim if isinstance(v, Tensor) else -1 for v in values}) < 2
 
 
 def _holds(value: Any, count: int) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from sentei.data.batches import count_of, moved, tensors_of
-from sentei.data.splits import Augment, Batches, content_of
+from sentei.data.batches import count_of, moved, pieces_of, tensors_of
+from sentei.data.splits import WHOLE, Augment, Batches, Part, content_of
 from sentei.errors import DataError
 
 END = object()
@@ -108,14 +108,25 @@ class LoaderSplit:
         epoch: int = 0,
         limit: int | None = None,
         augment: Augment | None = None,
+        part: Part = WHOLE,
+        start: int = 0,
     ) -> Batches:
-        """The loader's own batches, until `limit` samples are reached; see `Split.batches`."""
+        """The loader's own batches, until `limit` samples are reached; see `Split.batches`.
+
+        Every process fetches all of them, those that `start` leaves out too: only the loader can tell what follows.
+        In training each keeps its piece of every batch, otherwise every so many-th whole batch.
+        """
         seen = 0
-        for batch in self._fetched(seed, epoch if train else -1):
+        for number, batch in enumerate(self._fetched(seed, epoch if train else -1)):
             if limit is not None and seen >= limit:
                 return
-            seen += count_of(batch)
-            yield moved(batch, self.device)
+            count = count_of(batch)
+            seen += count
+            if train and number >= start:
+                pieces = part.of if count >= part.of else 1
+                yield moved(pieces_of(batch, pieces)[part.index % pieces], self.device)
+            elif not train and number // part.of >= start and number % part.of == part.index:
+                yield moved(batch, self.device)
 
     def _fetched(self, seed: int, epoch: int) -> Iterator[Any]:
         numbers = Numbers((seed * 1_000_003 + epoch * 7_919 + 17) % 2**31)

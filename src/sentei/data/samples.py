@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,16 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sentei.data.sources import Statistics
-from sentei.data.splits import Augment, Batches, content_of, epoch_generator, epoch_order, epoch_steps
+from sentei.data.splits import (
+    WHOLE,
+    Augment,
+    Batches,
+    Part,
+    content_of,
+    epoch_generator,
+    epoch_order,
+    epoch_steps,
+)
 from sentei.errors import DataError
 from sentei.threads import data_workers
 
@@ -116,18 +125,22 @@ class SampleSplit(ABC, Generic[S]):
         epoch: int = 0,
         limit: int | None = None,
         augment: Augment | None = None,
+        part: Part = WHOLE,
+        start: int = 0,
     ) -> Batches:
-        """See `Split.batches`."""
+        """See `Split.batches`; nothing is decoded for other parts, nor for what is left out."""
         generator = epoch_generator(seed, epoch)
         order = epoch_order(len(self), batch_size, train, limit, generator)
         if not train and self.most is not None:
             batch_size = min(batch_size, self.most)
         change = self.change((augment or self.augment) if train else None)
+        pieces = (
+            Pieces(order, batch_size, part, start) if train else Pieces(part.share(order), batch_size, WHOLE, start)
+        )
         loader = DataLoader(
             _Samples(self.samples, self.read, change, (seed * 1_000_003 + epoch) if train else None, self.kept),
-            batch_size,
-            sampler=order.tolist(),
-            num_workers=min(self.workers, -(-len(order) // batch_size)),
+            batch_sampler=pieces,
+            num_workers=min(self.workers, len(pieces)),
             collate_fn=_Collate(self.collate),
             generator=generator,  # else the loader draws from, and so disturbs, the global one
             pin_memory=self.device.type == "cuda",
@@ -136,6 +149,24 @@ class SampleSplit(ABC, Generic[S]):
             if isinstance(batch, Broken):
                 raise DataError(batch.text)
             yield self.finish(batch)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Indices of the samples of each batch: one part's piece of them, from one batch on."""
+
+    order: Tensor
+    batch_size: int
+    part: Part
+    start: int
+
+    def __len__(self) -> int:
+        return max(-(-len(self.order) // self.batch_size) - self.start, 0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in range(self.start, self.start + len(self)):
+            batch = self.order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield batch[self.part.piece(len(batch))].tolist()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +32,40 @@ class Augment:
     """Side in pixels of a square set to the mean colour (DeVries and Taylor 2017, arXiv 1708.04552)."""
     scale: tuple[float, float] = (0.35, 1.0)
     """Range of the area that a random resized crop covers. Image files only."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process's share of every batch: the ``index``-th of ``of``.
+
+    >>> [Part(i, 3).piece(8) for i in range(3)]
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
+
+    Raises DataError for an index that is not below ``of``.
+    """
+
+    index: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.of:
+            raise DataError(f"Part({self.index}, {self.of}): expected an index from 0 to below the number of parts.")
+
+    def piece(self, count: int) -> slice:
+        """Its piece of a global batch, as `torch.tensor_split` cuts; the whole where not every part would get one."""
+        if count < self.of:
+            return slice(0, count)
+        each, more = divmod(count, self.of)
+        first = self.index * each + min(self.index, more)
+        return slice(first, first + each + (self.index < more))
+
+    def share(self, order: Tensor) -> Tensor:
+        """Its samples of an order that the parts divide among them."""
+        return order[self.index :: self.of]
+
+
+WHOLE = Part()
+"""All of every batch: one process alone."""
 
 
 def content_of(*parts: Tensor | str) -> str:
@@ -72,6 +106,8 @@ class Split(Protocol):
         epoch: int = 0,
         limit: int | None = None,
         augment: Augment | None = None,
+        part: Part = WHOLE,
+        start: int = 0,
     ) -> Batches:
         """Yield batches on the device: images (float32 N,C,H,W, normalised, channels last) and int64 labels N here.
 
@@ -79,6 +115,14 @@ class Split(Protocol):
         batch is dropped; without it every image comes once, in order. ``limit`` takes only so many images:
         the first of the epoch's order in training, evenly spaced ones otherwise. ``augment`` replaces the
         data set's own augmentation.
+
+        ``part`` is for several processes. In training all go through the same batches of ``batch_size`` images, the
+        same ones however many processes there are, and each yields its piece of every one: all yield equally many.
+        A batch of fewer images than processes is yielded whole by each. Without ``train`` each yields images of its
+        own, together all of them.
+
+        ``start`` leaves out so many batches at the beginning (of those that this process would yield); those that
+        follow are what they would have been.
         """
         ...
 
@@ -180,27 +224,38 @@ class TensorSplit:
         epoch: int = 0,
         limit: int | None = None,
         augment: Augment | None = None,
+        part: Part = WHOLE,
+        start: int = 0,
     ) -> Batches:
         generator = epoch_generator(seed, epoch)
         order = epoch_order(len(self), batch_size, train, limit, generator)
+        if not train:
+            for index in _cut(part.share(order), batch_size)[start:]:
+                yield self._batch(index, self._normalised(self.images[index.to(self.images.device)]))
+            return
         # One mirror bit an image for the whole run, inverted every other epoch.
         mirrored = torch.rand(len(self), generator=epoch_generator(seed, -1)) < 0.5
         mirrored = mirrored ^ bool(epoch % 2)
-        for index in order.split(batch_size):
-            if train:
-                x = self._augmented(index, mirrored[index], augment or self.augment, generator)
-            else:
-                x = self._normalised(self.images[index.to(self.images.device)])
-            yield x.permute(0, 3, 1, 2), self.labels[index.to(self.labels.device)]
+        augment = augment or self.augment
+        for number, whole in enumerate(_cut(order, batch_size)):
+            drawn = _drawn(len(whole), augment, self.images.shape[1:3], generator)
+            if number >= start:  # what is left out has drawn its random numbers all the same
+                piece = part.piece(len(whole))
+                index, drawn = whole[piece], tuple(values[:, piece] for values in drawn)
+                yield self._batch(index, self._augmented(index, mirrored[index], augment, *drawn))
+
+    def _batch(self, index: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.permute(0, 3, 1, 2), self.labels[index.to(self.labels.device)]
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return torch.addcmul(self.add, pixels.float(), self.mul)
 
-    def _augmented(self, index: Tensor, mirrored: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+    def _augmented(
+        self, index: Tensor, mirrored: Tensor, augment: Augment, shifts: Tensor, corners: Tensor | None = None
+    ) -> Tensor:
         """Crop, flip and fetch in a single gather from the stored images: N,H,W,C."""
         device, (height, width) = self.images.device, self.images.shape[1:3]
-        pad, size = augment.crop, len(index)
-        dy, dx = torch.randint(-pad, pad + 1, (2, size, 1), generator=generator)
+        dy, dx = shifts
         rows, cols = torch.arange(height) + dy, (torch.arange(width) + dx)
         if augment.flip:
             cols = torch.where(mirrored[:, None], width - 1 - cols, cols)
@@ -208,15 +263,28 @@ class TensorSplit:
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((cols >= 0) & (cols < width))[:, None, :]
         rows, cols = rows.clamp(0, height - 1), cols.clamp(0, width - 1)
         pixels = self.images[index[:, None, None], rows[:, :, None], cols[:, None, :]]
-        x = self._normalised(pixels if pad == 0 else pixels * inside[..., None])
-        return _cut_out(x, augment.cutout, generator) if augment.cutout else x
+        x = self._normalised(pixels if augment.crop == 0 else pixels * inside[..., None])
+        return x if corners is None else _cut_out(x, augment.cutout, corners)
 
 
-def _cut_out(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Zero (the mean colour once normalised) a square around a random centre; it may reach over the edge."""
-    n, height, width, _ = x.shape
-    top = torch.randint(0, height, (n, 1), generator=generator) - side // 2
-    left = torch.randint(0, width, (n, 1), generator=generator) - side // 2
+def _cut(order: Tensor, batch_size: int) -> Sequence[Tensor]:
+    return order.split(batch_size) if len(order) else ()
+
+
+def _drawn(size: int, augment: Augment, image: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Random numbers of a whole batch, 2,size,1 each: shifts down and right and, with a cutout, its corner."""
+    pad, side = augment.crop, augment.cutout
+    shifts = torch.randint(-pad, pad + 1, (2, size, 1), generator=generator)
+    if not side:
+        return (shifts,)
+    corners = [torch.randint(0, length, (size, 1), generator=generator) - side // 2 for length in image]
+    return shifts, torch.stack(corners)
+
+
+def _cut_out(x: Tensor, side: int, corners: Tensor) -> Tensor:
+    """Zero (the mean colour once normalised) a square with the given corners; it may reach over the edge."""
+    height, width = x.shape[1:3]
+    top, left = corners
     row, col = torch.arange(height), torch.arange(width)
     hidden = ((row >= top) & (row < top + side))[:, :, None] & ((col >= left) & (col < left + side))[:, None, :]
     return x.masked_fill(hidden[..., None].to(x.device), 0.0)
