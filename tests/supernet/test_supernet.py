@@ -15,10 +15,11 @@ from sentei.plan import CRITERIA, Constraints
 from sentei.supernet.proxies import StageDistances, SubnetMetric, batch_statistics, even_batches
 from sentei.supernet.shares import shares
 from sentei.supernet.stages import find_stages
-from sentei.supernet.training import SortedNet, SupernetLoss, full_pass, stage_losses, training_bytes
+from sentei.supernet.training import SortedNet, SupernetLoss, full_pass, stage_losses
 from sentei.surgery import cut
 from sentei.tasks import Classification, distillation_loss
 from sentei.train import Recipe, evaluate, fit, recalibrate
+from sentei.train.memory import training_bytes
 from tests.methods.networks import Three
 
 FREE = Constraints(round_to=1, max_ratio=0.9)

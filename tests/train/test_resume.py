@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from sentei.data import load_data
 from sentei.errors import CheckpointError
 from sentei.models import build_model
 from sentei.train import Recipe, fit
+from sentei.train.checkpoint import load_checkpoint
 from sentei.train.journal import Journal
 
 SCRIPT = Path(__file__).with_name("resumable.py")
@@ -137,3 +139,44 @@ def test_corrupt_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(CheckpointError, match="truncated"):
         fit(build_model("digitsnet"), load_data("digits"), RECIPE, run_dir=tmp_path, progress=False)
+
+
+def test_a_state_within_an_epoch_is_gone_on_from_to_the_bit(data, tmp_path, monkeypatch):
+    recipe = Recipe(epochs=2, batch_size=50, limit=500, lr=0.1, bf16=False, ema_decay=0.9)
+
+    def made(folder=None, stop_at=None, minutes=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(build_model("digitsnet"), nn.Dropout(0.2))
+        steps = 0
+
+        def after(*_):
+            nonlocal steps
+            steps += 1
+            if steps == stop_at:
+                raise KeyboardInterrupt
+
+        return fit(
+            model, data, recipe, run_dir=folder, after_step=after, checkpoint_minutes=minutes, progress=False
+        )  # fmt: skip
+
+    whole = made()
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path, stop_at=17, minutes=1e-9)
+    assert load_checkpoint(tmp_path / "train.ckpt")["inside"]["step"] == 6
+    seen = []
+    monkeypatch.setattr(type(data.train), "batches", _noting(type(data.train).batches, seen))
+    again = made(tmp_path)
+    assert seen[0] == 6
+    first, second = whole.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    plain = ("epoch", "loss", "lr", "accuracy", "images")
+    assert [[r[k] for k in plain] for r in whole.history] == [[r[k] for k in plain] for r in again.history]
+
+
+def _noting(batches, seen):
+    def noted(self, *args, **how):
+        if how.get("train"):
+            seen.append(how["start"])
+        return batches(self, *args, **how)
+
+    return noted

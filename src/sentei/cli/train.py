@@ -102,8 +102,9 @@ def train(options: Train, model: nn.Module, dense: Dense, data: Data, task: Task
         )  # fmt: skip
         if run.folder is not None:
             save_weights(run.folder / "model.safetensors", found.model)
-        final = run.once("final", lambda: {"val": figures_of(found.model, data.val, task),
-                                           "test": figures_of(found.model, data.test, task)}, together=True)  # fmt: skip
+        splits = {"val": data.val, "test": data.test}
+        measured = lambda: {name: figures_of(found.model, split, task) for name, split in splits.items()}  # noqa: E731
+        final = run.once("final", measured, together=True)
         graph = trace(found.model, task.example(found.model, data), forward=task.part)
         run.finish(
             {

@@ -297,20 +297,3 @@ class SupernetLoss:
         found = {f"{k}_losses": np.round(s / max(self.steps, 1), 5).tolist() for k, s in self.sums.items()}
         self.sums, self.steps = {}, 0
         return found
-
-
-def training_bytes(model: nn.Module, batch: Any, task: Task) -> int:
-    """What one sample of a batch keeps in memory for the backward pass of the full network, measured."""
-    held: dict[int, int] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            held[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = run_part(task, model, task.inputs(batch))
-        del out
-    return sum(held.values()) // max(task.count(batch), 1)

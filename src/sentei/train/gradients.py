@@ -31,13 +31,13 @@ class Gradients:
     """Adds the gradients of one batch to the parameters of a model; returns the batch's loss, detached.
 
     The batch is this process's part of a global one: gradients end as those of the global batch's mean loss, the same
-    on every process. `own` is an objective with a backward pass of its own; otherwise `loss` is differentiated, in
-    `recipe.accumulate` pieces.
+    on every process. `own` is an objective with a backward pass of its own; otherwise `loss` is differentiated, in so
+    many `pieces`.
     """
 
     def __init__(self, model: nn.Module, task: Task, recipe: Recipe, bf16: bool, loss: Loss, own: Own | None) -> None:
         self.model, self.task, self.recipe, self.bf16, self.own = model, task, recipe, bf16, own
-        self.device = next(model.parameters()).device
+        self.device, self.pieces = next(model.parameters()).device, recipe.accumulate
         self.loss: nn.Module = _Loss(model, loss)
         if processes() > 1 and own is None:
             self.loss = _parallel(self.loss)
@@ -55,7 +55,7 @@ class Gradients:
             return weight * loss
 
     def _in_pieces(self, batch: Any, count: int, weight: float | Tensor) -> Tensor:
-        pieces = pieces_of(batch, min(self.recipe.accumulate, count))
+        pieces = pieces_of(batch, min(self.pieces, count))
         total = torch.zeros((), device=self.device)
         for number, piece in enumerate(pieces, start=1):
             share = 1.0 if len(pieces) == 1 else self.task.count(piece) / count

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sentei.console import say
 from sentei.data import Data
 from sentei.data.batches import mapped
 from sentei.data.splits import Batches
@@ -24,6 +25,7 @@ from sentei.tasks import Task
 from sentei.tasks.task import called, checked_loss, loss_of, plainly
 from sentei.train.evaluate import CLASSIFICATION, check_device, evaluate, evaluating
 from sentei.train.gradients import Gradients
+from sentei.train.memory import memory_of
 from sentei.train.optimizers import Factory, Optimizers, factory_name
 from sentei.train.progress import Progress
 from sentei.train.recipe import Recipe
@@ -124,6 +126,7 @@ def fit(
     run.resume()
     run.rehearse()
     shown = progress and is_leader()
+    run.fit_into_memory(shown)
     with Progress(name, recipe.epochs, run.steps, len(run.history), task, shown) as bar:
         for epoch in range(len(run.history), recipe.epochs):
             record = run.epoch(epoch, bar)
@@ -190,6 +193,17 @@ class _Run:
         """Measure one batch before any work, for what can go wrong there."""
         if not self.history and self.recipe.epochs and len(self.data.val):
             evaluate(self.measured, self.data.val, task=self.task, limit=1, finite=False)
+
+    def fit_into_memory(self, shown: bool) -> None:
+        """Compute batches in as many pieces as the memory that is allowed needs; an objective knows its own."""
+        limit, size = self.recipe.memory_mb, self.data.batch_images(self.recipe.batch_size)
+        if limit is None or self.objective is not None or len(self.history) == self.recipe.epochs:
+            return
+        few = mapped(next(iter(self.data.train.batches(2, limit=2))), self._arranged)
+        memory, mine = memory_of(self.model, few, self.task, self.recipe, self.teacher), math.ceil(size / processes())
+        self.gradients.pieces = max(memory.pieces(mine, limit), self.recipe.accumulate)
+        if shown:
+            say(f"{self.name}: memory {memory.told(mine, self.gradients.pieces)}, of {limit:,} MB allowed")
 
     def epoch(self, epoch: int, bar: Progress) -> Record:
         started = time.perf_counter() - self.inside.get("seconds", 0.0)
@@ -275,7 +289,6 @@ class _Run:
 
     def _batches(self, epoch: int, start: int) -> Batches:
         """This process's part of each batch of an epoch."""
-        share = {"part": part()} if processes() > 1 else {}
         return self.data.train.batches(
             self.recipe.batch_size,
             train=True,
@@ -283,8 +296,8 @@ class _Run:
             epoch=epoch,
             limit=self._limit(epoch),
             augment=self.augment,
-            **share,
-            **({"start": start} if start else {}),
+            part=part(),
+            start=start,
         )
 
     def _arranged(self, x: Tensor) -> Tensor:

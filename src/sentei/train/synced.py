@@ -44,7 +44,7 @@ class _Norm:
             return torch.batch_norm(
                 input, weight, bias, running_mean, running_var, False, momentum, eps, torch.backends.cudnn.enabled
             )
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         over = [d for d in range(x.ndim) if d != 1]
         shape = [-1 if d == 1 else 1 for d in range(x.ndim)]
         count = summed(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
@@ -56,8 +56,8 @@ class _Norm:
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_((variance * count / (count - 1)).to(running_var.dtype), momentum)
         out = centred * (variance + eps).rsqrt().view(shape)
-        out = out if weight is None else out * weight.float().view(shape)
-        return (out if bias is None else out + bias.float().view(shape)).to(input.dtype)
+        out = out if weight is None else out * weight.to(x.dtype).view(shape)
+        return (out if bias is None else out + bias.to(x.dtype).view(shape)).to(input.dtype)
 
 
 class _Summed(torch.autograd.Function):

@@ -186,9 +186,8 @@ class Pruning:
         return replace(self.recipe, epochs=whole + (part > 0)), part or None
 
     def recalibrate(self, model: nn.Module) -> None:
-        shared = processes() > 1
-        share = {"part": part()} if shared else {}
-        recalibrate(model, self.data.train.batches(256, train=True, limit=self.images, **share), self.task, shared)
+        batches = self.data.train.batches(256, train=True, limit=self.images, part=part())
+        recalibrate(model, batches, self.task, shared=processes() > 1)
 
     def value(self, model: nn.Module) -> float | None:
         """The metric on validation data; None where there are none."""

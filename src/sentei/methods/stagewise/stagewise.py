@@ -35,10 +35,11 @@ from sentei.search.view import SearchView
 from sentei.supernet.files import content_of_supernet, load_supernet, save_supernet
 from sentei.supernet.proxies import StageDistances, SubnetMetric
 from sentei.supernet.stages import Stages, find_stages
-from sentei.supernet.training import RULES, Rule, SortedNet, SupernetLoss, training_bytes
+from sentei.supernet.training import RULES, Rule, SortedNet, SupernetLoss
 from sentei.surgery import cut
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import digest
+from sentei.train.memory import training_bytes
 
 SearchName = Literal["merge", "abc", "evolution", "random"]
 STRATEGIES: dict[str, type[Strategy]] = {"abc": Colony, "evolution": Evolution, "random": RandomSearch}

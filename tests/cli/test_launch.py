@@ -1,0 +1,153 @@
+"""`sentei launch` as a user runs it: real processes, found in a folder of their own."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sentei.cli.launch import split
+from sentei.runfiles import has_progress, is_finished, read_summary
+
+TRAIN = ("train", "digitsnet", "--data", "digits", "--device", "cpu", "--batch-size", "60")
+TWO = ("launch", "--nproc-per-node", "2")
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def started(folder: Path, *words: str, env=ENV) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sentei.cli", *words]
+    return subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def ended(process: subprocess.Popen[str], seconds: int = 180) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        for pid in members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+    return process.returncode, out, err
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session, the agent first, then those that it started."""
+    found = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True).stdout.split()
+    return sorted(map(int, found))
+
+
+def test_two_processes_train_and_speak_once(tmp_path):
+    code, out, err = ended(started(tmp_path, *TWO, *TRAIN, "--epochs", "2", "--run", "runs/a"))
+    assert (code, err) == (0, "")
+    assert out.count("train 2/2") == 1
+    assert out.count("Run directory: runs/a") == 1
+    summary = read_summary(tmp_path / "runs/a")
+    assert summary["images_trained"]["train"] == 2 * 1200
+    assert summary["accuracy"] > 0.5
+
+
+def test_torchrun_itself_starts_a_run_too(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    given = ["-m", "sentei.cli", *TRAIN, "--epochs", "1", "--limit", "120", "--run", "runs/b", "--quiet"]
+    done = subprocess.run([*command, *given], cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert is_finished(tmp_path / "runs/b")
+
+
+def test_what_is_wrong_is_said_once_and_before_anything_starts(tmp_path, sentei):
+    assert "takes a command behind its options: train, prune, resume; none is given" in sentei(*TWO).err
+    assert "got compare" in sentei(*TWO, "compare", "x").err
+    assert "nproc_per_node is 0; expected 1 or more" in sentei("launch", "--nproc-per-node", 0, *TRAIN).err
+    assert "nnodes is '2:1'" in sentei("launch", "--nnodes", "2:1", *TRAIN).err
+    assert "--rdzv-endpoint HOST:PORT" in sentei("launch", "--nnodes", 2, *TRAIN).err
+    assert sentei(*TWO, "train", "--nonsense").code == 2
+    assert "--nproc-per-node" in sentei("launch", "--help").out
+
+
+def test_an_error_of_all_is_told_once(tmp_path):
+    code, out, err = ended(started(tmp_path, *TWO, "train", "digitsnet", "--data", "imagefolder:nowhere"))
+    assert code == 2
+    assert err.count("Error:") == 1
+    assert "There is no folder nowhere/train" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "behind"),
+    [
+        (["launch", "--nproc-per-node", "2", "train", "m"], 3, 2),
+        (["launch", "--nproc-per-node=2", "train", "m"], 2, 2),
+        (["launch", "train", "--x"], 1, 2),
+        (["launch", "--help"], 2, 0),
+        (["train", "m"], 2, 0),
+    ],
+)
+def test_the_command_stands_behind_the_options(words, own, behind):
+    assert split(words) == (words[:own], words[own : own + behind])
+
+
+LONG = (*TRAIN, "--epochs", "40", "--run", "runs/a")
+
+
+def killed(folder: Path, words, which: int, after: float) -> tuple[int, str, str]:
+    """Run a command and kill its agent (0), or the process of a rank (1, 2), some time after the first epoch."""
+    process = started(folder, *words)
+    while not has_progress(folder / "runs/a") and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(after)
+    found = members(process.pid)
+    if process.poll() is None and which < len(found):
+        os.kill(found[which], signal.SIGKILL)
+    return ended(process)
+
+
+def test_a_killed_process_ends_the_run_and_the_run_goes_on(tmp_path):
+    code, out, err = killed(tmp_path, (*TWO, *LONG), which=2, after=1.0)
+    assert code == 128 + signal.SIGKILL
+    assert "was ended by SIGKILL. What was stored is kept. Go on with:" in err
+    assert "sentei launch --nproc-per-node 2 resume runs/a" in err
+    assert not is_finished(tmp_path / "runs/a")
+    code, out, err = ended(started(tmp_path, "resume", "runs/a"))  # in one
+    assert (code, err) == (0, "")
+    assert "Going on with" in out or "train 40/40" in out
+    assert read_summary(tmp_path / "runs/a")["images_trained"]["train"] == 40 * 1200
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
+    draw = random.Random(0)
+    ended(started(tmp_path, *TWO, *TRAIN, "--epochs", "3", "--run", "runs/base"))
+    words = ("prune", "runs/base", "--method", "taylor", "--steps", "3", "--epochs", "60", "--run", "runs/a")
+    for _ in range(20):
+        again = ("resume", "runs/a") if has_progress(tmp_path / "runs/a") else words
+        code, _, err = killed(tmp_path, (*TWO, *again), draw.choice((1, 2)), draw.uniform(0, 6))
+        if code == 0:
+            break
+        assert code == 128 + signal.SIGKILL, err
+    code, _, err = ended(started(tmp_path, *TWO, "resume", "runs/a"), 600)
+    assert code == 0, err
+    assert read_summary(tmp_path / "runs/a")["check"]["max_error"] < 1e-4
+
+
+@pytest.mark.slow
+def test_processes_are_started_anew(tmp_path):
+    code, out, err = killed(tmp_path, ("launch", "--nproc-per-node", "2", "--max-restarts", "3", *LONG), 2, 1.0)
+    assert code == 0, err
+    assert out.count("Going on with the half-finished run") == 1
+    assert is_finished(tmp_path / "runs/a")
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_run(tmp_path):
+    process = started(tmp_path, "launch", "--nproc-per-node", "2", "--timeout", "0.2", *LONG)
+    while not has_progress(tmp_path / "runs/a"):
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(members(process.pid)[2], signal.SIGSTOP)
+    code, _, err = ended(process, 120)
+    assert code != 0
+    assert "has lost the others" in err
+    assert has_progress(tmp_path / "runs/a")
