@@ -8,10 +8,12 @@ does nothing.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -88,6 +90,7 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    _end_with_agent()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_timeout())
@@ -99,6 +102,12 @@ def joined() -> Iterator[None]:
     except RuntimeError as error:
         raise (_lost(error) if _is_lost(error) else error) from error
     dist.destroy_process_group()
+
+
+def _end_with_agent() -> None:
+    """Where the system can do that: without the agent, nobody would end what waits for a process that is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _timeout() -> timedelta:
