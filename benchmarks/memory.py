@@ -103,10 +103,11 @@ def prepared(network: str, images: list[Any], **recipe: Any) -> Any:
     import sentei
     from sentei.methods.prune import prepared as made
     from sentei.models import build_model
+    from sentei.train import Recipe
 
     model = build_model(f"torchvision:{network}")
     data = sentei.Data.of(images, images, example=images[0][0][:1])
-    how = sentei.Recipe(epochs=1, warmup_epochs=0, bf16=False, batch_size=len(images[0][0]), **recipe)
+    how = Recipe(epochs=1, warmup_epochs=0, bf16=False, batch_size=len(images[0][0]), **recipe)
     pruning, method = made(model, data, method="stagewise", recipe=how, memory_mb=10**6)
     pruning.graph = pruning.trace()
     return pruning, method
