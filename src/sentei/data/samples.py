@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from sentei.data.rows import Rows
 from sentei.data.sources import Statistics
 from sentei.data.splits import (
     WHOLE,
@@ -111,7 +112,8 @@ class SampleSplit(ABC, Generic[S]):
 
     def content(self) -> str:
         """Of the files' names below the root, their sizes in bytes and labels: no image is read for it."""
-        return content_of("\n".join(map(self.told, self.samples)), *self.constants())
+        told = ("\n" * (i > 0) + self.told(sample) for i, sample in enumerate(self.samples))
+        return content_of(told, *self.constants())
 
     def stamp(self, path: str) -> str:
         return f"{Path(path).relative_to(self.root)} {os.path.getsize(path)}"
@@ -338,7 +340,7 @@ def divided(
     val: int | float | None,
     hold: Callable[[int | float], tuple[Tensor, Tensor]],
     missing: str,
-) -> dict[str, list[S]]:
+) -> dict[str, Any]:
     """Samples of train, val and test, from those in train/ and in val/ or test/ or both.
 
     With both and no `val`, val/ is the validation split; otherwise whichever exists (test/ first) is the test set, and
@@ -347,11 +349,15 @@ def divided(
     """
     if not others:
         raise DataError(missing)
-    test = list(others["test"] if "test" in others else others["val"])
+    test = others["test"] if "test" in others else others["val"]
     if val is None and len(others) == 2:
-        return {"train": list(train), "val": list(others["val"]), "test": test}
+        return {"train": train, "val": others["val"], "test": test}
     keep, held = hold(0.1 if val is None else val)
-    return {"train": [train[i] for i in keep.tolist()], "val": [train[i] for i in held.tolist()], "test": test}
+    return {"train": taken(train, keep), "val": taken(train, held), "test": test}
+
+
+def taken(samples: Sequence[S], indices: Tensor) -> Sequence[S]:
+    return samples.take(indices) if isinstance(samples, Rows) else [samples[i] for i in indices.tolist()]
 
 
 def storing(pixels: int, bytes_each: int, workers: int | None) -> tuple[bool, int]:

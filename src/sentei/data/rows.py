@@ -1,0 +1,44 @@
+"""Samples as the rows of a few tensors: a million of them without a Python object for each."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[S]):
+    """Samples with a label each, made one by one when they are asked for."""
+
+    labels: Tensor
+    """Class numbers, int64."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def row(self, index: int) -> S:
+        """One sample."""
+
+    @abstractmethod
+    def take(self, indices: Tensor) -> Self:
+        """The rows at the given places, in their order."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.take(torch.arange(len(self))[index]) if isinstance(index, slice) else self.row(index)
+
+    def only(self, classes: Sequence[int]) -> Self:
+        """The rows of some classes, whose labels become 0, 1, ... in the order given."""
+        numbers = torch.full((max([*classes, int(self.labels.max())]) + 1,), -1)
+        numbers[list(classes)] = torch.arange(len(classes))
+        labels = numbers[self.labels]
+        kept = labels >= 0
+        rows = self if bool(kept.all()) else self.take(kept.nonzero().flatten())
+        return replace(rows, labels=labels[kept])
