@@ -36,9 +36,18 @@ class Rows(Sequence[S]):
 
     def only(self, classes: Sequence[int]) -> Self:
         """The rows of some classes, whose labels become 0, 1, ... in the order given."""
-        numbers = torch.full((max([*classes, int(self.labels.max())]) + 1,), -1)
-        numbers[list(classes)] = torch.arange(len(classes))
-        labels = numbers[self.labels]
-        kept = labels >= 0
-        rows = self if bool(kept.all()) else self.take(kept.nonzero().flatten())
-        return replace(rows, labels=labels[kept])
+        kept, labels = of_classes(self.labels, classes)
+        return replace(self if len(kept) == len(self) else self.take(kept), labels=labels)
+
+
+def of_classes(labels: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Indices of what belongs to some classes, and its labels as places among them.
+
+    >>> of_classes(torch.tensor([3, 0, 5, 3]), [3, 5])
+    (tensor([0, 2, 3]), tensor([0, 1, 0]))
+    """
+    places = torch.full((max([*classes, *labels.unique().tolist()]) + 1,), -1)
+    places[list(classes)] = torch.arange(len(classes))
+    new = places[labels]
+    kept = (new >= 0).nonzero().flatten()
+    return kept, new[kept]

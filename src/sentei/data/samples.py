@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -118,6 +119,10 @@ class SampleSplit(ABC, Generic[S]):
     def stamp(self, path: str) -> str:
         return f"{Path(path).relative_to(self.root)} {os.path.getsize(path)}"
 
+    def order(self, batch_size: int, train: bool, limit: int | None, generator: torch.Generator) -> Tensor:
+        """Indices of the samples of an epoch; see `epoch_order`."""
+        return epoch_order(len(self), batch_size, train, limit, generator)
+
     def batches(
         self,
         batch_size: int,
@@ -132,7 +137,7 @@ class SampleSplit(ABC, Generic[S]):
     ) -> Batches:
         """See `Split.batches`; nothing is decoded for other parts, nor for what is left out."""
         generator = epoch_generator(seed, epoch)
-        order = epoch_order(len(self), batch_size, train, limit, generator)
+        order = self.order(batch_size, train, limit, generator)
         if not train and self.most is not None:
             batch_size = min(batch_size, self.most)
         change = self.change((augment or self.augment) if train else None)
@@ -263,10 +268,13 @@ class NormalisedSplit(SampleSplit[S]):
         return self.normalised.mul, self.normalised.add
 
 
-def decoded(path: str, mode: str | None = "RGB") -> Image.Image:
-    """An image file, decoded; its own mode where `mode` is None. DataError names a file that cannot be read."""
+def decoded(path: object, mode: str | None = "RGB", raw: bytes | None = None) -> Image.Image:
+    """An image file, decoded; its own mode where `mode` is None. DataError names a file that cannot be read.
+
+    Its bytes may be given; `path` only names it then.
+    """
     try:
-        with open(path, "rb") as file:
+        with open(str(path), "rb") if raw is None else BytesIO(raw) as file:
             image = Image.open(file)
             image.load()
             return image if mode is None else image.convert(mode)
@@ -288,7 +296,7 @@ def size_of(path: str) -> tuple[int, int]:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: str, error: Exception) -> DataError:
+def unreadable(path: object, error: Exception) -> DataError:
     reason = f"{type(error).__name__}: {error}"
     return DataError(f"{path} cannot be read as an image ({reason}). Replace or remove it.")
 
