@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,8 @@ from sentei.plan import Constraints
 from sentei.runfiles import is_started
 from sentei.speed.latency import Timing
 from sentei.tasks import Task, task_of
+from sentei.train import Recipe
+from sentei.train.presets import PRESETS
 
 Ref = tyro.conf.Positional[str]
 MODEL = "zoo name, sentei:NAME, torchvision:NAME, timm:NAME, FILE.py:FUNCTION, or the folder of a finished run"
@@ -75,6 +77,42 @@ Code = Annotated[
         help="Where MODEL is a run made with such a function: the same function, where it lies now.",
     ),
 ]
+
+
+Preset = Annotated[
+    Literal["imagenet-finetune", "imagenet-train"] | None,
+    tyro.conf.arg(
+        metavar="|".join(PRESETS),
+        help="Begin with the settings of a published recipe; options that are given as well come before them. "
+        + "; ".join(f"{name}: {found.source}" for name, found in PRESETS.items())
+        + ".",
+    ),
+]
+
+
+def word_behind(argv: Sequence[str], option: str) -> str | None:
+    """What a command line gives for an option, `--option X` or `--option=X`; None if it does not give it.
+
+    >>> word_behind(["train", "resnet56", "--preset", "imagenet-train"], "--preset")
+    'imagenet-train'
+    """
+    for i, word in enumerate(argv):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and i + 1 < len(argv):
+            return argv[i + 1]
+    return None
+
+
+def with_preset(kind: type, argv: Sequence[str]) -> type:
+    """A command whose recipe, unless told otherwise, is that of the preset that a command line asks for, if any."""
+    found = PRESETS.get(word_behind(argv, "--preset") or "")
+    if found is None:  # of names that are none the parser tells
+        return kind
+    (own,) = (f for f in fields(kind) if f.name == "recipe")
+    before = Recipe() if own.default is MISSING else own.default
+    changed = [("recipe", Recipe, field(default=found.over(before)))]
+    return make_dataclass(kind.__name__, changed, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__})
 
 
 @dataclass(frozen=True)

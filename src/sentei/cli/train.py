@@ -15,6 +15,7 @@ from sentei.cli.networks import announce, dense_model, random_parameter, refuse_
 from sentei.cli.options import (
     DataOptions,
     Dense,
+    Preset,
     Ref,
     RunOutput,
     Trust,
@@ -61,6 +62,7 @@ class Train:
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names."""
     output: RunOutput = field(default_factory=RunOutput)
+    preset: Preset = None
 
     @property
     def folder(self) -> Path:

@@ -109,7 +109,7 @@ def load_data(
     """
     named = classes if classes is None or isinstance(classes, int) else tuple(classes)
     subset = Subset(named, per_class)
-    given = {"val": val, "seed": seed, "size": image_size, "device": device, "workers": workers}
+    given: dict[str, Any] = {"val": val, "seed": seed, "size": image_size, "device": device, "workers": workers}
     if ref.startswith(KIND):
         from sentei.data.shards import load_shards
 
