@@ -16,7 +16,7 @@ import webdataset
 import yaml
 from PIL import Image
 
-from sentei.data import Augment, Data, Split, load_data
+from sentei.data import Augment, Data, Split, load_data, shards
 from sentei.data.shards import ShardSplit, mixed
 from sentei.data.splits import Part
 from sentei.errors import DataError
@@ -132,7 +132,7 @@ def test_other_files_and_labels_in_json(tmp_path: Path) -> None:
 def test_shards_of_a_folder_give_the_folders_pictures(tmp_path: Path) -> None:
     """What docs/shards.md says about making shards."""
     make_folder(tmp_path / "photos", count=5)
-    page = Path("docs/shards.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "shards.md").read_text()
     program = next(p for p in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "ShardWriter" in p)
     (tmp_path / "shards").mkdir()
     exec(program.replace('"photos', f'"{tmp_path}/photos').replace('"shards', f'"{tmp_path}/shards'), {})
@@ -140,7 +140,8 @@ def test_shards_of_a_folder_give_the_folders_pictures(tmp_path: Path) -> None:
     folder = load_data(f"imagefolder:{tmp_path}/photos", image_size=16, workers=0, val=0)
 
     def contents(split: Split) -> list[tuple[int, bytes]]:
-        return sorted((int(y), x.contiguous().numpy().tobytes()) for xs, ys in split.batches(4) for x, y in zip(xs, ys, strict=True))  # fmt: skip  # noqa: E501
+        pairs = ((x, y) for xs, ys in split.batches(4) for x, y in zip(xs, ys, strict=True))
+        return sorted((int(y), x.contiguous().numpy().tobytes()) for x, y in pairs)
 
     assert contents(found.train) == contents(folder.train)
     assert contents(found.test) == contents(folder.test)
@@ -278,14 +279,19 @@ def test_piped_shards_are_fetched_once(tmp_path: Path) -> None:
 
 
 def test_the_cache_keeps_to_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_shards(tmp_path, [10] * 4)
+    """Room for twice the shards that are mixed: each is fetched once an epoch."""
+    monkeypatch.setattr(shards, "WINDOW", 3)
+    make_shards(tmp_path, [5] * 20)
     size = (tmp_path / "ids-train-000.tar").stat().st_size
-    monkeypatch.setenv("SENTEI_CACHE_GIB", str(2.5 * size / 2**30))
-    listed, pipe = tmp_path / "list.yaml", f"pipe:cat {tmp_path}/ids-train-{{000..003}}.tar"
+    monkeypatch.setenv("SENTEI_CACHE_GIB", str(6.5 * size / 2**30))
+    log, listed = tmp_path / "log", tmp_path / "list.yaml"
+    pipe = f"pipe:echo x >> {log}; cat {tmp_path}/ids-train-{{000..019}}.tar"
     listed.write_text(yaml.safe_dump({"train": pipe, "val": pipe}))
     data = load(f"webdataset:{listed}", val=0)
-    assert sorted(sum(seen(data.train, 5, **EPOCH), [])) == list(range(40))
-    assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 2
+    log.unlink()
+    assert sorted(sum(seen(data.train, 5, **EPOCH), [])) == list(range(100))
+    assert 14 <= len(log.read_text().splitlines()) <= 20
+    assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 6
 
 
 # -- what is refused

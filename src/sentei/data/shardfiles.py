@@ -85,7 +85,7 @@ def fetched(source: str, size: int | None = None) -> Path:
     """A shard's copy in the cache, fetched if it is not there: by one process, while the others wait."""
     path = cache_folder("shards") / f"{key_of(source)}.tar"
     if not path.exists():
-        with _locked(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             if not path.exists():
                 _fetch(source, path)
                 _make_room(path)
@@ -138,8 +138,10 @@ def _make_room(newest: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, the others wait; without locks in the file system, all at once."""
     with open(path, "wb") as file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield

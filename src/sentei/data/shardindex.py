@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sentei.bars import live_bar
 from sentei.data.samples import Broken
-from sentei.data.shardfiles import ShardFiles, cache_folder, key_of
+from sentei.data.shardfiles import ShardFiles, cache_folder, key_of, locked
 from sentei.data.shardlist import is_remote
 from sentei.errors import DataError
 from sentei.extras import required
@@ -40,21 +40,32 @@ class Index:
 
 
 def indices_of(files: ShardFiles, workers: int, told: str) -> list[Index]:
-    """The index of every shard, from the cache where it is; a bar shows those that must be read for it."""
-    found = [_kept(source) for source in files.sources]
-    missing = [number for number, index in enumerate(found) if index is None]
-    if missing:
-        shards = _Shards(files, missing)
-        loader = DataLoader(shards, batch_size=None, num_workers=min(workers, len(missing) // 4))
-        bar = live_bar(True, counted=True)
-        with bar:
-            task = bar.add_task(f"Indexing {told}", total=len(missing))
-            for number, index in zip(missing, loader, strict=True):
-                if isinstance(index, Broken):
-                    raise DataError(index.text)
-                found[number] = index
-                bar.advance(task)
-    return [index for index in found if index is not None]
+    """The index of every shard, from the cache where it is; one process reads the others, with a bar."""
+    found = _all_kept(files)
+    if found is None:
+        with locked(cache_folder("index") / f"{key_of(*files.sources)}.lock"):
+            _read_missing(files, workers, told)
+        found = _all_kept(files)
+    if found is None:
+        raise DataError(f"The shards of {told} were changed while they were indexed. Start again.")
+    return found
+
+
+def _all_kept(files: ShardFiles) -> list[Index] | None:
+    found = [index for index in map(_kept, files.sources) if index is not None]
+    return found if len(found) == len(files.sources) else None
+
+
+def _read_missing(files: ShardFiles, workers: int, told: str) -> None:
+    missing = [number for number, source in enumerate(files.sources) if _kept(source) is None]
+    loader = DataLoader(_Shards(files, missing), batch_size=None, num_workers=min(workers, len(missing) // 4))
+    bar = live_bar(True, counted=True)
+    with bar:
+        task = bar.add_task(f"Indexing {told}", total=len(missing))
+        for broken in loader:
+            if broken is not None:
+                raise DataError(broken.text)
+            bar.advance(task)
 
 
 class _Shards(Dataset[Any]):
@@ -64,15 +75,14 @@ class _Shards(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> Index | Broken:
+    def __getitem__(self, place: int) -> Broken | None:
         source = self.files.sources[self.numbers[place]]
         try:
             path = self.files.path(self.numbers[place])
-            index = Index(indexed(path, source), path.stat().st_size)
-            _keep(source, index)
-            return index
+            _keep(source, Index(indexed(path, source), path.stat().st_size))
         except DataError as error:
             return Broken(str(error))
+        return None
 
 
 def indexed(path: Path, source: str) -> Tensor:
