@@ -6,11 +6,11 @@ import importlib
 from functools import cache
 from typing import Any
 
-from sentei.errors import ExportError
+from sentei.errors import ExportError, SenteiError
 
 
-def required(module: str, extra: str, what: str) -> Any:
-    """An optional module; ExportError, with the command that installs it, where it is missing.
+def required(module: str, extra: str, what: str, wrong: type[SenteiError] = ExportError) -> Any:
+    """An optional module; an error, with the command that installs it, where it is missing.
 
     >>> required("onnxruntime", "export", "format onnx")  # doctest: +SKIP
     <module 'onnxruntime' ...>
@@ -19,7 +19,7 @@ def required(module: str, extra: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         missing = (error.name or module).partition(".")[0]
-        raise ExportError(f"{what} needs {missing}, which is not installed:  pip install 'sentei[{extra}]'") from error
+        raise wrong(f"{what} needs {missing}, which is not installed:  pip install 'sentei[{extra}]'") from error
 
 
 @cache

@@ -10,6 +10,7 @@ import torch
 from sentei.models.weights import read_state
 from tests.cli.conftest import Killed
 from tests.cli.test_places import MINE, TINY
+from tests.data.test_shards import make_shards
 
 MARKED = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n" + MINE
 
@@ -111,3 +112,24 @@ def test_a_function_that_brings_trained_weights_is_accepted(sentei, tmp_path):
     done = sentei("prune", "mine.py:net", "--data", "mine.py:images", "--run", "x", *TINY)
     assert done.code == 0, done.err
     assert "Model mine.py:net: its own weights" in done.out
+
+
+def test_shards_that_a_command_brings_are_not_fetched_unasked(sentei, dying, tmp_path, monkeypatch):
+    monkeypatch.setenv("SENTEI_CACHE", str(tmp_path / "cache"))
+    for name in ("train", "val"):
+        make_shards(tmp_path, [16], f"ids-{name}", classes=2)
+    pipe = f"pipe:touch {tmp_path}/ran; cat {tmp_path}/ids-"
+    (tmp_path / "list.yaml").write_text(f"train: {pipe}train-000.tar\nval: {pipe}val-000.tar\n")
+    command = ("train", "resnet20", "--data", "webdataset:list.yaml", "--image-size", 8, "--workers", 0, "--run", "x")
+    dying(7)  # two shards are fetched, two indices written, then the run begins
+    with pytest.raises(Killed):
+        sentei(*command, *TINY)
+    dying(-1)
+    (tmp_path / "ran").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    refused = sentei("resume", "x")
+    assert "x names code to run: webdataset:" in refused.err
+    assert not (tmp_path / "ran").exists()
+    done = sentei("resume", "x", "--trust")
+    assert done.code == 0, done.err
+    assert (tmp_path / "ran").exists()

@@ -3,6 +3,7 @@
 import gzip
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,3 +207,34 @@ def test_image_size_resizes_once() -> None:
     assert isinstance(native.test, TensorSplit)
     expected = resize(native.test.images.permute(0, 3, 1, 2), [16, 16], antialias=True).permute(0, 2, 3, 1)
     assert int((data.test.images.int() - expected.int()).abs().max()) <= 1
+
+
+def test_a_part_of_the_classes_and_of_the_images_of_each() -> None:
+    whole = load_data("digits")
+    few = load_data("digits", classes=("7", "2"), per_class=30)
+    assert few.class_names == ("2", "7")
+    assert (len(few.train) + len(few.val), few.num_classes) == (60, 2)
+    assert len(few.val) == round(180 * 60 / 1437)
+    labels = whole.test.labels
+    assert len(few.test) == int(((labels == 2) | (labels == 7)).sum())
+    assert few.test.labels.tolist() == [int(y == 7) for y in labels.tolist() if y in (2, 7)]
+    drawn = [load_data("digits", classes=4, seed=seed).class_names for seed in (0, 0, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+    assert all(len(names) == 4 and sorted(names) == list(names) for names in drawn)
+    assert few.identity != load_data("digits", classes=("7", "2"), per_class=30, seed=1).identity
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"classes": ("1", "two")}, "digits has no class 'two'"),
+        ({"classes": ("1",)}, "expected a number, or two names"),
+        ({"classes": 1}, "expected 2 or more"),
+        ({"classes": 11}, "10 classes, fewer than the 11"),
+        ({"per_class": 0}, "expected 1 or more"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        load_data("digits", **given)

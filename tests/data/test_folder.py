@@ -108,3 +108,24 @@ def test_broken_layouts_are_refused(tmp_path: Path) -> None:
     make_folder(tmp_path / "c", ("val",), classes=2)
     with pytest.raises(DataError, match="val/ lacks class2"):
         load_data(f"imagefolder:{tmp_path / 'c'}")
+
+
+def test_a_part_of_a_folder(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    data = load_data(
+        f"imagefolder:{tmp_path}", image_size=16, workers=0, classes=("class2", "class0"), per_class=5, val=2
+    )
+    assert (len(data.train), len(data.val), len(data.test), data.num_classes) == (8, 2, 24, 2)
+    assert data.class_names == ("class0", "class2")
+    named = {
+        (Path(path).parent.name, label) for split in (data.train, data.val, data.test) for path, label in split.samples
+    }
+    assert named == {("class0", 0), ("class2", 1)}
+    x, _ = next(data.train.batches(8, train=True))
+    assert len(x) == 8
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "coco"])
+def test_what_has_no_classes_an_image_has_no_parts(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(DataError, match="no class of their own"):
+        load_data(f"{kind}:{tmp_path}", classes=3)

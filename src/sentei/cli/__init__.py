@@ -23,7 +23,7 @@ from sentei.cli.export import Export
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
 from sentei.cli.launch import SHARED, Launch, split
-from sentei.cli.options import Output
+from sentei.cli.options import Output, with_preset
 from sentei.cli.prune import method_named, prune_with, refuse_options_of_others
 from sentei.cli.report import Report
 from sentei.cli.resume import Resume
@@ -54,8 +54,8 @@ def commands(argv: Sequence[str]) -> Any:
     verbs = {
         "demo": Demo,
         "inspect": Inspect,
-        "train": Train,
-        "prune": prune_with(method),
+        "train": with_preset(Train, argv),
+        "prune": with_preset(prune_with(method), argv),
         "resume": Resume,
         "launch": Launch,
         "evaluate": Evaluate,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from sentei.data import Data, load_data
 from sentei.data.load import in_folder, located
+from sentei.data.shardlist import KIND, runs_commands, without_pattern
 from sentei.errors import ConfigError
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
 from sentei.models import build_model
@@ -21,10 +23,15 @@ from sentei.plan import Constraints
 from sentei.runfiles import is_started
 from sentei.speed.latency import Timing
 from sentei.tasks import Task, task_of
+from sentei.train import Recipe
+from sentei.train.presets import PRESETS
 
 Ref = tyro.conf.Positional[str]
 MODEL = "zoo name, sentei:NAME, torchvision:NAME, timm:NAME, FILE.py:FUNCTION, or the folder of a finished run"
-DATA = "digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH, segmentation:PATH, coco:PATH or FILE.py:FUNCTION"
+DATA = (
+    "digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH, webdataset:PATTERN, segmentation:PATH, coco:PATH or "
+    "FILE.py:FUNCTION"
+)
 SIZES = {"k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -72,6 +79,42 @@ Code = Annotated[
 ]
 
 
+Preset = Annotated[
+    Literal["imagenet-finetune", "imagenet-train"] | None,
+    tyro.conf.arg(
+        metavar="|".join(PRESETS),
+        help="Begin with the settings of a published recipe; options that are given as well come before them. "
+        + "; ".join(f"{name}: {found.source}" for name, found in PRESETS.items())
+        + ".",
+    ),
+]
+
+
+def word_behind(argv: Sequence[str], option: str) -> str | None:
+    """What a command line gives for an option, `--option X` or `--option=X`; None if it does not give it.
+
+    >>> word_behind(["train", "resnet56", "--preset", "imagenet-train"], "--preset")
+    'imagenet-train'
+    """
+    for i, word in enumerate(argv):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and i + 1 < len(argv):
+            return argv[i + 1]
+    return None
+
+
+def with_preset(kind: type, argv: Sequence[str]) -> type:
+    """A command whose recipe, unless told otherwise, is that of the preset that a command line asks for, if any."""
+    found = PRESETS.get(word_behind(argv, "--preset") or "")
+    if found is None:  # of names that are none the parser tells
+        return kind
+    (own,) = (f for f in fields(kind) if f.name == "recipe")
+    before = Recipe() if own.default is MISSING else own.default
+    changed = [("recipe", Recipe, field(default=found.over(before)))]
+    return make_dataclass(kind.__name__, changed, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__})
+
+
 @dataclass(frozen=True)
 class Output:
     """What is shown of the result."""
@@ -103,8 +146,8 @@ class DataOptions:
     """Where the images come from and how they are prepared."""
 
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH, segmentation:PATH, coco:PATH or FILE.py:FUNCTION.
-    Where MODEL is a run, its data, with the same split, is the default."""
+    """digits, cifar10, cifar100, fashion-mnist, imagefolder:PATH, webdataset:PATTERN (tar shards), segmentation:PATH,
+    coco:PATH or FILE.py:FUNCTION. Where MODEL is a run, its data, with the same split, is the default."""
     task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
     """What the network is for: classification, segmentation, detection or FILE.py:CLASS. What the data are for unless
     given."""
@@ -118,8 +161,12 @@ class DataOptions:
     """Validation images: a number, or a fraction of the training images."""
     split_seed: int = 0
     """Decides which training images are the validation split."""
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N|NAME NAME ...")] = ()
+    """Some classes only: so many, drawn at random by --split-seed, or two and more by name; numbered anew from 0."""
+    per_class: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Training images of each class at most, drawn by --split-seed, those for validation included."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Processes that decode image folders; one for each CPU unless given."""
+    """Processes that decode image files; one for each CPU unless given."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
 
@@ -138,7 +185,14 @@ class DataOptions:
             device=device_of(self.device),
             normalize=self.normalize,
             workers=self.workers,
+            classes=self._classes(),
+            per_class=self.per_class,
         )
+
+    def _classes(self) -> int | tuple[str, ...] | None:
+        if len(self.classes) == 1 and self.classes[0].isdecimal():
+            return int(self.classes[0])
+        return self.classes or None
 
     def purpose(self) -> Task:
         """What the network is for."""
@@ -222,13 +276,13 @@ def device_of(name: str) -> str:
 
 
 def is_code(ref: str | None) -> bool:
-    """Whether a reference names a function in a user's file."""
-    return ref is not None and ".py:" in ref
+    """Whether a reference names a function in a user's file, or shards that a command brings."""
+    return ref is not None and (".py:" in ref or runs_commands(ref))
 
 
 def resolved_ref(ref: str) -> str:
     """A model reference whose path, if it has one, is absolute."""
-    if is_code(ref):
+    if ".py:" in ref:
         file, _, function = ref.rpartition(":")
         return f"{absolute(file)}:{function}"
     return absolute(ref) if is_started(ref) else ref
@@ -240,6 +294,8 @@ def path_of(ref: str) -> Path | None:
     >>> path_of("resnet56"), path_of("imagefolder:/photos"), path_of("/nets/mine.py:make")
     (None, PosixPath('/photos'), PosixPath('/nets/mine.py'))
     """
+    if ref.startswith(KIND):
+        return without_pattern(ref.removeprefix(KIND))
     path = Path(ref.rpartition(":")[0] if is_code(ref) else in_folder(ref) or ref)
     return path if path.is_absolute() else None
 
@@ -262,8 +318,11 @@ def short(ref: str) -> str:
 
     >>> short("torchvision:mobilenet_v2"), short("nets/mine.py:make"), short("imagefolder:photos/cats")
     ('mobilenet_v2', 'make', 'cats')
+    >>> short("webdataset:/data/imagenet-train-{000..146}.tar")
+    'imagenet-train'
     """
-    return Path(ref.rpartition(":")[2]).name or "model"
+    name = Path(ref.rpartition(":")[2]).name or "model"
+    return re.split(r"[-_.]*[{*?\[]", name)[0] or "shards" if ref.startswith(KIND) else name
 
 
 def default_folder(model: str, data: str | None, *more: str) -> Path:

@@ -18,6 +18,7 @@ from sentei.cli.options import (
     Dense,
     Limits,
     OptionalAmount,
+    Preset,
     Ref,
     TimingOptions,
     TrainingOutput,
@@ -27,6 +28,7 @@ from sentei.cli.options import (
     default_folder,
     is_code,
     resolved_ref,
+    word_behind,
 )
 from sentei.cli.running import begin, tell, watched
 from sentei.cli.saved import Saved, permit_run, quoted, saved_command, trust_flag
@@ -97,6 +99,7 @@ class Prune:
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
     output: TrainingOutput = field(default_factory=TrainingOutput)
+    preset: Preset = None
     recipe: Recipe = FINE_TUNE
     """How to fine-tune: SGD with momentum, linear warm-up, then cosine decay to zero."""
     how: Any = None
@@ -199,12 +202,7 @@ OPTIONS = ("method", *(f.name for f in fields(Budget)), "score_images", "total_i
 
 def method_named(argv: Sequence[str]) -> str:
     """The method that a command line asks for; what is wrong with it, the parser says later."""
-    for i, word in enumerate(argv):
-        if word.startswith("--method="):
-            return word.partition("=")[2]
-        if word == "--method" and i + 1 < len(argv):
-            return argv[i + 1]
-    return DEFAULT
+    return word_behind(argv, "--method") or DEFAULT
 
 
 def refuse_options_of_others(argv: Sequence[str], method: str) -> None:

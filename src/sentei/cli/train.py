@@ -15,6 +15,7 @@ from sentei.cli.networks import announce, dense_model, random_parameter, refuse_
 from sentei.cli.options import (
     DataOptions,
     Dense,
+    Preset,
     Ref,
     TrainingOutput,
     Trust,
@@ -62,6 +63,7 @@ class Train:
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names."""
     output: TrainingOutput = field(default_factory=TrainingOutput)
+    preset: Preset = None
 
     @property
     def folder(self) -> Path:

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from sentei.data import sources
 from sentei.data.dataset import Data, describe, kind_of
+from sentei.data.rows import of_classes
+from sentei.data.shardlist import KIND, located_pattern
 from sentei.data.sources import IMAGENET, Source, Statistics
 from sentei.data.splits import TensorSplit, stratified_split
+from sentei.data.subset import ALL, Subset
 from sentei.errors import DataError
 from sentei.models.user_file import load_function
 
@@ -31,7 +34,9 @@ def located(ref: str, root: str | Path | None) -> tuple[str, str | None]:
     >>> located("digits", None)
     ('digits', None)
     """
-    if ".py:" in ref:
+    if ref.startswith(KIND):
+        ref = KIND + located_pattern(ref.removeprefix(KIND), root)
+    elif ".py:" in ref:
         file, _, function = ref.rpartition(":")
         ref = f"{Path(file).expanduser().resolve()}:{function}"
     elif in_folder(ref) is not None:
@@ -68,6 +73,8 @@ def load_data(
     device: str | torch.device = "cpu",
     normalize: Normalize | None = None,
     workers: int | None = None,
+    classes: int | Sequence[str] | None = None,
+    per_class: int | None = None,
 ) -> Data:
     """Load a data set and split it: validation is seeded, stratified by class, and never overlaps train.
 
@@ -78,8 +85,9 @@ def load_data(
     Args:
         ref: ``digits``, ``cifar10``, ``cifar100``, ``fashion-mnist``; ``imagefolder:PATH`` with train/CLASS/images;
             ``segmentation:PATH`` with train/images and train/masks (see `sentei.data.segmentation`); ``coco:PATH`` with
-            train.json and train/ (see `sentei.data.coco`), each with val or test or both besides; or
-            ``path/to/file.py:function``, which returns arrays (see `sentei.data.sources.from_function`) or a `Data`.
+            train.json and train/ (see `sentei.data.coco`), each with val or test or both besides;
+            ``webdataset:PATTERN``, tar shards (see `sentei.data.shards`); or ``path/to/file.py:function``, which
+            returns arrays (see `sentei.data.sources.from_function`) or a `Data`.
         root: where the files are; else the environment's SENTEI_DATA, else ./data. Missing data is downloaded
             by torchvision where there is a network.
         val: images, or fraction of the training images, for validation; None is the data set's own default
@@ -91,27 +99,43 @@ def load_data(
             normalise themselves: coco: takes none.
         workers: processes that decode files; None is one for each CPU (at most 8), and none where segmentation or
             detection images are few enough to be kept in memory; 0 is none.
+        classes: so many classes, drawn by ``seed``, or those named, numbered anew from 0; for classification.
+        per_class: at most so many training images of each class, drawn by ``seed``, those for validation included; test
+            images all stay.
 
     Raises:
         DataError: unknown reference, or data that is missing, damaged or inconsistent; the text says where it
             was looked for and how to get it.
     """
+    named = classes if classes is None or isinstance(classes, int) else tuple(classes)
+    subset = Subset(named, per_class)
+    given: dict[str, Any] = {"val": val, "seed": seed, "size": image_size, "device": device, "workers": workers}
+    if ref.startswith(KIND):
+        from sentei.data.shards import load_shards
+
+        pattern, statistics = located_pattern(ref.removeprefix(KIND), root), _statistics(normalize, 3, IMAGENET)
+        return load_shards(ref, pattern, statistics=statistics, subset=subset, **given)
     if in_folder(ref) is not None:
-        given = {"val": val, "seed": seed, "size": image_size, "device": device, "workers": workers}
+        given |= {"subset": subset} if subset != ALL else {}
         return _in_files(ref, _folder(ref, root), normalize, given)
     if ".py:" in ref:
         value = _called(ref)
         if isinstance(value, Data):
-            _refuse_preparing(ref, val=val, image_size=image_size, normalize=normalize)
+            _refuse_preparing(
+                ref, val=val, image_size=image_size, normalize=normalize, classes=classes, per_class=per_class
+            )
             return replace(value.on(device), name=ref)
         source = sources.from_function(ref, value)
     else:
         source = _source(ref, root)
+    source = _part_of(ref, source, subset, seed)
     return _in_memory(ref, source, val, seed, image_size, torch.device(device), normalize)
 
 
 def _in_files(ref: str, path: Path, normalize: Normalize | None, given: Mapping[str, Any]) -> Data:
     """Each kind is imported where it is wanted: torchvision, which decodes files, takes two seconds."""
+    if "subset" in given and kind_of(ref) != "imagefolder":
+        raise DataError(f"{kind_of(ref)}: images have no class of their own: leave classes and per_class out.")
     if kind_of(ref) == "coco":
         from sentei.data.coco import load_coco
 
@@ -155,8 +179,29 @@ def _source(ref: str, root: str | Path | None) -> Source:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(
         f"Unknown data set {ref!r}.{hint} Known: {', '.join(NAMES)}, {', '.join(f'{kind}PATH' for kind in FOLDERS)}, "
-        "path/to/file.py:function."
+        f"{KIND}PATTERN, path/to/file.py:function."
     )
+
+
+def _part_of(ref: str, source: Source, subset: Subset, seed: int) -> Source:
+    """A source with some of its classes, and some training images of each; as large a share for validation."""
+    if subset == ALL:
+        return source
+    names = source.names or tuple(map(str, range(source.classes or int(source.labels.max()) + 1)))
+    chosen = subset.classes_of(ref, names, seed)
+    parts: dict[str, Any] = {"classes": len(chosen), "names": tuple(names[i] for i in chosen) if source.names else None}
+    for part in ("", "test_", "val_"):
+        images, labels = getattr(source, f"{part}images"), getattr(source, f"{part}labels")
+        if images is not None:
+            kept, new = of_classes(labels, chosen)
+            parts |= {f"{part}images": images[kept], f"{part}labels": new}
+    if subset.per_class is not None:
+        few = subset.kept(parts["labels"], seed)
+        parts |= {"images": parts["images"][few], "labels": parts["labels"][few]}
+    if isinstance(source.val, int) and source.val:
+        share = source.val * len(parts["labels"]) / len(source.labels)
+        parts["val"] = max(round(share), len(chosen))
+    return replace(source, **parts)
 
 
 def _in_memory(

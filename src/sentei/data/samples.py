@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from sentei.data.rows import Rows
 from sentei.data.sources import Statistics
 from sentei.data.splits import (
     WHOLE,
@@ -111,10 +113,15 @@ class SampleSplit(ABC, Generic[S]):
 
     def content(self) -> str:
         """Of the files' names below the root, their sizes in bytes and labels: no image is read for it."""
-        return content_of("\n".join(map(self.told, self.samples)), *self.constants())
+        told = ("\n" * (i > 0) + self.told(sample) for i, sample in enumerate(self.samples))
+        return content_of(told, *self.constants())
 
     def stamp(self, path: str) -> str:
         return f"{Path(path).relative_to(self.root)} {os.path.getsize(path)}"
+
+    def order(self, batch_size: int, train: bool, limit: int | None, generator: torch.Generator) -> Tensor:
+        """Indices of the samples of an epoch; see `epoch_order`."""
+        return epoch_order(len(self), batch_size, train, limit, generator)
 
     def batches(
         self,
@@ -130,7 +137,7 @@ class SampleSplit(ABC, Generic[S]):
     ) -> Batches:
         """See `Split.batches`; nothing is decoded for other parts, nor for what is left out."""
         generator = epoch_generator(seed, epoch)
-        order = epoch_order(len(self), batch_size, train, limit, generator)
+        order = self.order(batch_size, train, limit, generator)
         if not train and self.most is not None:
             batch_size = min(batch_size, self.most)
         change = self.change((augment or self.augment) if train else None)
@@ -261,10 +268,13 @@ class NormalisedSplit(SampleSplit[S]):
         return self.normalised.mul, self.normalised.add
 
 
-def decoded(path: str, mode: str | None = "RGB") -> Image.Image:
-    """An image file, decoded; its own mode where `mode` is None. DataError names a file that cannot be read."""
+def decoded(path: object, mode: str | None = "RGB", raw: bytes | None = None) -> Image.Image:
+    """An image file, decoded; its own mode where `mode` is None. DataError names a file that cannot be read.
+
+    Its bytes may be given; `path` only names it then.
+    """
     try:
-        with open(path, "rb") as file:
+        with open(str(path), "rb") if raw is None else BytesIO(raw) as file:
             image = Image.open(file)
             image.load()
             return image if mode is None else image.convert(mode)
@@ -286,7 +296,7 @@ def size_of(path: str) -> tuple[int, int]:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: str, error: Exception) -> DataError:
+def unreadable(path: object, error: Exception) -> DataError:
     reason = f"{type(error).__name__}: {error}"
     return DataError(f"{path} cannot be read as an image ({reason}). Replace or remove it.")
 
@@ -338,7 +348,7 @@ def divided(
     val: int | float | None,
     hold: Callable[[int | float], tuple[Tensor, Tensor]],
     missing: str,
-) -> dict[str, list[S]]:
+) -> dict[str, Any]:
     """Samples of train, val and test, from those in train/ and in val/ or test/ or both.
 
     With both and no `val`, val/ is the validation split; otherwise whichever exists (test/ first) is the test set, and
@@ -347,11 +357,15 @@ def divided(
     """
     if not others:
         raise DataError(missing)
-    test = list(others["test"] if "test" in others else others["val"])
+    test = others["test"] if "test" in others else others["val"]
     if val is None and len(others) == 2:
-        return {"train": list(train), "val": list(others["val"]), "test": test}
+        return {"train": train, "val": others["val"], "test": test}
     keep, held = hold(0.1 if val is None else val)
-    return {"train": [train[i] for i in keep.tolist()], "val": [train[i] for i in held.tolist()], "test": test}
+    return {"train": taken(train, keep), "val": taken(train, held), "test": test}
+
+
+def taken(samples: Sequence[S], indices: Tensor) -> Sequence[S]:
+    return samples.take(indices) if isinstance(samples, Rows) else [samples[i] for i in indices.tolist()]
 
 
 def storing(pixels: int, bytes_each: int, workers: int | None) -> tuple[bool, int]:

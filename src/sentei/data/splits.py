@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,12 +68,13 @@ WHOLE = Part()
 """All of every batch: one process alone."""
 
 
-def content_of(*parts: Tensor | str) -> str:
-    """Checksum of tensors and texts, 16 hex digits."""
+def content_of(*parts: Tensor | str | Iterable[str]) -> str:
+    """Checksum of tensors and texts, 16 hex digits; the texts of an iterable count as one text."""
     sha = hashlib.sha256()
     for part in parts:
-        if isinstance(part, str):
-            sha.update(part.encode())
+        if not isinstance(part, Tensor):
+            for text in (part,) if isinstance(part, str) else part:
+                sha.update(text.encode())
         else:
             whole = part.detach().cpu().contiguous()
             sha.update(f"{whole.dtype} {tuple(whole.shape)}".encode())
