@@ -13,7 +13,7 @@ from sentei.errors import CheckpointError, ConfigError
 from sentei.runfiles import BENCH, read_config, read_summary
 from sentei.speed.benchfile import read_bench
 
-CONDITIONS = ("runtime", "threads", "batch", "device", "machine")
+CONDITIONS = ("runtime", "threads", "batch", "device", "machine", "by")
 """What has to agree for two latencies to be compared."""
 
 
@@ -43,7 +43,8 @@ class Row:
     dense: str | None
     """Checksum of the dense network's weights, where the run has noted it."""
     latency: Mapping[str, Any] | None = None
-    """ms, ms_low, ms_high, and the conditions; None where it was not measured."""
+    """ms, ms_low, ms_high, and the conditions; None where it was not measured. `by` is "prune" for what was measured
+    because a budget limits it, None for `sentei bench`."""
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -58,7 +59,7 @@ def rows_of(folders: Sequence[str | Path]) -> list[Row]:
     Raises CheckpointError for what is no finished run, ConfigError for a run of `sentei fidelity`.
     """
     summaries = {str(folder): _readable(folder) for folder in dict.fromkeys(map(Path, folders))}
-    pick = _latencies({name: _entries(Path(name)) for name in summaries})
+    pick = _latencies({name: _entries(Path(name), summary) for name, summary in summaries.items()})
     rows = [_row(name, summary, pick(name)) for name, summary in summaries.items()]
     dense = _dense_networks(rows, summaries, pick)
     known = {_figures(row): checksum for checksum, row in dense.items()}
@@ -155,12 +156,27 @@ Pick = Callable[[str], dict[str, Mapping[str, Any]]]
 """For the name of a run, what was measured of its networks by role."""
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
-    """What `sentei bench` has appended, oldest first; nothing where there is no such file, or it cannot be read."""
+def _entries(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was measured of a run, oldest first: for its budget, and by `sentei bench`, if that file can be read."""
     try:
-        return read_bench(folder / BENCH)
+        return [*_for_its_budget(summary), *read_bench(folder / BENCH)]
     except CheckpointError:
+        return _for_its_budget(summary)
+
+
+def _for_its_budget(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The measurement that a run made because its budget limits milliseconds, as an entry of bench.json; none without.
+
+    It runs on one sample, as the graph was traced.
+    """
+    found = summary.get("latency")
+    if found is None:
         return []
+    about = {k: v for k, v in summary.get("machine", {}).items() if k in ("cpu", "gpu")}
+    device = summary.get("machine", {}).get("device", "cpu") if found["runtime"] in ("eager", "compile") else "cpu"
+    given = {"runtime": found["runtime"], "threads": found.get("threads", 1), "batch": 1, "device": device}
+    networks = [{"name": role, "role": role, "ms": found[f"{role}_ms"]} for role in ("dense", "small")]
+    return [{**given, "machine": about, "by": "prune", "when": "", "networks": networks}]
 
 
 def _conditions(entry: Mapping[str, Any]) -> str:
@@ -233,4 +249,5 @@ def _told_conditions(given: Mapping[str, Any]) -> str:
 def told_latency(given: Mapping[str, Any]) -> str:
     """How a latency was measured, in short."""
     threads = f"{given['threads']} thread{'s' * (given['threads'] != 1)}"
-    return f"{given['runtime']}, {threads}, batch {given['batch']}, {given['device']}"
+    how = ", measured for its budget" if given.get("by") else ""
+    return f"{given['runtime']}, {threads}, batch {given['batch']}, {given['device']}{how}"
