@@ -11,7 +11,7 @@ from typing import Any
 from sentei.comparison.statistics import binomial_error
 from sentei.errors import CheckpointError, ConfigError
 from sentei.runfiles import BENCH, read_config, read_summary
-from sentei.speed.benchfile import read_bench
+from sentei.speed.benchfile import measured_for_budget, read_bench
 
 CONDITIONS = ("runtime", "threads", "batch", "device", "machine", "by")
 """What has to agree for two latencies to be compared."""
@@ -165,18 +165,12 @@ def _entries(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _for_its_budget(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The measurement that a run made because its budget limits milliseconds, as an entry of bench.json; none without.
-
-    It runs on one sample, as the graph was traced.
-    """
-    found = summary.get("latency")
+    """What a run measured because its budget limits milliseconds, older than all that `sentei bench` measured of it."""
+    found = measured_for_budget(summary)
     if found is None:
         return []
-    about = {k: v for k, v in summary.get("machine", {}).items() if k in ("cpu", "gpu")}
-    device = summary.get("machine", {}).get("device", "cpu") if found["runtime"] in ("eager", "compile") else "cpu"
-    given = {"runtime": found["runtime"], "threads": found.get("threads", 1), "batch": 1, "device": device}
     networks = [{"name": role, "role": role, "ms": found[f"{role}_ms"]} for role in ("dense", "small")]
-    return [{**given, "machine": about, "by": "prune", "when": "", "networks": networks}]
+    return [{**found, "by": "prune", "when": "", "networks": networks}]
 
 
 def _conditions(entry: Mapping[str, Any]) -> str:
