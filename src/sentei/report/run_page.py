@@ -87,8 +87,8 @@ def _headlines(run: RunFiles) -> Iterator[Headline]:
         else:
             yield Headline(name, count(now[cost]), count(base[cost]), share_told(base[cost], now[cost]), about)
     if (speed := run.speed) is not None:
-        now, before = (f"{ms_told(ms)} ms" for ms in (speed.small_ms, speed.dense_ms))
-        yield Headline("Time a pass", now, before, times_told(speed.speedup, *speed.interval), speed.place)
+        small, dense = (f"{ms_told(ms)} ms" for ms in (speed.small_ms, speed.dense_ms))
+        yield Headline("Time a pass", small, dense, times_told(speed.speedup, *speed.interval), speed.place)
 
 
 def _warned(run: RunFiles) -> Section | None:

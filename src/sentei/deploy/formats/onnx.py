@@ -54,6 +54,7 @@ def about(path):
         onnx.helper.set_model_props(built, {RECORD: record})
         weights = path.with_name(path.name + WEIGHTS)
         if is_large(built):
+            weights.unlink(missing_ok=True)  # of a try before; onnx would append to it
             onnx.external_data_helper.convert_model_to_external_data(built, location=weights.name)
             onnx.external_data_helper.write_external_data_tensors(built, str(path.parent))
         path.write_bytes(built.SerializeToString())
