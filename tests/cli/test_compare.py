@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from sentei import Budget, compare
-from sentei.cli.compare import labelled, setting
+from sentei.cli.compare import Compare, labelled, setting
 from sentei.comparison.file import read_comparison
+from sentei.comparison.tables import comparison_tables
 from sentei.data import load_data
 from sentei.errors import BudgetError, CheckpointError, ConfigError
+from sentei.methods.common import latency
 from sentei.models import build_model
+from sentei.speed.latency import LatencyTable
 from sentei.train import Recipe
 from tests.cli.conftest import Killed
 from tests.cli.test_interrupted import wait_for
@@ -174,6 +177,54 @@ def test_a_run_can_be_resumed_by_itself(trained, tmp_path, sentei, dying):
     assert sentei(*words).out.count("finished already") == 1
 
 
+def test_a_budget_of_milliseconds_is_one_table_for_all_runs(trained, sentei, monkeypatch):
+    """It is measured once, and again used by the same command."""
+    times = []
+    whole = LatencyTable.measure
+    monkeypatch.setattr(LatencyTable, "measure", lambda *a, **k: times.append(k) or whole(*a, **k))
+    monkeypatch.setattr(latency, "_timed", lambda pruning, small: {"dense_ms": 2.0, "small_ms": 1.4, "share": 0.7})
+    words = ("compare", trained, "--methods", "l1", "--latency", 0.8, 0.7, "--params", 0.9, "--seeds", 1, *TINY,
+             "--runtime", "eager", "--run", "x")  # fmt: skip
+    done = sentei(*words)
+    assert done.code == 0, done.err
+    assert [t["runtime"] for t in times] == ["eager"]
+    assert {f.name for f in Path("x").iterdir()} == {
+        "compare.json", "latency.json",
+        *(f"{m}-params0.9-latency{b}-s0" for m in ("uniform", "l1") for b in (0.8, 0.7)),
+    }  # fmt: skip
+    told = json.loads(Path("x/l1-params0.9-latency0.7-s0/summary.json").read_text())
+    table = {k: v for k, v in json.loads(Path("x/latency.json").read_text()).items() if k != "sha256"}
+    assert told["settings"]["timing"] == {"runtime": "eager", "threads": 1, "table": table}
+    assert told["budget"] == {"params": 0.9, "latency": 0.7}
+    found = read_comparison("x")
+    assert {r["ms"] for r in found.results} == {1.4}
+    assert (found.plan["dense"]["ms"], found.results[0]["ms_share"]) == (2.0, 0.7)
+    assert "90% of the parameters and 70% of the milliseconds" in done.out
+    shutil.rmtree("x/l1-params0.9-latency0.7-s0")
+    assert sentei(*words).out.count("finished already") == 3
+    assert len(times) == 1
+    other = sentei(*words, "--runtime-threads", 2)
+    assert "was measured in eager with 1 threads; asked for is eager with 2" in " ".join(other.err.split())
+    wider = sentei(*words[:4], "--macs", 0.5, *words[9:])
+    assert wider.code == 0, wider.err
+    assert "ms" not in [c.header for t in comparison_tables(read_comparison("x")) for c in t.columns]
+    small = sentei("compare", trained, "--methods", "l1", "--latency", 0.001, *TINY, "--runtime", "eager", "--run", "y")
+    assert small.code == 2
+    assert "the smallest reachable" in small.err
+
+
+def test_budgets_of_every_kind(sentei):
+    def asked(**given):
+        return [budget.limits for budget in Compare(("x",), **given).budgets()]
+
+    assert asked() == [{"macs": 0.5}]
+    assert asked(params=(0.5, 0.3)) == [{"params": 0.5}, {"params": 0.3}]
+    assert asked(macs=(0.5, 0.3), memory=(0.8,)) == [{"macs": 0.5, "memory": 0.8}, {"macs": 0.3, "memory": 0.8}]
+    assert asked(latency_ms=(4.0,), activation_bytes=(2e6,)) == [{"latency_ms": 4.0, "activation_bytes": 2e6}]
+    with pytest.raises(ConfigError, match="--macs and --latency-ms have several values each"):
+        asked(macs=(0.5, 0.3), latency_ms=(4.0, 3.0))
+
+
 def test_a_run_that_fails_is_a_row_with_the_reason(trained, sentei):
     """The colony has too few validation images to choose by; the others go on."""
     words = ("compare", trained, "--methods", "abc", "--seeds", 1, "--set", "abc.validation_images=20", *TINY)
@@ -194,6 +245,10 @@ def test_a_run_that_fails_is_a_row_with_the_reason(trained, sentei):
         (("--methods", "l1", "--macs", 0.001), "the smallest reachable"),
         (("--methods", "l1", "--macs", 1.5), "a fraction is at most 1.0"),
         (("--methods", "l1", "--macs", "half"), "'half' is no amount"),
+        (("--methods", "l1", "--params", 0.0001), "the smallest reachable"),
+        (("--methods", "l1", "--macs", 0.5, 0.4, "--params", 0.5, 0.4), "--macs and --params have several values each"),
+        (("--methods", "l1", "--latency", 2), "latency=2.0 is a share of the full model's time"),
+        (("--params", 0.5), "these options are for pruning by several methods: add --methods"),
         (("--methods", "l1", "--seeds", 0), "seeds is 0; expected 1 or more"),
         (("--methods", "l1", "--epochs", 0), "at least one budget, one seed and one epoch"),
         (("--methods", "stagewise"), "may train on 1,280 images before its fine-tuning (1,280 by supernet_epochs=10); "
@@ -326,5 +381,3 @@ def test_what_python_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no comparison"):
         read_comparison(tmp_path)
     assert not (tmp_path / "x").exists()
-
-

@@ -252,7 +252,9 @@ def text_of(table) -> str:
 @pytest.mark.parametrize(
     ("budget", "words"),
     [({"macs": 0.5}, "50% of the MACs"), ({"params": 0.333}, "33.3% of the parameters"),
-     ({"macs": 2e7}, "20,000,000 MACs"), ({"latency_ms": 4.5}, "4.5 ms")],
+     ({"macs": 2e7}, "20,000,000 MACs"), ({"latency_ms": 4.5}, "4.5 ms"),
+     ({"latency": 0.5, "params": 0.4}, "50% of the milliseconds and 40% of the parameters"),
+     ({"memory": 2048}, "2,048 bytes of live activations")],
 )  # fmt: skip
 def test_budgets_in_words(budget, words):
     assert title(budget) == words
@@ -376,6 +378,25 @@ def test_latencies_that_were_not_measured_alike_are_warned_of(made):
     (told,) = warnings_of(rows)
     assert told.startswith("The latencies were not measured alike and cannot be compared: onnxruntime, 1 thread")
     assert timed(rows) is None
+
+
+def budgeted(ms):
+    return summary(
+        latency={"runtime": "onnxruntime", "threads": 1, "dense_ms": 8.0, "small_ms": ms, "predicted_ms": ms},
+        machine={"cpu": "EPYC", "threads": 2, "device": "cpu"},
+    )  # fmt: skip
+
+
+def test_milliseconds_of_a_budget_stand_where_nobody_has_measured_again(made):
+    a, b = made("a", budgeted(3.0)), made("b", budgeted(4.0), entries=[entry(5.0)])
+    rows = rows_of([a, b])
+    assert [r.latency["ms"] for r in rows] == [8.0, 3.0, 4.0]
+    assert warnings_of(rows) == []
+    assert timed(rows) == "Latency: onnxruntime, 1 thread, batch 1, cpu, measured for its budget."
+    assert rows_of([b])[-1].latency["ms"] == 5.0
+    both = rows_of([a, made("c", summary(), entries=[entry(2.0)])])
+    (told,) = warnings_of(both)
+    assert "cpu, measured for its budget, EPYC (digitsnet, dense, a)" in told
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"entries": [1]}', '{"entries": [{"runtime": "x"}]}'])

@@ -84,6 +84,36 @@ def test_onnx_computes_what_the_network_computes(name, free, tmp_path):
     assert all(torch.equal(t, before[k]) for k, t in small.state_dict().items())
 
 
+@pytest.mark.parametrize("room", [0, 1])
+def test_weights_that_an_onnx_file_cannot_hold_lie_beside_it(room, tmp_path, monkeypatch):
+    """With a lower limit, so that no gigabytes are needed; one byte more of room, and all is in one file."""
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from sentei.deploy.formats import onnx as format
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 64, 3, bias=False), nn.ReLU(), nn.Conv2d(64, 8, 3, bias=False)).eval()
+    size = sum(4 * p.numel() for p in net.parameters())
+    monkeypatch.setattr(format, "LARGEST", size - 1 + room)
+    monkeypatch.setattr(format, "ROOM", 0)
+    x = torch.zeros(1, 4, 9, 9)
+    made = sentei.export(net, x, tmp_path / "big.onnx")
+    names = ["big.onnx"] if room else ["big.onnx", "big.onnx.data"]
+    assert [f.name for f in made.files] == [f["name"] for f in made.record["files"]] == names
+    assert {p.name for p in tmp_path.iterdir()} == {*names, "big.onnx.export.json"}
+    for file, told in zip(made.files, made.record["files"], strict=True):
+        assert told["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (made.path.stat().st_size < size) == (room == 0)
+    onnx.checker.check_model(str(made.path), full_check=True)
+    (found,) = ort.InferenceSession(made.path, providers=["CPUExecutionProvider"]).run(None, {"input": x.numpy() + 1})
+    with torch.no_grad():
+        assert np.abs(found - net(x + 1).numpy()).max() <= 1e-5
+    if room == 0:
+        pytest.importorskip("openvino")
+        with pytest.raises(ExportError, match="which holds 2 GB; the weights are .* Take format onnx"):
+            sentei.export(net, x, tmp_path / "big.xml", format="openvino")
+        assert not (tmp_path / "big.xml").exists()
+
+
 # -- what stands in the record
 
 

@@ -14,7 +14,7 @@ from sentei import Data, load
 from sentei.errors import CheckpointError
 from sentei.models import build_model
 from sentei.report.blocks import Code, Facts, Figure, Table
-from sentei.report.folder_page import comparable, folder_page, points_of
+from sentei.report.folder_page import comparable, curve_names, folder_page, points_of
 from sentei.report.page import report
 from sentei.report.reading import RunFiles
 from sentei.report.run_page import run_page
@@ -243,6 +243,31 @@ def test_measured_time_is_shown_where_there_is_some(copied):
     assert "3e-07" in html
 
 
+def test_milliseconds_of_a_budget_are_shown(copied, looked_at):
+    """Foretold and measured, cut by cut; what `sentei bench` measured later goes before it."""
+    folder = copied("l1-s0")
+    measured = {"dense_ms": 2.0, "small_ms": 1.02, "share": 0.51, "predicted_ms": 0.9, "asked_ms": 1.0, "used": 1.02}
+    first = {**measured, "small_ms": 1.25, "share": 0.625, "predicted_ms": 1.0, "used": 1.25}
+    found = {"runtime": "openvino", "threads": 2, "limit_ms": 1.0, "error": 0.034, "tries": [first, measured]}
+    changed(folder, latency={**found, **{k: measured[k] for k in ("dense_ms", "small_ms", "share", "predicted_ms")}})
+    page = run_page(RunFiles.read(folder))
+    time = page.headlines[-1]
+    assert (time.now, time.before, time.change) == ("1.02 ms", "2.00 ms", "1.96×")
+    assert "It is 1.96× as fast in OpenVINO, 2 threads, batch 1, cpu." in page.lead
+    assert table_of(folder, "Cuts under the budget of milliseconds").rows == [
+        ["1", "1.00", "1.00", "1.25", "2.00", "62.5%", "125.0%"],
+        ["2", "1.00", "0.900", "1.02", "2.00", "51.0%", "102.0%"],
+    ]
+    html = report(folder)
+    assert "where 0.900 ms were foretold" in html
+    assert "calibrated on within 3.4%" in html
+    assert looked_at(html)[0] == []
+    changed(copied("l1-small"), latency={**found, "dense_ms": 2.0, "small_ms": 0.8, "share": 0.4, "predicted_ms": 0.8})
+    assert "Test accuracy against milliseconds, OpenVINO, 2 threads, batch 1, cpu" in report(folder.parent)
+    benched(folder)
+    assert run_page(RunFiles.read(folder)).headlines[-1].now == "1.50 ms"
+
+
 def test_a_run_of_an_earlier_version_is_shown_without_what_it_lacks(copied):
     folder = copied("l1-s0")
     summary = json.loads((folder / "summary.json").read_text())
@@ -270,6 +295,26 @@ def test_runs_that_differ_in_their_seed_are_one_mark(runs):
     assert "Means over seeds" in html
     assert "Networks that were trained, not pruned" in html
     assert all(name in html for name in METHODS)
+
+
+def test_a_curve_is_one_method_at_one_total_of_trained_images(copied):
+    """Totals within a batch are the same; runs that did not count have a curve of their own."""
+    given = {
+        "l1-s0": (0.5, 6400), "l1-s1": (0.4, 6390), "l1-small": (0.3, 6336), "taylor": (0.3, 6400), "abc": (0.2, 0)
+    }  # fmt: skip
+    runs = []
+    for name, (budget, total) in given.items():
+        settings = {"recipe": {"batch_size": 64}, "budget": {"macs": budget}}
+        counts = {"total": total} if total else None
+        folder = copied(name)
+        changed(folder, settings=settings, method="taylor" if name == "taylor" else "l1", images_trained=counts)
+        runs.append(RunFiles.read(folder))
+    assert sorted(curve_names(points_of(runs))) == [
+        "l1", "l1, 6.34 k images", "l1, 6.40 k images", "l1, 6.40 k images", "taylor, 6.40 k images"
+    ]  # fmt: skip
+    html = report(runs[0].folder.parent)
+    assert "taylor, 6.40 k images</" in html
+    assert "A curve is one method at one total of images" in html
 
 
 def test_what_cannot_be_compared_is_apart_and_what_cannot_be_read_is_named(copied):

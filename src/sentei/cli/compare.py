@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import torch
 import tyro
@@ -14,12 +15,22 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sentei.cli.networks import announce, dense_model, random_parameter, refuse_missing_run, runs_near
-from sentei.cli.options import Amount, Code, DataOptions, Dense, Limits, Output, Trust, default_folder
+from sentei.cli.options import (
+    Amount,
+    Code,
+    DataOptions,
+    Dense,
+    Limits,
+    Output,
+    TimingOptions,
+    Trust,
+    default_folder,
+)
 from sentei.cli.prune import Prune, prune_with
 from sentei.cli.running import print_json
 from sentei.cli.saved import quoted
 from sentei.comparison.compare import TRAINING, compare
-from sentei.comparison.file import COMPARE, Comparison, read_comparison
+from sentei.comparison.file import COMPARE, LATENCY, Comparison, read_comparison
 from sentei.comparison.finished import rows_of, warnings_of
 from sentei.comparison.planned import Planned
 from sentei.comparison.tables import comparison_tables, remarks, runs_table, seen, timed
@@ -47,8 +58,21 @@ class Compare:
     images: DataOptions = field(default_factory=DataOptions)
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD [METHOD ...]")] = ()
     """Methods to compare, or NAME=METHOD to have one in several settings; uniform is always among them."""
-    macs: tuple[Amount, ...] = (0.5,)
-    """Budgets of multiply-accumulates: shares (0.5, 50%) or numbers (20M)."""
+    macs: tuple[Amount, ...] = ()
+    """Budgets of multiply-accumulates: shares (0.5, 50%) or numbers (20M). Half if no budget is given. One kind may
+    have several values, each a budget; what is given of others holds in all of them."""
+    params: tuple[Amount, ...] = ()
+    """Budgets of parameters, likewise."""
+    latency: tuple[Amount, ...] = ()
+    """Budgets of time: shares of the full network's, measured in --runtime on this machine."""
+    latency_ms: Annotated[tuple[float, ...], tyro.conf.arg(metavar="MS [MS ...]")] = ()
+    """Budgets of time in milliseconds a forward pass."""
+    activation_bytes: tuple[Amount, ...] = ()
+    """Budgets of bytes that layers write: shares or numbers."""
+    memory: tuple[Amount, ...] = ()
+    """Budgets of bytes of activations that are alive at once: shares or numbers."""
+    clock: TimingOptions = field(default_factory=TimingOptions)
+    """Where milliseconds are measured, if budgets limit them."""
     seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Runs of each method and budget, with seeds from --seed on."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="METHOD.OPTION=VALUE [...]")] = ()
@@ -112,7 +136,7 @@ class Compare:
     # -- a comparison
 
     def made(self) -> Comparison:
-        methods, settings = labelled(self.methods), self.by_label()
+        methods, settings, budgets = labelled(self.methods), self.by_label(), self.budgets()
         if len(self.what) != 1:
             given = ", ".join(self.what) or "none"
             raise ConfigError(f"--methods prunes one model by several methods; given are {given}")
@@ -131,7 +155,7 @@ class Compare:
             data,
             run_dir=self.place,
             methods=methods,
-            budgets=[Budget(macs=share) for share in self.macs],
+            budgets=budgets,
             seeds=self.seeds,
             settings=settings,
             task=task,
@@ -139,11 +163,23 @@ class Compare:
             constraints=self.limits.constraints(),
             distill=self.distill,
             images=self.score_images,
+            timing=self.clock.timing(),
             source=dense.ref,
             command=lambda one, total: options.command(one, total, dense),
             say=say,
             progress=True,
         )
+
+    def budgets(self) -> list[Budget]:
+        """One for each value of the kind that has several; ConfigError where two kinds have."""
+        given = {f.name: values for f in fields(Budget) if (values := getattr(self, f.name))} or {"macs": (0.5,)}
+        if len(several := [name for name, values in given.items() if len(values) > 1]) > 1:
+            kinds = " and ".join("--" + name.replace("_", "-") for name in several)
+            raise ConfigError(
+                f"{kinds} have several values each, and which of them go together is not said: give several values of "
+                "one kind, and compare the other kind by a command of its own (in the same folder, if you like)"
+            )
+        return [Budget(**dict(zip(given, values, strict=True))) for values in product(*given.values())]
 
     def by_label(self) -> dict[str, dict[str, Any]]:
         """The settings of each method; ConfigError for an option or a value that does not exist."""
@@ -170,7 +206,11 @@ class Compare:
     def command(self, one: Planned, total: int, dense: Dense) -> dict[str, Any]:
         assert isinstance(one.method, str)
         recipe = replace(self.recipe, seed=one.seed)
-        asked = replace(self.pruning(one.method, one.options), macs=one.budget.macs, total_images=total, recipe=recipe)
+        table = (self.clock.latency_table or self.place / LATENCY) if one.budget.timed else None
+        asked = replace(
+            self.pruning(one.method, one.options), **cast(Any, one.budget.limits), total_images=total, recipe=recipe,
+            clock=replace(self.clock, latency_table=table),
+        )  # fmt: skip
         return asked.command(dense)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from sentei.comparison.file import Comparison, opened
 from sentei.comparison.finished import row_of
 from sentei.comparison.planned import Ground, Planned, contenders, seeds_of
+from sentei.comparison.table import measured
 from sentei.data import Data
 from sentei.errors import CheckpointError, ConfigError, SenteiError
 from sentei.methods.common.method import Method
@@ -25,6 +26,7 @@ from sentei.methods.prune import data_of, prune
 from sentei.plan import Budget, Constraints
 from sentei.runfiles import is_finished, is_half_cleaned, read_config, read_summary
 from sentei.runs import JustFinished, differences
+from sentei.speed.latency import Timing
 from sentei.tasks import Task
 from sentei.tasks.task import shown
 from sentei.train import Recipe
@@ -50,6 +52,7 @@ def compare(
     constraints: Constraints = DEFAULT_CONSTRAINTS,
     distill: bool = False,
     images: int = 2048,
+    timing: Timing | None = None,
     optimizer: Factory | None = None,
     source: str | None = None,
     command: Command | None = None,
@@ -72,12 +75,14 @@ def compare(
         methods: names or methods, or a mapping of labels of your own to either.
         budgets: a number means MACs, as in `Budget(macs=...)`.
         seeds: so many, counted from that of the recipe, or the seeds themselves. They decide everything random.
+        timing: where budgets of milliseconds are measured. Without a table in it, one is measured once, for all runs,
+            and kept in the folder as `latency.json`.
         settings: settings of the methods by label, such as `{"abc": {"evaluations": 50}}`.
         command: what `sentei resume` needs to go on with a run, of the run and the total of training images.
 
     The other arguments are those of `sentei.prune`. Raises ConfigError, before any work, for settings out of range, for
     a method whose size no budget decides and for one that may need more images than there are, BudgetError for a budget
-    that `uniform` cannot meet.
+    that `uniform` cannot meet; for one of milliseconds as soon as the table is there.
     """
     say, data = say or silent, data_of(data)
     methods_by_label, added = contenders(methods, settings or {})
@@ -86,7 +91,7 @@ def compare(
     total = recipe.epochs * each
     given = {
         "task": task, "recipe": recipe, "constraints": constraints, "distill": distill, "images": images,
-        "optimizer": optimizer, "source": source, "total_images": total,
+        "timing": timing or Timing(), "optimizer": optimizer, "source": source, "total_images": total,
     }  # fmt: skip
     runs = [
         Planned(label, method, options, budget, seed)
@@ -102,7 +107,7 @@ def compare(
             say("uniform is added: all others are held against it")
         say(f"{len(runs)} runs with {total:,} training images each ({recipe.epochs} epochs of {each:,}), whatever a "
             "method spends them on")  # fmt: skip
-        work = _Work(ground, comparison, command, say, progress)
+        work = _Work(measured(ground, limits, comparison.folder, say, progress), comparison, command, say, progress)
         for number, one in enumerate(runs, 1):
             work.run(one, f"[{number}/{len(runs)}] {one.told}", len(runs) - number)
     return comparison
@@ -164,12 +169,17 @@ class _Work:
         self.spent.append(time.perf_counter() - started)
 
     def _note(self, folder: Path, note: dict[str, Any]) -> None:
-        row = row_of(folder)
-        note.update(state="finished", error=None, result={name: getattr(row, name) for name in KEPT})
-        plan, base = self.comparison.plan, read_summary(folder)["base"]
+        row, summary = row_of(folder), read_summary(folder)
+        time, base = summary.get("latency"), summary["base"]
+        speed = {"ms": time and time["small_ms"], "ms_share": time and time["share"]}
+        note.update(state="finished", error=None, result={**{name: getattr(row, name) for name in KEPT}, **speed})
+        plan = self.comparison.plan
         metric = plan["metric"]["name"]
         figures = {"test": base[metric], "val": base[f"val_{metric}"]}
-        plan["dense"] = {**figures, "macs": base["macs"], "params": base["params"]}
+        plan["dense"] = {
+            **figures, "macs": base["macs"], "params": base["params"],
+            "ms": time["dense_ms"] if time else (plan["dense"] or {}).get("ms"),
+        }  # fmt: skip
 
     def _tell(self, result: Mapping[str, Any], left: int) -> None:
         metric, figure = self.comparison.plan["metric"], self.comparison.figure

@@ -6,7 +6,7 @@ A comparison is a folder: a run directory METHOD-BUDGET-sSEED for each run, as `
     {"format": "sentei compare", "version": 1,
      "plan": {"model": reference or class, "data": reference, "task": name,
               "metric": {"name", "lower_is_better", "percent"},
-              "dense": {"test", "val", "macs", "params"},        the dense network; null until a run has measured it
+              "dense": {"test", "val", "macs", "params", "ms"},  the dense network; null until a run has measured it
               "total_images": n,                                 of each run
               "epoch_images": n, "batch_images": n,              of an epoch and of a batch
               "counted": {"test": n or null, "val": n or null},  images of an accuracy; null where the metric is another
@@ -15,17 +15,18 @@ A comparison is a folder: a run directory METHOD-BUDGET-sSEED for each run, as `
               "shared": {...}},                                  what all runs have in common, as config.yaml has it
      "runs": [{"folder": name, "method": label, "budget": {...}, "seed": n,
                "state": "waiting" | "finished" | "failed", "error": text or null,
-               "result": null or {"test", "val", "macs", "macs_share", "params", "params_share", "seconds",
-                                  "images": {"search", "sparse", "supernet", "finetune", "total"}}}, ...],
+               "result": null or {"test", "val", "macs", "macs_share", "params", "params_share", "seconds", "ms",
+                                  "ms_share", "images": {"search", "sparse", "supernet", "finetune", "total"}}}, ...],
      "results": [{"method", "budget", "finished", "waiting": counts, "failed": [texts],
                   "test", "val", "seconds": {"mean", "deviation", "count"} or null,
-                  "macs", "macs_share", "params", "params_share": means, "images": {phase: mean},
+                  "macs", "macs_share", "params", "params_share", "ms", "ms_share": means, "images": {phase: mean},
                   "difference": to uniform, null for it and where no seed has finished with both:
                       {"mean", "count", "low", "high", "p", "seed_error", "test_error", "p_holm", "told_apart"},
                   "sentence": what it means, null for uniform}, ...],
      "sha256": ...}
 
-Shares are of one; `mean` of a difference is in units of the metric.
+Shares are of one; `ms` are milliseconds a pass where a budget limits them, else null. `mean` of a difference is in
+units of the metric.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from sentei.schema import Compared, validated
 from sentei.sealed import read_json, sealed_json
 
 COMPARE = "compare.json"
+LATENCY = "latency.json"
+"""The latency table of all runs, where budgets limit milliseconds."""
 FORMAT = {"format": "sentei compare", "version": 1}
 
 

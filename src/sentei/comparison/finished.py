@@ -11,9 +11,9 @@ from typing import Any
 from sentei.comparison.statistics import binomial_error
 from sentei.errors import CheckpointError, ConfigError
 from sentei.runfiles import BENCH, read_config, read_summary
-from sentei.speed.benchfile import read_bench
+from sentei.speed.benchfile import measured_for_budget, read_bench
 
-CONDITIONS = ("runtime", "threads", "batch", "device", "machine")
+CONDITIONS = ("runtime", "threads", "batch", "device", "machine", "by")
 """What has to agree for two latencies to be compared."""
 
 
@@ -43,7 +43,8 @@ class Row:
     dense: str | None
     """Checksum of the dense network's weights, where the run has noted it."""
     latency: Mapping[str, Any] | None = None
-    """ms, ms_low, ms_high, and the conditions; None where it was not measured."""
+    """ms, ms_low, ms_high, and the conditions; None where it was not measured. `by` is "prune" for what was measured
+    because a budget limits it, None for `sentei bench`."""
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -58,7 +59,7 @@ def rows_of(folders: Sequence[str | Path]) -> list[Row]:
     Raises CheckpointError for what is no finished run, ConfigError for a run of `sentei fidelity`.
     """
     summaries = {str(folder): _readable(folder) for folder in dict.fromkeys(map(Path, folders))}
-    pick = _latencies({name: _entries(Path(name)) for name in summaries})
+    pick = _latencies({name: _entries(Path(name), summary) for name, summary in summaries.items()})
     rows = [_row(name, summary, pick(name)) for name, summary in summaries.items()]
     dense = _dense_networks(rows, summaries, pick)
     known = {_figures(row): checksum for checksum, row in dense.items()}
@@ -155,12 +156,21 @@ Pick = Callable[[str], dict[str, Mapping[str, Any]]]
 """For the name of a run, what was measured of its networks by role."""
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
-    """What `sentei bench` has appended, oldest first; nothing where there is no such file, or it cannot be read."""
+def _entries(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was measured of a run, oldest first: for its budget, and by `sentei bench`, if that file can be read."""
     try:
-        return read_bench(folder / BENCH)
+        return [*_for_its_budget(summary), *read_bench(folder / BENCH)]
     except CheckpointError:
+        return _for_its_budget(summary)
+
+
+def _for_its_budget(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a run measured because its budget limits milliseconds, older than all that `sentei bench` measured of it."""
+    found = measured_for_budget(summary)
+    if found is None:
         return []
+    networks = [{"name": role, "role": role, "ms": found[f"{role}_ms"]} for role in ("dense", "small")]
+    return [{**found, "by": "prune", "when": "", "networks": networks}]
 
 
 def _conditions(entry: Mapping[str, Any]) -> str:
@@ -233,4 +243,5 @@ def _told_conditions(given: Mapping[str, Any]) -> str:
 def told_latency(given: Mapping[str, Any]) -> str:
     """How a latency was measured, in short."""
     threads = f"{given['threads']} thread{'s' * (given['threads'] != 1)}"
-    return f"{given['runtime']}, {threads}, batch {given['batch']}, {given['device']}"
+    how = ", measured for its budget" if given.get("by") else ""
+    return f"{given['runtime']}, {threads}, batch {given['batch']}, {given['device']}{how}"

@@ -77,6 +77,10 @@ class Ground:
             )
         return pruning, method
 
+    def reference(self) -> Pruning:
+        """What all runs share, as `prune` will see it."""
+        return prepared(self.model, self.data, method=REFERENCE, **self.given)[0]
+
     def identity(self, one: Planned) -> dict[str, Any]:
         """What the run's config.yaml must say of it."""
         found: dict[str, Any] = json.loads(json.dumps(identity(*self.prepared(one))))
@@ -88,7 +92,7 @@ class Ground:
         pruning, method = ready[REFERENCE]
         budgets = list(dict.fromkeys(one.budget for one in runs))
         graph = pruning.trace()
-        for budget in budgets:
+        for budget in (b for b in budgets if not b.timed):
             uniform(graph, budget, constraints=pruning.constraints)
         task, data, recipe = pruning.task, self.data, pruning.recipe
         if not len(data.val) and not len(data.test):
@@ -114,8 +118,9 @@ class Ground:
 
 
 def _shared(pruning: Pruning, method: Method) -> dict[str, Any]:
-    """What all runs have in common: their identity without method, budget and seed."""
-    own = {"method", "budget", *deciding(method)}
+    """What all runs have in common: their identity without method, budget, seed and, as it goes with the budget,
+    timing."""
+    own = {"method", "budget", "timing", *deciding(method)}
     found = {name: value for name, value in identity(pruning, method).items() if name not in own}
     return {**found, "recipe": {name: value for name, value in found["recipe"].items() if name != "seed"}}
 

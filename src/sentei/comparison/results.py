@@ -43,7 +43,7 @@ def _group(
     mine = [run for run in runs if run["method"] == method and run["budget"] == budget]
     done = [run["result"] for run in mine if run["result"]]
     spreads = {name: _spread([result[name] for result in done]) for name in ("test", "val", "seconds")}
-    costs = ("macs", "macs_share", "params", "params_share")
+    costs = ("macs", "macs_share", "params", "params_share", "ms", "ms_share")
     phases = done[0]["images"] if done else {}
     return {
         "method": method,
@@ -52,11 +52,17 @@ def _group(
         "waiting": sum(run["state"] == "waiting" for run in mine),
         "failed": list(dict.fromkeys(run["error"] for run in mine if run["state"] == "failed")),
         **spreads,
-        **{name: sum(result[name] for result in done) / len(done) if done else None for name in costs},
+        **{name: _mean([result.get(name) for result in done]) for name in costs},
         "images": {phase: sum(result["images"][phase] for result in done) / len(done) for phase in phases},
         "difference": None,
         "sentence": None,
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one of them is not known: the mean of the others would be another thing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
@@ -137,4 +143,7 @@ def _limit(name: str, value: float) -> str:
     return f"{value:,.0f} {name}" if value >= 1000 else f"{value:.4g} {name}"
 
 
-NAMES = {"macs": "MACs", "params": "parameters", "activation_bytes": "bytes of activations", "latency_ms": "ms"}
+NAMES = {
+    "macs": "MACs", "params": "parameters", "activation_bytes": "bytes of activations", "latency": "milliseconds",
+    "latency_ms": "ms", "memory": "bytes of live activations",
+}  # fmt: skip

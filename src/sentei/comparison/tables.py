@@ -48,7 +48,8 @@ def timed(rows: Sequence[Row]) -> str | None:
     """One line on how latencies were measured, where there are any, and all alike."""
     found = [row.latency for row in rows if row.latency]
     alike = {told_latency(latency) for latency in found}
-    return f"Latency: {alike.pop()}, by `sentei bench`." if len(alike) == 1 else None
+    by = "" if any(latency.get("by") for latency in found) else ", by `sentei bench`"
+    return f"Latency: {alike.pop()}{by}." if len(alike) == 1 else None
 
 
 def with_error(value: float | None, error: float | None, percent: bool) -> str:
@@ -97,18 +98,22 @@ def comparison_tables(found: Comparison) -> list[Table]:
 def _budget_table(found: Comparison, budget: Mapping[str, float]) -> Table:
     plan, figure = found.plan, found.figure
     metric, percent = plan["metric"]["name"], plan["metric"]["percent"]
+    groups = [g for g in found.results if g["budget"] == budget]
+    timed = any(g["ms"] is not None for g in groups)
     out = table(
         f"{plan['model']} on {plan['data']}, {title(budget)}", "method", f"{figure} {metric}", "to uniform",
-        *(["val"] if figure == "test" else []), "MACs", "params", "seconds", "trained on",
+        *(["val"] if figure == "test" else []), "MACs", "params", *["ms"] * timed, "seconds", "trained on",
     )  # fmt: skip
     out.columns[0].no_wrap = True
     if (dense := plan["dense"]) is not None:
         val = [shown(dense["val"], percent)] if figure == "test" else []
         costs = [count(dense["macs"]), count(dense["params"])]
-        out.add_row("dense", shown(dense[figure], percent), "", *val, *costs, "", "")
-    for group in (g for g in found.results if g["budget"] == budget):
+        ms = [f"{dense['ms']:.3g}" if dense.get("ms") else "-"] * timed
+        out.add_row("dense", shown(dense[figure], percent), "", *val, *costs, *ms, "", "")
+    for group in groups:
         val = [_mean(group["val"], percent)] if figure == "test" else []
         costs = [_cost(group[name], group[f"{name}_share"]) for name in ("macs", "params")]
+        costs += ["-" if group["ms"] is None else f"{group['ms']:.3g}\n{part(group['ms_share'])}"] * timed
         took = seconds(group["seconds"] and group["seconds"]["mean"]), phases(group["images"] or None)
         out.add_row(group["method"], _mean(group[figure], percent), _gap(group, plan["metric"]), *val, *costs, *took)
     return out

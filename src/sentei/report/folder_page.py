@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from sentei.report.charts import APART, Chart, Series
 from sentei.report.courses import figure, unit
 from sentei.report.differences import budget_told, differences
 from sentei.report.figures import counted, left_told, metric_told, ms_told, plain, scaled, seconds_told, times_told
-from sentei.report.reading import RunFiles, Timed, is_number
+from sentei.report.reading import RunFiles, Speed, is_number
 from sentei.report.tables import count
 from sentei.tasks.task import shown
 
@@ -30,6 +31,17 @@ class Point:
     line: str
     """All settings but budget and seed: points that share them are joined."""
     runs: tuple[RunFiles, ...]
+
+    @property
+    def images(self) -> float | None:
+        """Samples that went through training steps, on average; None where a run did not count them."""
+        totals = [total for run in self.runs if (total := _seen(run)) is not None]
+        return statistics.fmean(totals) if len(totals) == len(self.runs) else None
+
+    @property
+    def batch(self) -> int:
+        """Samples of a training step: totals that are nearer to each other are the same."""
+        return int(self.runs[0].summary.get("settings", {}).get("recipe", {}).get("batch_size", 1))
 
 
 def folder_page(folder: Path, runs: Sequence[RunFiles], left_out: Mapping[str, str]) -> Page:
@@ -112,27 +124,40 @@ def _compared(folder: Path, runs: Sequence[RunFiles]) -> Iterator[Block]:
 
 
 def _tradeoff(points: Sequence[Point], cost: CostOf, name: str, axis: str, full: float) -> Iterator[Block]:
-    """The metric over a cost: a mark for each point, a line for each method, the dense network as a mark of its own."""
+    """The metric over a cost: a mark for each point, a line for each method and total of trained images, the dense
+    network as a mark of its own."""
     first = points[0].runs[0]
     split = "test" if is_number(first.result[first.metric]) else "validation"
     key, factor = f"{'val_' * (split != 'test')}{first.metric}", 100 if first.percent else 1
-    looks = dict(zip(dict.fromkeys(p.method for p in points), (i for i in count_up() if i != APART), strict=False))
+    names = curve_names(points)
+    looks = dict(zip(dict.fromkeys(names), (i for i in count_up() if i != APART), strict=False))
     lines: dict[tuple[str, str], list[_Mark]] = {}
-    for point in points:
+    for point, curve in zip(points, names, strict=True):
         pairs = [
             (c, factor * r.result[key]) for r in point.runs if (c := cost(r)) is not None and is_number(r.result[key])
         ]
         if pairs:
-            lines.setdefault((point.method, point.line), []).append(_Mark.of(point.method, pairs))
-    series = [_series(method, sorted(marks), looks[method]) for (method, _), marks in lines.items()]
+            lines.setdefault((curve, point.line), []).append(_Mark.of(curve, pairs))
+    series = [_series(curve, sorted(marks), looks[curve]) for (curve, _), marks in lines.items()]
     dense = first.summary["base"].get(key)
     if series and is_number(dense):
         series.append(_series("dense", [_Mark.of("dense", [(full, factor * dense)])], APART))
     yield from figure(Chart(
         f"{split.capitalize()} {first.metric} against {name}",
-        f"{split.capitalize()} {first.metric} of {len(points)} settings of {len(looks)} methods over {name}.",
+        f"{split.capitalize()} {first.metric} of {len(points)} settings of {len({p.method for p in points})} methods "
+        f"over {name}. A curve is one method at one total of images that it was trained on.",
         axis, f"{split} {first.metric}{unit(first)}", tuple(series),
     ))  # fmt: skip
+
+
+def curve_names(points: Sequence[Point]) -> list[str]:
+    """To which curve each point belongs: one method at one total of trained images, give or take a batch."""
+    totals: dict[float, float] = {}
+    largest = math.inf
+    for images, batch in sorted(((p.images, p.batch) for p in points if p.images is not None), reverse=True):
+        largest = images if largest - images >= batch else largest
+        totals[images] = largest
+    return [p.method if p.images is None else f"{p.method}, {count(totals[p.images])} images" for p in points]
 
 
 class _Mark(NamedTuple):
@@ -157,25 +182,22 @@ def _series(name: str, marks: Sequence[_Mark], look: int) -> Series:
     )  # fmt: skip
 
 
-def timed_alike(runs: Sequence[RunFiles]) -> dict[str, dict[int, Timed]]:
+def timed_alike(runs: Sequence[RunFiles]) -> dict[str, dict[int, Speed]]:
     """By where it was taken, the latest measurement of each run, by `id`; where two runs or more were measured."""
-    found: dict[str, dict[int, Timed]] = {}
+    found: dict[str, dict[int, Speed]] = {}
     for run in runs:
-        for entry in run.bench:
-            if entry.network("small") is not None and entry.network("dense") is not None:
-                cpu = entry.machine.get("cpu", "")
-                found.setdefault(f"{entry.place}{f', {cpu}' if cpu else ''}", {})[id(run)] = entry
+        for speed in run.speeds:
+            found.setdefault(f"{speed.place}{f', {speed.cpu}' if speed.cpu else ''}", {})[id(run)] = speed
     return {place: entries for place, entries in found.items() if len(entries) > 1}
 
 
-def _in_time(points: Sequence[Point], place: str, entries: Mapping[int, Timed]) -> Iterator[Block]:
+def _in_time(points: Sequence[Point], place: str, speeds: Mapping[int, Speed]) -> Iterator[Block]:
     def ms(run: RunFiles) -> float | None:
-        entry = entries.get(id(run))
-        small = entry and entry.network("small")
-        return small.ms if small else None
+        speed = speeds.get(id(run))
+        return speed.small_ms if speed else None
 
-    dense = [n.ms for e in entries.values() if (n := e.network("dense"))]
-    yield from _tradeoff(points, ms, f"milliseconds, {place}", "time a pass (ms)", statistics.median(dense))
+    dense = statistics.median(speed.dense_ms for speed in speeds.values())
+    yield from _tradeoff(points, ms, f"milliseconds, {place}", "time a pass (ms)", dense)
 
 
 # -- tables
@@ -206,7 +228,7 @@ def _mean_and_spread(values: Sequence[float], percent: bool) -> list[str]:
 
 def _every(folder: Path, runs: Sequence[RunFiles]) -> Table:
     first = runs[0]
-    timed, seen = any(r.timed for r in runs), any(_seen(r) for r in runs)
+    timed, seen = any(r.speed for r in runs), any(_seen(r) for r in runs)
     names = [
         "run", "method", "seed", f"test {first.metric}", f"validation {first.metric}", "MACs", "left", "parameters",
         *(["ms", "times as fast"] * timed), *(["samples trained"] * seen), "time to make",
@@ -261,8 +283,7 @@ def name_in(folder: Path, run: RunFiles) -> str:
 
 
 def _times(run: RunFiles) -> list[str]:
-    small = run.timed.network("small") if run.timed else None
-    return [ms_told(small.ms), times_told(run.timed.speedup)] if run.timed and small else ["-", "-"]
+    return [ms_told(run.speed.small_ms), times_told(run.speed.speedup)] if run.speed else ["-", "-"]
 
 
 def _seen(run: RunFiles) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sentei.report.blocks import Block, Section, Table, Text
 from sentei.report.charts import Chart
@@ -10,6 +11,7 @@ from sentei.report.courses import figure
 from sentei.report.figures import left_told, ms_told, plain, scaled, times_told
 from sentei.report.reading import RunFiles, Timed
 from sentei.report.tables import count
+from sentei.speed.runtimes import SHOWN
 
 MOST_STAGES, MOST_OF_ALL = 3, 0.9
 """A network has so many stages at least, of which none has more than this share of the MACs, where names allow."""
@@ -100,9 +102,36 @@ def stages_of(macs: Mapping[str, int]) -> dict[str, str]:
 
 
 def speed(run: RunFiles) -> Section | None:
-    """What `sentei bench` measured: whole networks, and layers where it looked at them."""
-    if not run.bench:
-        return None
+    """What was measured: on the way to a budget of milliseconds, and by `sentei bench`."""
+    found = run.summary.get("latency")
+    blocks = [*(_budgeted(found) if found else []), *(_benched(run) if run.bench else [])]
+    return Section("Speed", blocks) if blocks else None
+
+
+def _budgeted(found: Mapping[str, Any]) -> Iterator[Block]:
+    """The cuts on the way to a budget of milliseconds: foretold by the table of layers, then measured."""
+    place = f"{SHOWN.get(found['runtime'], found['runtime'])}, {found.get('threads', 1)} thread"
+    limit, error, tries = found.get("limit_ms"), found.get("error"), found.get("tries", [])
+    text = (
+        f"The budget limits the time{'' if limit is None else f' to {ms_told(limit)} ms as foretold'}, in {place}"
+        f"{'s' * (found.get('threads', 1) != 1)}. The network takes {ms_told(found['small_ms'])} ms, where "
+        f"{ms_told(found['predicted_ms'])} ms were foretold; the dense one takes {ms_told(found['dense_ms'])} ms."
+    )
+    if error is not None:
+        text += f" The table of layers meets the networks that it was calibrated on within {error:.1%}."
+    yield Text(text)
+    rows = [
+        [str(i), *(ms_told(t.get(name)) for name in ("asked_ms", "predicted_ms", "small_ms", "dense_ms")),
+         *("-" if (v := t.get(name)) is None else f"{v:.1%}" for name in ("share", "used"))]
+        for i, t in enumerate(tries, 1)
+    ]  # fmt: skip
+    if rows:
+        names = ("cut", "ms asked for", "ms foretold", "ms measured", "ms dense", "of the dense", "of the budget")
+        yield Table("Cuts under the budget of milliseconds", names, rows)
+
+
+def _benched(run: RunFiles) -> Iterator[Block]:
+    """Whole networks, and layers where they were looked at."""
     rows = []
     for entry in run.bench:
         dense, small = entry.network("dense"), entry.network("small")
@@ -112,12 +141,11 @@ def speed(run: RunFiles) -> Section | None:
             [entry.place, ms_told(dense.ms if dense else None), ms_told(small.ms if small else None), times, ideal]
         )
     names = ("where", "ms before", "ms after", "times as fast", "speed-up × MACs left")
-    blocks: list[Block] = [
-        Table("Milliseconds a pass", names, rows),
-        Text("Speed-up × MACs left is 1 where time falls as MACs do; below 1, a part of the time does not."),
-    ]
+    yield Table("Milliseconds a pass", names, rows)
+    yield Text("Speed-up × MACs left is 1 where time falls as MACs do; below 1, a part of the time does not.")
     latest = next((e for e in reversed(run.bench) if e.layers), None)
-    return Section("Speed", [*blocks, *(_milliseconds(latest) if latest else [])])
+    if latest is not None:
+        yield from _milliseconds(latest)
 
 
 def _milliseconds(entry: Timed) -> Iterator[Block]:

@@ -14,10 +14,23 @@ from sentei.errors import CheckpointError
 from sentei.runfiles import BENCH, JOURNAL, SIDECAR, read_config, read_summary
 from sentei.schema import BenchEntry, BenchNetwork, Open, validated
 from sentei.sealed import read_line
-from sentei.speed.benchfile import read_bench
+from sentei.speed.benchfile import measured_for_budget, read_bench
 from sentei.speed.runtimes import SHOWN
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds a pass of the dense and of the small network, measured side by side."""
+
+    place: str
+    """Where it was measured, in words."""
+    cpu: str
+    dense_ms: float
+    small_ms: float
+    speedup: float | None
+    interval: tuple[float | None, float | None] = (None, None)
 
 
 class Timed(BenchEntry):
@@ -29,8 +42,25 @@ class Timed(BenchEntry):
     @property
     def place(self) -> str:
         """Where it was measured, in words."""
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        return f"{SHOWN.get(self.runtime, self.runtime)}, {threads}, batch {self.batch}, {self.device}"
+        return place_told(self.runtime, self.threads, self.batch, self.device)
+
+    @property
+    def speed(self) -> Speed | None:
+        """None where one of the two networks was measured alone."""
+        dense, small = self.network("dense"), self.network("small")
+        if dense is None or small is None:
+            return None
+        cpu, interval = str(self.machine.get("cpu", "")), (self.speedup_low, self.speedup_high)
+        return Speed(self.place, cpu, dense.ms, small.ms, self.speedup, interval)
+
+
+def place_told(runtime: str, threads: int, batch: int, device: str) -> str:
+    """Where something was measured, in words.
+
+    >>> place_told("onnxruntime", 1, 1, "cpu")
+    'ONNX Runtime, 1 thread, batch 1, cpu'
+    """
+    return f"{SHOWN.get(runtime, runtime)}, {threads} thread{'s' * (threads != 1)}, batch {batch}, {device}"
 
 
 class Dense(Open):
@@ -115,10 +145,21 @@ class RunFiles:
         return [float(r["fitness"]) for r in found if is_number(r.get("fitness"))]
 
     @cached_property
-    def timed(self) -> Timed | None:
-        """The latest measurement of the dense and the small network side by side."""
-        both = [e for e in self.bench if e.network("dense") and e.network("small")]
-        return both[-1] if both else None
+    def speeds(self) -> list[Speed]:
+        """Measurements of the dense and the small network side by side, oldest first; what was measured because the
+        budget limits milliseconds is the first."""
+        found = measured_for_budget(self.summary)
+        own = [] if found is None else [
+            Speed(place_told(*(found[name] for name in ("runtime", "threads", "batch", "device"))),
+                  str(found["machine"].get("cpu", "")), found["dense_ms"], found["small_ms"],
+                  found["dense_ms"] / found["small_ms"])
+        ]  # fmt: skip
+        return [*own, *(speed for entry in self.bench if (speed := entry.speed) is not None)]
+
+    @cached_property
+    def speed(self) -> Speed | None:
+        """The latest of them."""
+        return self.speeds[-1] if self.speeds else None
 
 
 def is_number(value: object) -> bool:

@@ -59,8 +59,8 @@ def _lead(run: RunFiles) -> str:
         f"{left_told(base['macs'], pruned['macs'])} of the MACs and {left_told(base['params'], pruned['params'])} of "
         "the parameters are left."
     )
-    if run.timed is not None:
-        text += f" It is {times_told(run.timed.speedup)} as fast in {run.timed.place}."
+    if run.speed is not None:
+        text += f" It is {times_told(run.speed.speedup)} as fast in {run.speed.place}."
     before, after = base[run.metric], pruned[run.metric]
     if is_number(before) and is_number(after):
         text += f" Test {run.metric} went from {shown(before, run.percent)} to {shown(after, run.percent)}."
@@ -86,18 +86,9 @@ def _headlines(run: RunFiles) -> Iterator[Headline]:
             yield Headline(name, count(now[cost]), about=about)
         else:
             yield Headline(name, count(now[cost]), count(base[cost]), share_told(base[cost], now[cost]), about)
-    if run.timed is not None:
-        yield _milliseconds(run)
-
-
-def _milliseconds(run: RunFiles) -> Headline:
-    entry = run.timed
-    assert entry is not None
-    dense, small = entry.network("dense"), entry.network("small")
-    assert dense is not None
-    assert small is not None
-    times = times_told(entry.speedup, entry.speedup_low, entry.speedup_high)
-    return Headline("Time a pass", f"{ms_told(small.ms)} ms", f"{ms_told(dense.ms)} ms", times, entry.place)
+    if (speed := run.speed) is not None:
+        small, dense = (f"{ms_told(ms)} ms" for ms in (speed.small_ms, speed.dense_ms))
+        yield Headline("Time a pass", small, dense, times_told(speed.speedup, *speed.interval), speed.place)
 
 
 def _warned(run: RunFiles) -> Section | None:

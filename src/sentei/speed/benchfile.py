@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,19 @@ def read_bench(path: str | Path) -> list[dict[str, Any]]:
     validated(BenchFile, found, path)
     entries: list[dict[str, Any]] = found["entries"]
     return entries
+
+
+def measured_for_budget(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a run measured because its budget limits milliseconds: where, as entries of bench.json say it, and
+    `dense_ms` and `small_ms` of a pass. None for a run without such a budget.
+    """
+    found, machine = summary.get("latency"), summary.get("machine", {})
+    if found is None:
+        return None
+    device = machine.get("device", "cpu") if found["runtime"] in ("eager", "compile") else "cpu"
+    about = {name: value for name, value in machine.items() if name in ("cpu", "gpu")}
+    place = {"runtime": found["runtime"], "threads": found.get("threads", 1), "batch": 1, "device": device}
+    return {**place, "machine": about, "dense_ms": found["dense_ms"], "small_ms": found["small_ms"]}
 
 
 def append_bench(path: str | Path, entries: Sequence[dict[str, Any]]) -> None:

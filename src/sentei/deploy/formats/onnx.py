@@ -1,4 +1,4 @@
-"""ONNX, by PyTorch's dynamo exporter: one file, weights inside."""
+"""ONNX, by PyTorch's dynamo exporter: one file, weights inside; beyond 2 GB they lie in a second one beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from sentei.deploy.program import quietly, reason, symbols_of
 from sentei.errors import ExportError
 
 LARGEST = 2**31
-"""Bytes that an ONNX file can hold; beyond it weights lie in other files."""
+"""Bytes that an ONNX file can hold."""
+ROOM = 2**24
+"""Of them for the graph and the record; the rest is for weights."""
+WEIGHTS = ".data"
+"""How the name of the second file ends."""
 
 
 class Onnx(Format):
@@ -37,29 +41,51 @@ def about(path):
 '''
 
     def build(self, sketch: Sketch) -> Any:
-        import onnx
-
         model = model_of(sketch)
-        try:
-            onnx.checker.check_model(model, full_check=True)
-        except Exception as error:  # of several kinds
-            raise ExportError(f"onnx.checker refuses what torch.onnx.export made: {reason(error)}") from error
+        if not is_large(model):
+            _check(model)
         return model
 
     def write(self, built: Any, path: Path, record: str) -> list[Path]:
+        """Weights that do not fit in move to a file of their own the first time, and stay there."""
         import onnx
 
         del built.metadata_props[:]
         onnx.helper.set_model_props(built, {RECORD: record})
+        weights = path.with_name(path.name + WEIGHTS)
+        if is_large(built):
+            weights.unlink(missing_ok=True)  # of a try before; onnx would append to it
+            onnx.external_data_helper.convert_model_to_external_data(built, location=weights.name)
+            onnx.external_data_helper.write_external_data_tensors(built, str(path.parent))
         path.write_bytes(built.SerializeToString())
-        return [path]
+        if not any(map(onnx.external_data_helper.uses_external_data, built.graph.initializer)):
+            return [path]
+        _check(str(path))
+        return [path, weights]
+
+
+def is_large(model: Any) -> bool:
+    """Whether a file cannot hold the weights of a model."""
+    return bytes_of(model) > LARGEST - ROOM
+
+
+def bytes_of(model: Any) -> int:
+    """Of the weights in a model."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def _check(model: Any) -> None:
+    """ExportError for a model, or a file with weights beside it, that is not as ONNX wants it."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # of several kinds
+        raise ExportError(f"onnx.checker refuses what torch.onnx.export made: {reason(error)}") from error
 
 
 def model_of(sketch: Sketch) -> Any:
     """A program as an ONNX model."""
-    size = sum(t.numel() * t.element_size() for t in sketch.program.state_dict.values())
-    if size >= LARGEST:
-        raise ExportError(f"an ONNX file holds 2 GB, the weights are {size / 1e9:.1f} GB: take format pt2")
     with quietly():
         try:
             made = torch.onnx.export(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sentei.deploy.formats.format import RECORD, Format, Sketch
-from sentei.deploy.formats.onnx import model_of
+from sentei.deploy.formats.onnx import bytes_of, is_large, model_of
 from sentei.deploy.program import reason
 from sentei.errors import ExportError
 from sentei.extras import openvino_core
@@ -34,9 +34,15 @@ def about(path):
 '''
 
     def build(self, sketch: Sketch) -> Any:
-        payload = model_of(sketch).SerializeToString()
+        model = model_of(sketch)
+        if is_large(model):
+            raise ExportError(
+                "OpenVINO reads this network from ONNX in memory, which holds 2 GB; the weights are "
+                f"{bytes_of(model) / 1e9:.1f} GB. Take format onnx: its weights lie in a second file then, and "
+                "OpenVINO reads the two of them"
+            )
         try:
-            return openvino_core().read_model(io.BytesIO(payload))
+            return openvino_core().read_model(io.BytesIO(model.SerializeToString()))
         except Exception as error:  # it raises RuntimeError of its own
             raise ExportError(f"OpenVINO does not read this network: {reason(error)}") from error
 
