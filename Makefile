@@ -19,7 +19,7 @@ test: lint
 	@$(PYTEST)
 
 slow: $(VENV)/.installed-dev
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile=many
 
 # Kills, damaged files, full disks and lost workers, about half an hour; see docs/reliability.md.
 soak: $(VENV)/.installed-dev
