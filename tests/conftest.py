@@ -21,6 +21,11 @@ torch.set_num_threads(1)
 hypothesis.settings.load_profile("sentei")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The zoo comes first: a file is the work of one process, and a long one at the end would leave the other idle."""
+    items.sort(key=lambda item: "zoo" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)

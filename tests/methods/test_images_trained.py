@@ -74,7 +74,11 @@ def spied(data: Data) -> Iterator[tuple[Data, Spy]]:
     hook.remove()
 
 
-@pytest.mark.parametrize("case", CASES)
+ALIKE = ("random", "l2", "bn_scale", "fpgm")
+"""These cut once by a score that trains nothing, as uniform and l1 do."""
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in ALIKE)) for c in CASES])
 def test_the_count_is_what_a_spy_has_seen(case, digitsnet, spied):
     data, spy = spied
     method, options, phase, before = CASES[case]
