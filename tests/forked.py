@@ -61,6 +61,7 @@ class _Forked(subprocess.Popen):
         socket.send_fds(nursery, [len(body := json.dumps(request).encode()).to_bytes(4, "big")], streams)
         nursery.sendall(body)
         self.pid = int.from_bytes(nursery.recv(4, socket.MSG_WAITALL), "big")
+        assert self.pid, "the nursery could not fork"
         self._child_created = True
         self._close_pipe_fds(*(asked[name] for name in names if name.endswith(("read", "write"))))
 
@@ -99,8 +100,9 @@ def _serve(place: socket.socket) -> dict[str, Any] | None:
             os.write(tell, child.to_bytes(4, "big"))
             os._exit(0)
         os.waitpid(between, 0)  # from now on the child is the test's
-        place.sendall(os.read(told, 4))
-        for descriptor in (told, tell, *received):
+        os.close(tell)
+        place.sendall(os.read(told, 4) or bytes(4))
+        for descriptor in (told, *received):
             os.close(descriptor)
 
 
