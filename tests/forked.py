@@ -6,6 +6,7 @@ streams and signals, and is killed and waited for like any other. Only starting 
 out; tests of these use `subprocess`, and so does everything where there is no Linux.
 """
 
+import atexit
 import ctypes
 import gc
 import json
@@ -15,10 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import cache
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +36,7 @@ def _nursery() -> socket.socket:
     if ctypes.CDLL(None, use_errno=True).prctl(LIKE_CHILDREN, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl failed")
     ours, theirs = socket.socketpair()
+    atexit.register(ours.close)
     path = os.pathsep.join(p for p in (str(ROOT / "src"), str(ROOT), *sys.path) if p)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, "-P", __file__, str(theirs.fileno())]
@@ -91,15 +95,18 @@ def _serve(place: socket.socket) -> dict[str, Any] | None:
             return None
         request: dict[str, Any] = json.loads(place.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
         told, tell = os.pipe()
-        if (between := os.fork()) == 0:
+        if (pid := os.fork()) == 0:
+            between = os.getpid()
             if (child := os.fork()) == 0:
                 for descriptor in (told, tell):
                     os.close(descriptor)
                 place.close()
+                while os.getppid() == between:
+                    time.sleep(0.001)
                 return {**request, "streams": received}
             os.write(tell, child.to_bytes(4, "big"))
             os._exit(0)
-        os.waitpid(between, 0)  # from now on the child is the test's
+        os.waitpid(pid, 0)  # from now on the child is the test's
         os.close(tell)
         place.sendall(os.read(told, 4) or bytes(4))
         for descriptor in (told, *received):
@@ -116,8 +123,8 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        buffering = 1 if os.isatty(number) or name == "stderr" else -1
-        stream = open(number, mode, buffering, closefd=False, errors="backslashreplace" if name == "stderr" else None)  # noqa: SIM115
+        buffering, old = 1 if os.isatty(number) or name == "stderr" else -1, getattr(sys, name)
+        stream = open(number, mode, buffering, old.encoding, old.errors, closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
@@ -129,14 +136,16 @@ def _execute(words: list[str]) -> None:
         sys.path.insert(0, os.getcwd())
         sys.argv[:] = ["-m", *words[2:]]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    elif words[0] == "-c":
+        return
+    sys.modules["__main__"] = main = ModuleType("__main__")
+    if words[0] == "-c":
+        place, program, sys.argv[:] = "<string>", words[1], ["-c", *words[2:]]
         sys.path.insert(0, "")
-        sys.argv[:] = ["-c", *words[2:]]
-        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
     else:
-        sys.path.insert(0, str(Path(words[0]).resolve().parent))
-        sys.argv[:] = words
-        runpy.run_path(words[0], run_name="__main__")
+        place, program, sys.argv[:] = os.path.abspath(words[0]), Path(words[0]).read_text(), words
+        sys.path.insert(0, os.path.dirname(place))
+        main.__file__ = place
+    exec(compile(program, place, "exec"), main.__dict__)
 
 
 def _main() -> None:
