@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test slow soak lint site clean
+.PHONY: demo test suite slow soak lint site clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -15,11 +15,15 @@ demo: $(VENV)/.installed
 # a new one in its place pytest-xdist may wait for ever.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
-test: lint
+# mypy keeps one processor busy for more than a minute, so it runs beside the tests.
+test: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory --jobs=2 lint suite
+
+suite: $(VENV)/.installed-dev
 	@$(PYTEST)
 
 slow: $(VENV)/.installed-dev
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile=many
 
 # Kills, damaged files, full disks and lost workers, about half an hour; see docs/reliability.md.
 soak: $(VENV)/.installed-dev
@@ -36,7 +40,8 @@ lint: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The stamps are written last, so an install that fails is tried again. pip talks only to a terminal.
+# The stamps are written last, so an install that fails is tried again. pip talks only to a terminal. It compiles nothing:
+# half of an install would go into modules that nobody imports, and the others are compiled when they are first imported.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "sentei needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12" >&2; exit 1; }
@@ -44,7 +49,7 @@ define install
 	@echo "Setting up $(VENV) (once; PyTorch is a large download) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@if [ -t 1 ]; then quiet=; else quiet=--quiet; fi; \
-	  $(BIN)/python -m pip install --disable-pip-version-check $$quiet --editable '$(1)'
+	  $(BIN)/python -m pip install --disable-pip-version-check --no-compile $$quiet --editable '$(1)'
 endef
 
 $(VENV)/.installed: pyproject.toml

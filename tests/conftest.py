@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sentei.data import Data, load_data
+from tests import amount  # noqa: F401  registers the profiles
 
 # Readline tells child processes, hence parallel test workers, the size of the terminal: tests have none.
 for name in ("COLUMNS", "LINES"):
@@ -17,8 +18,12 @@ for name in ("COLUMNS", "LINES"):
 # Small tensors gain nothing from threads, and runs on shared machines get steadier times.
 torch.set_num_threads(1)
 
-hypothesis.settings.register_profile("sentei", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("sentei")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The zoo comes first: a file is the work of one process, and a long one at the end would leave the other idle."""
+    items.sort(key=lambda item: "zoo" not in item.path.parts)
 
 
 @pytest.fixture(autouse=True)

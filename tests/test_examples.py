@@ -3,11 +3,12 @@
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {
@@ -34,9 +35,9 @@ def test_an_example_runs(name, tmp_path):
             pytest.skip(f"{package} is not installed")
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     offline = {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": str(tmp_path)}
-    found = subprocess.run(
+    found = forked.run(
         [sys.executable, str(ROOT / "examples" / f"{name}.py")],
-        cwd=tmp_path, env={**os.environ, **offline, "PYTHONPATH": path}, capture_output=True, text=True, timeout=240,
+        cwd=tmp_path, env={**os.environ, **offline, "PYTHONPATH": path}, timeout=240,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]
     assert SAYS.get(name, "") in found.stdout

@@ -2,12 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -16,6 +16,7 @@ from sentei.errors import CheckpointError, ConfigError, SenteiError
 from sentei.lock import LOCK, FolderLock
 from sentei.runfiles import has_progress, is_finished, read_config, read_summary
 from sentei.runs import JustFinished, Run
+from tests.forked import Popen
 
 CONFIG = {"task": "test", "recipe": {"lr": 0.1}}
 METRIC = {"name": "accuracy", "lower_is_better": False, "percent": True}
@@ -77,7 +78,7 @@ def test_nothing_of_a_run_is_touched_while_another_process_holds_it(tmp_path, ov
     begun(tmp_path / "x")
     before = {p.name: p.read_bytes() for p in (tmp_path / "x").iterdir()}
     command = [sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path / "x")]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE)
+    holder = Popen(command, stdout=PIPE)
     assert holder.stdout is not None
     try:
         assert holder.stdout.readline() == b"held\n"
@@ -237,7 +238,7 @@ def test_a_read_only_folder_is_a_clear_error(tmp_path, monkeypatch):
 
 def test_a_killed_process_leaves_no_lock_behind(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path / "x")]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE)
+    holder = Popen(command, stdout=PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     holder.send_signal(signal.SIGKILL)

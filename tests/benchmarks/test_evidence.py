@@ -20,6 +20,7 @@ from ledger.book import Ledger, claimed, is_claimed  # noqa: E402
 from ledger.plan import CONTENDERS, PEERS, SIX, Row, plan  # noqa: E402
 from ledger.tables import tables, tau_ahead  # noqa: E402
 from sentei.methods import METHODS  # noqa: E402
+from tests.forked import Popen  # noqa: E402
 
 ROW = Row("half", "resnet20", "uniform", {"macs": 0.5}, 4)
 
@@ -85,7 +86,7 @@ def test_a_claim_ends_with_its_process(tmp_path):
             print(mine, flush=True)
             time.sleep(60)
     """
-    other = subprocess.Popen([sys.executable, "-c", dedent(script)], stdout=subprocess.PIPE, text=True)
+    other = Popen([sys.executable, "-c", dedent(script)], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "True\n"
     assert is_claimed(tmp_path)
     with claimed(tmp_path) as mine:

@@ -13,6 +13,7 @@ import yaml
 from sentei import load
 from sentei.methods import METHODS
 from sentei.models import build_model
+from tests import forked
 from tests.cli.conftest import QUICK
 
 FILES = {"config.yaml", "journal.jsonl", "model.safetensors", "plan.json", "summary.json"}
@@ -212,7 +213,7 @@ def test_the_command_itself(tmp_path):
     assert (good.returncode, good.stderr) == (0, "")
     assert "\x1b" not in good.stdout
     assert "38,122" in good.stdout
-    bad = subprocess.run([*run, "inspect", "digitnet"], capture_output=True, text=True, cwd=tmp_path)
+    bad = forked.run([*run, "inspect", "digitnet"], cwd=tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("Error: Unknown model 'digitnet'. Did you mean digitsnet")
     assert "Traceback" not in bad.stderr

@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 
@@ -24,6 +24,7 @@ from sentei.speed.latency import LatencyTable
 from sentei.train import Recipe
 from tests.cli.conftest import Killed
 from tests.cli.test_interrupted import wait_for
+from tests.forked import Popen
 
 TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64, "--round-to", 1)
 SETTINGS = (
@@ -60,7 +61,8 @@ def test_every_method_trains_on_as_many_images(compared):
 
 def test_each_run_is_an_ordinary_run(compared, sentei):
     assert {f.name for f in compared.iterdir()} == {
-        "compare.json", *(f"{m}-0.5-s{s}" for m in ("uniform", "taylor", "abc", "stagewise", "ista") for s in (0, 1))
+        "compare.json",
+        *(f"{m}-0.5-s{s}" for m in ("uniform", "taylor", "abc", "stagewise", "ista") for s in (0, 1)),
     }
     one = compared / "abc-0.5-s1"
     summary = json.loads((one / "summary.json").read_text())
@@ -126,8 +128,8 @@ def test_kill_9_and_the_same_command_again(trained, tmp_path, sentei):
     words = [str(w) for w in ("compare", trained, "--methods", "taylor", "--seeds", 2, *TINY, "--epochs", 8)]
     assert sentei(*words, "--run", "whole").code == 0
     folder = tmp_path / "killed"
-    first = subprocess.Popen(
-        [sys.executable, "-m", "sentei.cli", *words, "--run", folder], stdout=subprocess.DEVNULL,
+    first = Popen(
+        [sys.executable, "-m", "sentei.cli", *words, "--run", folder], stdout=DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     wait_for(folder / "taylor-0.5-s0/journal.jsonl", '"name": "finetune"', first)
@@ -293,9 +295,10 @@ def test_what_is_no_run_is_told_what_to_type(trained, tmp_path, sentei):
     assert "x is a comparison, not a run" in sentei("resume", "x").err
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
-    assert "full is not empty and holds no comparison" in sentei(
-        "compare", "base", "--methods", "l1", "--run", "full", *TINY
-    ).err
+    assert (
+        "full is not empty and holds no comparison"
+        in sentei("compare", "base", "--methods", "l1", "--run", "full", *TINY).err
+    )
     assert Path("full/notes.txt").read_text() == "mine"
 
 

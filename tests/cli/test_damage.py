@@ -17,7 +17,9 @@ from sentei.sealed import sealed_json, sealed_yaml
 from sentei.tensorfile import read_tensors, write_tensors
 from tests.cli.conftest import QUICK
 
-FLIPS, CHANGES = 300, 200
+FLIPS = 100
+MANY = pytest.param(10, marks=pytest.mark.slow)
+"""Times as many changes."""
 
 
 @pytest.fixture(scope="module")
@@ -116,21 +118,22 @@ def changed(tree, rng: random.Random):
     return tree
 
 
+@pytest.mark.parametrize("times", [1, MANY])
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("run", ["trained", "pruned"])
-def test_no_change_of_structure_gives_a_traceback(run, sealed, sentei, request, tmp_path):
+def test_no_change_of_structure_gives_a_traceback(run, sealed, times, sentei, request, tmp_path):
     """`sealed` forges the checksum too: the schema has to hold alone, and what is still a valid file may be read."""
     folder = tmp_path / "x"
     shutil.copytree(request.getfixturevalue(run), folder)
     config, summary = yaml.safe_load((folder / "config.yaml").read_text()), runfiles.read_summary(folder)
     config.pop("sha256")
     rng = random.Random(1)
-    for _ in range(CHANGES // 2):
+    for _ in range(30 * times):
         text = yaml.safe_dump(changed(config, rng), sort_keys=False)
         (folder / "config.yaml").write_bytes(sealed_yaml(text) if sealed else text.encode())
         survives(sealed, lambda: saved_command(folder))
     (folder / "config.yaml").write_bytes(sealed_yaml(yaml.safe_dump(config, sort_keys=False)))
-    for _ in range(CHANGES // 2):
+    for _ in range(30 * times):
         other = changed(summary, rng)
         (folder / "summary.json").write_bytes(sealed_json(other) if sealed else json.dumps(other).encode())
         survives(sealed, lambda: runfiles.read_summary(folder))
@@ -144,14 +147,15 @@ def survives(sealed, read):
     assert sealed, "a changed file was read without a word"
 
 
-def test_commands_survive_forged_files(sentei, pruned, tmp_path):
+@pytest.mark.parametrize("times", [1, MANY])
+def test_commands_survive_forged_files(times, sentei, pruned, tmp_path):
     """A forged config that fits the schema may still say nonsense: the commands refuse it, they do not crash."""
     folder = tmp_path / "x"
     shutil.copytree(pruned, folder)
     config, summary = yaml.safe_load((folder / "config.yaml").read_text()), runfiles.read_summary(folder)
     config.pop("sha256")
     rng = random.Random(2)
-    for i in range(40):
+    for i in range(15 * times):
         text = yaml.safe_dump(changed(config, rng), sort_keys=False)
         (folder / "config.yaml").write_bytes(sealed_yaml(text))
         (folder / "summary.json").write_bytes(sealed_json(changed(summary, rng)))

@@ -3,11 +3,12 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -23,7 +24,7 @@ def test_python_blocks_run(page, tmp_path):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "page.py").write_text("\n".join(blocks))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # a process of its own: pages register rules and methods
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = forked.run([sys.executable, "page.py"], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,10 +4,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ import torch
 from sentei.cli import main
 from sentei.train.journal import Journal
 from tests.cli.conftest import QUICK, Killed
+from tests.forked import Popen
 
 RESULTS = ("model.safetensors", "plan.json")
 TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64, "--steps", 2)
@@ -32,7 +33,8 @@ COMMANDS = {
 }
 
 
-STRIDES = {"train": 1, "prune": 2, "search": 3}
+STRIDES = {"train": 3, "prune": 3, "search": 5}
+"""Odd, so that deaths before and after a write take turns."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -78,7 +80,7 @@ def test_kill_9_of_a_real_process(trained, tmp_path, capsys):
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "sentei.cli"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen([*command, *arguments, "--run", folder], env=environment, stdout=subprocess.DEVNULL)
+    first = Popen([*command, *arguments, "--run", folder], env=environment, stdout=DEVNULL)
     wait_for(folder / "journal.jsonl", '"name": "finetune"', first)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
@@ -93,13 +95,12 @@ def test_kill_9_of_a_real_process(trained, tmp_path, capsys):
 
 def test_kill_9_in_the_middle_of_a_search(trained, tmp_path):
     """The journal of a search that was killed and resumed equals that of one that was not."""
-    search = (*SEARCH, 20, "--executor", "process", "--processes", 2)
-    arguments = [str(a) for a in ("prune", trained, *search)]
+    arguments = [str(a) for a in ("prune", trained, *SEARCH, 12)]
     assert main([*arguments, "--run", str(tmp_path / "whole")]) == 0
-    folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "sentei.cli", *arguments, "--run", folder]
-    first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-    wait_for(folder / "journal.jsonl", '"number": 9', first)
+    folder, workers = tmp_path / "killed", ("--executor", "process", "--processes", "2")
+    command = [sys.executable, "-m", "sentei.cli", *arguments, *workers, "--run", folder]
+    first = Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=DEVNULL)
+    wait_for(folder / "journal.jsonl", '"number": 4', first)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     assert main(["resume", str(folder)]) == 0
@@ -140,10 +141,8 @@ def test_ctrl_c_in_a_search_says_how_to_go_on(sentei, trained, monkeypatch):
 def test_two_processes_cannot_work_on_one_run(trained, tmp_path, capsys):
     folder = tmp_path / "busy"
     arguments = [str(a) for a in ("prune", trained, *TINY, "--epochs", 50, "--run", folder)]
-    first = subprocess.Popen(
-        [sys.executable, "-m", "sentei.cli", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
+    first = Popen(
+        [sys.executable, "-m", "sentei.cli", *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=DEVNULL
     )
     try:
         wait_for(folder / "journal.jsonl", '"name": "finetune"', first)
@@ -156,7 +155,7 @@ def test_two_processes_cannot_work_on_one_run(trained, tmp_path, capsys):
     assert not (folder / ".lock").exists()
 
 
-def wait_for(file: Path, text: str, process: subprocess.Popen) -> None:
+def wait_for(file: Path, text: str, process: Popen) -> None:
     for _ in range(6000):
         if file.exists() and text in file.read_text():
             return

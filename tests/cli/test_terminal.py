@@ -6,13 +6,14 @@ import pty
 import re
 import select
 import struct
-import subprocess
 import sys
 import termios
 import time
 
 import pyte
 import pytest
+
+from tests.forked import Popen
 
 
 def on_terminal(arguments, columns: int, rows: int = 24) -> tuple[int, list[str], str]:
@@ -21,7 +22,7 @@ def on_terminal(arguments, columns: int, rows: int = 24) -> tuple[int, list[str]
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
     command = [sys.executable, "-m", "sentei.cli", *map(str, arguments)]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True)
+    process = Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True)
     os.close(theirs)
     written, end = b"", time.monotonic() + 240
     while time.monotonic() < end:

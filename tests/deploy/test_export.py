@@ -43,12 +43,16 @@ def exported(model, example, path, **more) -> sentei.Exported:
     return sentei.export(model, example, path, **{"format": "numbers", **more})
 
 
-# -- the three networks of the fast suite
+# -- the networks of the fast suite
 
 
 @pytest.mark.parametrize(
     ("name", "free"),
-    [("resnet18", {"batch": "dynamic", "image": "dynamic"}), ("mobilenet_v2", {}), ("shufflenet_v2_x1_0", {})],
+    [
+        ("resnet18", {"batch": "dynamic", "image": "dynamic"}),
+        ("shufflenet_v2_x1_0", {}),
+        pytest.param("mobilenet_v2", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_onnx_computes_what_the_network_computes(name, free, tmp_path):
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")

@@ -79,7 +79,9 @@ def test_what_the_forward_keeps_is_kept_by_copies(used: bool) -> None:
 
 
 def test_a_detector_runs_after_a_refused_trace() -> None:
-    model = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3).eval()
+    model = torchvision.models.detection.fcos_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=3, min_size=96, max_size=96
+    ).eval()
     before = plain(model)
     with pytest.raises(SenteiError) as refusal:
         trace(model, ([torch.rand(3, 64, 64)],))

@@ -18,11 +18,12 @@ from sentei.graph.outputs import output_tensors
 from sentei.supernet.stages import find_stages
 from sentei.surgery import fold
 from sentei.surgery.scales import rescale, unsilenced
+from tests.amount import examples
 from tests.proof import alike, outputs, random_plan, relative_error, same_bits, state
 from tests.random_networks import Drawn, conv, networks, randomise
 
 SEEDS = st.integers(0, 2**16)
-FEW = settings(max_examples=12)
+FEW = settings(max_examples=examples(8))
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -81,7 +82,7 @@ def silenced(model: nn.Module, graph: sentei.ChannelGraph, plan: sentei.Plan) ->
 # -- the graph
 
 
-@settings(max_examples=6)
+@settings(max_examples=examples(4))
 @given(networks(), SEEDS)
 def test_a_part_that_is_the_whole_changes_nothing(network: Drawn, seed: int):
     model, inputs = network.model, network.inputs

@@ -31,20 +31,20 @@ def measured(three, data, run=None, **options):
 
 
 def test_every_proxy_is_held_against_real_trainings(three, data):
-    found = measured(three, data, across=2, seeds=2)
+    found = measured(three, data, structures=3, across=1, seeds=2)
     full = sentei.trace(three, torch.zeros(1, 1, 8, 8)).cost().macs
     assert set(found["proxies"]) == set(PROXIES)
     rows = found["structures"]
-    assert [r["band"] for r in rows] == [True] * 4 + [False] * 2
+    assert [r["band"] for r in rows] == [True] * 3 + [False]
     assert all(abs(r["macs"] / (0.5 * full) - 1) <= 0.05 for r in rows if r["band"])
-    assert len({tuple(r["widths"]) for r in rows}) == 6
+    assert len({tuple(r["widths"]) for r in rows}) == 4
     assert all(len(r["real"]) == 2 and 0 <= min(r["real"]) <= 1 for r in rows)
     real = np.array([np.mean(r["real"]) for r in rows])
     for name, p in found["proxies"].items():
         said = np.array([r[name] for r in rows])
         assert len(set(said)) > 1, name
-        if np.ptp(real[:4]) and np.ptp(said[:4]):
-            assert p["tau"] == pytest.approx(stats.kendalltau(said[:4], real[:4]).statistic)
+        if np.ptp(real[:3]) and np.ptp(said[:3]):
+            assert p["tau"] == pytest.approx(stats.kendalltau(said[:3], real[:3]).statistic)
         assert p["low"] <= p["high"]
     assert -1 <= found["agreement"] <= 1
     json.dumps(found)

@@ -74,14 +74,16 @@ def spied(data: Data) -> Iterator[tuple[Data, Spy]]:
     hook.remove()
 
 
-@pytest.mark.parametrize("case", CASES)
+ALIKE = ("random", "l2", "bn_scale", "fpgm")
+"""These cut once by a score that trains nothing, as uniform and l1 do."""
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in ALIKE)) for c in CASES])
 def test_the_count_is_what_a_spy_has_seen(case, digitsnet, spied):
     data, spy = spied
     method, options, phase, before = CASES[case]
     budget = None if "rho" in options else Budget(macs=0.6)
-    summary = prune(
-        digitsnet, data, method=method, budget=budget, recipe=RECIPE, constraints=FINE, **options
-    ).summary
+    summary = prune(digitsnet, data, method=method, budget=budget, recipe=RECIPE, constraints=FINE, **options).summary
     images = summary["images_trained"]
     assert images["total"] == spy.stepped == sum(v for k, v in images.items() if k != "total")
     assert images[phase] == before + (2 * EPOCH if phase == "finetune" else 0)

@@ -20,7 +20,7 @@ from sentei.runfiles import read_summary
 from sentei.train import Recipe, evaluate
 
 FREE = Constraints(round_to=1, max_ratio=0.9)
-RECIPE = Recipe(epochs=2, batch_size=64, lr=0.05)
+RECIPE = Recipe(epochs=2, batch_size=64, lr=0.05, limit=640)
 HALF = sentei.Budget(macs=0.5)
 
 

@@ -20,7 +20,7 @@ from sentei.speed.latency import Timing
 from sentei.train import Recipe
 
 ONE = Constraints(round_to=1, max_ratio=0.9)
-QUICK = Recipe(epochs=1, batch_size=64, lr=0.02)
+QUICK = Recipe(epochs=1, batch_size=64, lr=0.02, limit=320)
 OPTIONS: dict[str, dict[str, Any]] = {
     "l1": {},
     "uniform": {},

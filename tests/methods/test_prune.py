@@ -27,9 +27,15 @@ def model():
     return build_model("digitsnet")
 
 
+SHORT = {
+    **{method: {"evaluations": 16} for method in ("abc", "evolution", "random_search")},
+    "stagewise": {"supernet_epochs": 1, "evaluations": 18, "table_images": 60, "candidates": 4},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_meets_the_budget_and_proves_its_cut(method, model, data):
-    result = prune(model, data, method=method, recipe=RECIPE, images=128)
+    result = prune(model, data, method=method, recipe=RECIPE, images=128, **SHORT.get(method, {}))
     cost, full = result.graph.cost(result.plan), result.graph.cost()
     assert 0.4 * full.macs < cost.macs <= 0.5 * full.macs
     assert sum(p.numel() for p in result.model.parameters()) == cost.params == result.summary["pruned"]["params"]

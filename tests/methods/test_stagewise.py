@@ -1,6 +1,7 @@
 """`method="stagewise"`: budgets, options, refusals before any work, and the same result after a kill at any phase."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -77,20 +78,20 @@ PHASES = ("stagewise", "StageDistances", *(pytest.param(phase, marks=pytest.mark
 
 
 @pytest.fixture(scope="module")
-def expected(three, data, tmp_path_factory):
-    return run(three, data, tmp_path_factory.mktemp("runs") / "whole")
+def whole(three, data, tmp_path_factory):
+    """A finished run, to be left as it is, and its result."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, run(three, data, folder)
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_run_that_is_killed_in_any_phase_goes_on_to_the_same_result(
-    phase, three, data, tmp_path, monkeypatch, expected
-):
+def test_a_run_that_is_killed_in_any_phase_goes_on_to_the_same_result(phase, three, data, tmp_path, monkeypatch, whole):
     kill_in(phase, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(three, data, tmp_path / "killed")
     monkeypatch.undo()
     found = run(three, data, tmp_path / "killed")
-    assert same(found, expected)
+    assert same(found, whole[1])
     told = [json.loads(line) for line in (tmp_path / "killed" / "journal.jsonl").read_text().splitlines()]
     keys = [(r["evaluator"], tuple(r["widths"])) for r in told if r["event"] == "evaluation"]
     assert len(keys) == len(set(keys))
@@ -132,18 +133,18 @@ def stop(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-def test_a_supernet_serves_another_budget(three, data, tmp_path, monkeypatch):
-    run(three, data, tmp_path / "first")
+def test_a_supernet_serves_another_budget(three, data, tmp_path, monkeypatch, whole):
+    shutil.copytree(whole[0], tmp_path / "first")
     monkeypatch.setattr("sentei.methods.stagewise.stagewise.fit", lambda *_, **__: pytest.fail("trained again"))
     again = run(three, data, tmp_path / "again", supernet=str(tmp_path / "first"))
     monkeypatch.undo()
-    assert same(again, run(three, data))
+    assert same(again, whole[1])
     narrower = run(three, data, budget=0.3, supernet=str(tmp_path / "first"))
     assert narrower.graph.cost(narrower.plan).macs <= 0.3 * narrower.graph.cost().macs
 
 
-def test_a_run_that_is_used_is_not_overwritten(three, data, tmp_path):
-    run(three, data, tmp_path / "first")
+def test_a_run_that_is_used_is_not_overwritten(three, data, tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path / "first")
     with pytest.raises(ConfigError, match="is used by this run and cannot be its run directory"):
         run(three, data, tmp_path / "first", supernet=str(tmp_path / "first"), overwrite=True)
     assert (tmp_path / "first/summary.json").exists()
@@ -153,10 +154,9 @@ def test_a_run_that_is_used_is_not_overwritten(three, data, tmp_path):
     ("options", "text"),
     [({"rule": "sandwich"}, "no supernet trained by sandwich"), ({"levels": 7}, "trained with other levels: .*a.0")],
 )
-def test_a_supernet_of_other_settings_is_refused(options, text, three, data, tmp_path):
-    run(three, data, tmp_path / "first")
+def test_a_supernet_of_other_settings_is_refused(options, text, three, data, whole):
     with pytest.raises(CheckpointError, match=text):
-        run(three, data, supernet=str(tmp_path / "first"), **options)
+        run(three, data, supernet=str(whole[0]), **options)
 
 
 def test_the_test_images_are_not_seen_before_the_end(three, data, monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -27,7 +27,6 @@ def in_step(graph: FakeGraph | ChannelGraph, widths: np.ndarray) -> bool:
     return all(len({float(widths[i] / full[i]) for i in bundle}) == 1 for bundle in graph.bundles)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     st.lists(st.sampled_from((4, 6, 12, 32, 48, 96)), min_size=4, max_size=4),
     st.sampled_from(TIED),

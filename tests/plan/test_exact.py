@@ -10,6 +10,7 @@ from torch import nn
 import sentei
 from sentei.errors import PlanError
 from sentei.models import build_model
+from tests.amount import examples
 from tests.random_networks import Block, build, conv, networks
 from tests.surgery.test_cut import Net, X
 
@@ -172,7 +173,7 @@ def test_groups_that_keep_the_same_share_follow(attention):
         sentei.widths(attention, {"stem": 8, "attend": 3})
 
 
-@settings(max_examples=8, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(max_examples=examples(6), suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(networks(), st.randoms(use_true_random=False))
 def test_what_is_said_is_what_is_cut(network, random):
     graph = sentei.trace(network.model, network.inputs)

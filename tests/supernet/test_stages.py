@@ -11,6 +11,7 @@ from sentei.errors import ConfigError
 from sentei.graph.outputs import output_tensors
 from sentei.models import build_model
 from sentei.supernet.stages import find_stages, visiting
+from tests.amount import examples
 from tests.methods.networks import Three
 from tests.proof import random_plan
 from tests.random_networks import networks
@@ -60,7 +61,7 @@ def test_costs_of_a_stage_follow_from_its_own_widths(name):
             assert changed.tolist() == [j == i for j in range(len(stages))], (cost, i)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(10))
 @given(networks())
 def test_random_networks_run_on_from_every_boundary(network):
     """The output follows from a boundary's features, whatever the image was; costs add up; features are untouched."""

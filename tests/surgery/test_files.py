@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import nn
 from sentei import Plan, cut, load, save, trace
 from sentei.errors import CheckpointError, PlanError
 from sentei.surgery import load_plan
+from tests import forked
 from tests.proof import outputs, random_plan, same_bits
 from tests.random_networks import Block, conv, randomise
 
@@ -315,9 +315,8 @@ def test_full_disk_leaves_the_old_files(saved: Path) -> None:
     before = {f.name: f.read_bytes() for f in saved.iterdir()}
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(saved)], env=env, capture_output=True, text=True, check=True
-    )
+    done = forked.run([sys.executable, "-c", FULL_DISK, str(saved)], env=env)
+    assert done.returncode == 0, done.stderr
     assert "refused: could not write" in done.stdout
     assert "free some space" in done.stdout
     assert {f.name: f.read_bytes() for f in saved.iterdir()} == before

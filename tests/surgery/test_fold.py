@@ -14,6 +14,7 @@ from sentei.errors import ConfigError, SurgeryError
 from sentei.graph.outputs import output_tensors
 from sentei.models import build_model
 from sentei.surgery import fold
+from tests.amount import examples
 from tests.random_networks import Block, conv, networks, randomise
 
 
@@ -186,7 +187,7 @@ def test_a_gate_makes_a_constant_vary_unless_it_is_zero():
 
 
 @given(networks(), st.integers(0, 3))
-@settings(max_examples=20, phases=[Phase.generate])  # a failure prints its recipe; shrinking would take minutes
+@settings(max_examples=examples(10), phases=[Phase.generate])  # a failure prints its recipe, which is enough
 def test_random_networks(drawn, seed):
     """BatchNorm scales and whole filters set to zero at random, in networks of every kind: the function stays."""
     generator = torch.Generator().manual_seed(seed)

@@ -21,6 +21,7 @@ from sentei.errors import ConfigError, PlanError, TrainError
 from sentei.graph.outputs import output_tensors
 from sentei.graph.resize import named_tensors, select
 from sentei.surgery import stale
+from tests.amount import examples
 from tests.proof import random_plan
 from tests.random_networks import Block, conv, networks, randomise
 from tests.surgery.test_cut import Net, X
@@ -74,7 +75,7 @@ def assert_slices(optimizer, carried, model, small, cuts, *, skip=(), tolerance=
             assert cut_.untyped_storage().data_ptr() != dense.untyped_storage().data_ptr()
 
 
-@settings(max_examples=10, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(max_examples=examples(6), suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(networks(), st.sampled_from(list(KINDS)), st.integers(0, 99))
 def test_steps_of_a_carried_optimizer_are_slices_of_the_steps_of_the_dense_one(network, kind, seed):
     """In any network: what the same gradients do to the units that stay, in the following steps too."""

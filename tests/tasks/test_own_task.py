@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 import sentei
 from sentei.errors import ConfigError
+from tests import forked
 from tests.tasks.masked_regression import METHODS, Depth, data, pruned, trained
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def model() -> torch.nn.Module:
 def test_every_method_prunes_for_a_task_of_ones_own_and_survives_a_kill(model, method, tmp_path):
     run = tmp_path / method
     command = [sys.executable, "-m", "tests.tasks.masked_regression", method, str(run), str(DEATHS[method])]
-    died = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    died = forked.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert died.returncode == -signal.SIGKILL
     assert list(run.glob("*.ckpt"))
     resumed, whole = pruned(model, method, run), pruned(model, method)

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassJaccardIndex
 
 from sentei.data import Data
 from sentei.errors import TrainError
@@ -48,6 +47,8 @@ def test_an_answered_class_that_no_mask_has_counts_as_zero() -> None:
 
 
 def test_figures_over_batches_are_those_of_torchmetrics() -> None:
+    from torchmetrics.classification import MulticlassJaccardIndex  # takes seconds
+
     scores, mask = random_case()
     figures = Segmentation().measure(Fixed(), zip(scores.split(4), mask.split(4), strict=True))
     expected = MulticlassJaccardIndex(4, average="macro", ignore_index=255)(scores.argmax(1), mask)

@@ -1,7 +1,6 @@
 """The layout of training: no path of ours leads into the convolutions that crash PyTorch in channels_last."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from sentei.layout import arranged, crashing, training_layout
+from tests import forked
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def test_training_survives_the_convolution_that_crashes(vectors: str) -> None:
         "OMP_NUM_THREADS": "1",
     }
     program = Path(__file__).with_name("narrow.py")
-    done = subprocess.run([sys.executable, str(program)], env=env, capture_output=True, text=True)
+    done = forked.run([sys.executable, str(program)], env=env)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     paths = ("trained", "trained_without_channels_last", "cut_and_trained", "scored", "supernet")
     assert done.stdout.splitlines() == [f"{path} []" for path in paths]

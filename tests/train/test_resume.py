@@ -2,11 +2,11 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 import torch
@@ -19,15 +19,16 @@ from sentei.models import build_model
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import load_checkpoint
 from sentei.train.journal import Journal
+from tests.forked import Popen
 
 SCRIPT = Path(__file__).with_name("resumable.py")
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def start(run_dir: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(run_dir: Path, out: Path) -> Popen:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), str(run_dir), str(out)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    return Popen(command, env=environment, stdout=DEVNULL)
 
 
 def epochs_in(run_dir: Path) -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
+from torchvision import models
+from torchvision.models.resnet import Bottleneck
 
 from sentei.models import build_model
 from tests.random_networks import randomise
 
 NO_INIT = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
-CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
-SEGMENTATION = torchvision.models.list_models(module=torchvision.models.segmentation)
+CLASSIFIERS = models.list_models(module=models)
+SEGMENTATION = models.list_models(module=models.segmentation)
 
 TIMM = """
 convnext_atto convnextv2_atto convmixer_768_32 cspresnet50 cspdarknet53 cs3darknet_s darknet53 densenet121 dla34
@@ -29,6 +31,11 @@ QUICK = {"resnet18": 64, "sentei:vgg16": 32, "mobilenet_v2": 64, "mobilenet_v3_s
          "googlenet": 64, "shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "mnasnet0_5": 64, "efficientnet_b0": 64,
          "regnet_y_400mf": 64, "timm:convnext_atto": 64, "resnext50_32x4d": 64}  # fmt: skip
 """One model of each family, with an input size that keeps the quick suite quick."""
+SHALLOW: dict[str, Callable[[], nn.Module]] = {
+    "densenet121": lambda: models.DenseNet(block_config=(3, 3, 3, 3)),
+    "resnext50_32x4d": lambda: models.ResNet(Bottleneck, [1, 2, 1, 1], groups=32, width_per_group=4),
+}
+"""The same with fewer blocks, where they repeat each other; the slow suite takes them whole."""
 
 
 def build(name: str, size: int | None = None) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -41,9 +48,11 @@ def build(name: str, size: int | None = None) -> tuple[nn.Module, tuple[torch.Te
 
         model = timm.create_model(name.removeprefix("timm:"), pretrained=False)
         shape = model.default_cfg["input_size"]
+    elif size is not None and name in SHALLOW:
+        model, shape = SHALLOW[name](), (3, size, size)
     else:
         kwargs: dict[str, Any] = {"weights_backbone": None} if name in SEGMENTATION else {}
-        model = torchvision.models.get_model(name, weights=None, **kwargs, **NO_INIT.get(name, {}))
+        model = models.get_model(name, weights=None, **kwargs, **NO_INIT.get(name, {}))
         shape = (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
     if size is not None:
         shape = (3, size, size)
