@@ -9,6 +9,7 @@ for that never depend on the budget, hence a smaller budget never yields a large
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Literal, get_args
@@ -23,6 +24,8 @@ from sentei.plan.plan import Plan
 from sentei.plan.ranking import Load, Rank, Scores, by_score, by_score_per_cost, evenly
 
 FILL = 0.99
+AT_ONCE = 32
+"""Places of an order at which the cost is computed together."""
 UNITS = {
     "macs": "MACs",
     "params": "parameters",
@@ -232,9 +235,12 @@ def _descend(load: Load, ladder: Ladder, order: np.ndarray) -> tuple[np.ndarray,
     if load(ladder.full) <= 1:
         return ladder.full, "the full model is within the budget, so nothing was removed"
     low, high = 0, len(order)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if load(ladder.without(order[:middle])) <= 1 else (middle, high)
+    while high - low > 1:  # many places at once: that costs little more than one
+        places = np.unique(np.linspace(low, high, min(AT_ONCE, high - low) + 1).astype(np.int64))[1:-1]
+        met = np.flatnonzero(load(ladder.after_each(order, places)) <= 1)
+        first = met[0] if len(met) else len(places)
+        low = int(places[first - 1]) if first else low
+        high = int(places[first]) if first < len(places) else high
     widths = _refine(load, ladder, order[:high])
     return widths, _note(float(load(widths)))
 
@@ -242,12 +248,13 @@ def _descend(load: Load, ladder: Ladder, order: np.ndarray) -> tuple[np.ndarray,
 def _load(graph: ChannelGraph, budget: Budget) -> Load:
     refuse_other(budget)
     limits = budget.resolve(graph)
+    # A count that rounds down to zero still has to tell zero from more.
+    least = {name: limit if name == "latency_ms" else max(limit, 0.5) for name, limit in limits.items()}
 
     def load(widths: np.ndarray) -> np.ndarray:
         costs = graph.costs(widths)
-        # A count that rounds down to zero still has to tell zero from more.
-        least = {name: limit if name == "latency_ms" else max(limit, 0.5) for name, limit in limits.items()}
-        return np.max([getattr(costs, name) / limit for name, limit in least.items()], axis=0)
+        shares: list[np.ndarray] = [getattr(costs, name) / limit for name, limit in least.items()]
+        return functools.reduce(np.maximum, shares)
 
     return load
 

@@ -12,7 +12,7 @@ from torch import nn
 from sentei.data import Data
 from sentei.methods.common.pruning import Pruning
 from sentei.plan import Budget, Plan
-from sentei.search.jobs import Where, count_workers, worker_threads
+from sentei.search.jobs import Crew, Where, count_workers, worker_threads
 from sentei.train import Recipe
 
 
@@ -36,6 +36,8 @@ class Found:
 
 CHANGES_NOTHING = {"changes": "nothing"}
 """Metadata of a field that the result does not depend on: a run may be resumed with another value."""
+WHETHER = {"changes": "whether"}
+"""Metadata of a field of which a run only has to know whether it was given."""
 
 
 class Method(ABC):
@@ -90,10 +92,16 @@ class InWorkers(Method):
 
     executor: Where
     processes: int | None
+    worker_cpus: float | None
+    worker_gpus: float | None
 
     @property
     def workers(self) -> int:
         return count_workers(self.executor, self.processes)
+
+    @property
+    def crew(self) -> Crew:
+        return Crew(self.executor, self.workers, self.worker_cpus, self.worker_gpus)
 
     @property
     def worker_threads(self) -> int | None:
@@ -109,7 +117,8 @@ def settings_of(method: Any) -> dict[str, Any]:
 def deciding(method: Any) -> dict[str, Any]:
     """Those of its settings that decide the result."""
     free = {f.name for f in fields(method) if f.metadata == CHANGES_NOTHING}
-    return {name: value for name, value in settings_of(method).items() if name not in free}
+    found = {name: value for name, value in settings_of(method).items() if name not in free}
+    return found | {f.name: True for f in fields(method) if f.metadata == WHETHER and found[f.name] is not None}
 
 
 def like(method: Method, settings: Mapping[str, Any]) -> Method:
