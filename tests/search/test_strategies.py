@@ -215,7 +215,7 @@ def test_a_steady_source_is_left_once_by_one_scout():
     told = [p for p, _ in play_steady(bees, lambda s: -float(len(s)), 60, 5, chance=0)]
     scouts = [p for p in told if p.phase == "scout"]
     assert len(scouts) > 4
-    assert set(p.source for p in scouts) == {0, 1}
+    assert {p.source for p in scouts} == {0, 1}
     assert bees.trials.max() <= 3 + 5 + 1
 
 

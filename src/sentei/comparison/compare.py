@@ -16,10 +16,10 @@ from torch import nn
 
 from sentei.comparison.file import Comparison, opened
 from sentei.comparison.finished import row_of
-from sentei.comparison.planned import Ground, Planned, contenders, seeds_of
+from sentei.comparison.planned import Ground, Planned, contenders, in_workers, seeds_of
 from sentei.data import Data
 from sentei.errors import CheckpointError, ConfigError, SenteiError
-from sentei.methods.common.method import Method
+from sentei.methods.common.method import Method, Workers
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Say, silent
 from sentei.methods.prune import data_of, prune
 from sentei.plan import Budget, Constraints
@@ -50,6 +50,7 @@ def compare(
     constraints: Constraints = DEFAULT_CONSTRAINTS,
     distill: bool = False,
     images: int = 2048,
+    workers: Workers | None = None,
     optimizer: Factory | None = None,
     source: str | None = None,
     command: Command | None = None,
@@ -73,6 +74,7 @@ def compare(
         budgets: a number means MACs, as in `Budget(macs=...)`.
         seeds: so many, counted from that of the recipe, or the seeds themselves. They decide everything random.
         settings: settings of the methods by label, such as `{"abc": {"evaluations": 50}}`.
+        workers: where the methods that measure structures do so; settings that name an executor of their own keep it.
         command: what `sentei resume` needs to go on with a run, of the run and the total of training images.
 
     The other arguments are those of `sentei.prune`. Raises ConfigError, before any work, for settings out of range, for
@@ -81,6 +83,7 @@ def compare(
     """
     say, data = say or silent, data_of(data)
     methods_by_label, added = contenders(methods, settings or {})
+    methods_by_label = in_workers(methods_by_label, workers or Workers())
     limits = dict.fromkeys(b if isinstance(b, Budget) else Budget(macs=b) for b in budgets)
     each = data.epoch_images(recipe.batch_size, recipe.limit)
     total = recipe.epochs * each

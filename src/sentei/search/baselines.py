@@ -7,8 +7,8 @@ import numpy as np
 from sentei.search.space import Levels, Space
 from sentei.search.strategy import Batch, Draft, Proposal, Steps, Strategy
 
-
 BATCH = 16
+"""Structures of a batch of random ones."""
 
 
 class RandomSearch(Strategy):

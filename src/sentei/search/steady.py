@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from sentei.errors import ConfigError, SearchError
 from sentei.search.engine import Search, record_of, value_of
@@ -119,4 +118,3 @@ class SteadySearch(Search):
     def _note_best(self) -> None:
         if not self.curve or self.curve[-1][0] != len(self.records):
             self.curve.append((len(self.records), self.strategy.best_fitness))
-

@@ -126,7 +126,8 @@ class Strategy(ABC):
         )
 
     def learned(self, proposal: Proposal, fitness: float) -> None:
-        """Hear what came of a proposal; to be written together with `draft`."""
+        """Hear what came of a proposal; to be written together with `draft`, by those that want to know."""
+        return
 
     def fresh(self, propose: Callable[[], Levels]) -> Levels | None:
         """The first of `propose()` that was not proposed before, failing that a random one; None if none is left."""

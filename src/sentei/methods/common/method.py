@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -85,6 +85,32 @@ class Method(ABC):
     @abstractmethod
     def find(self, pruning: Pruning) -> Found:
         """Choose what goes, from training and validation images only, and cut it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where methods measure structures, for several methods at once.
+
+    >>> Workers(executor="ray", processes=64, worker_gpus=0.25).of(("executor", "processes"))
+    {'executor': 'ray', 'processes': 64}
+    """
+
+    executor: Where = "here"
+    """Where structures are measured: here, in worker processes of this machine, or on a Ray cluster."""
+    processes: int | None = None
+    """Workers of the executors process and ray; one for each processor of this machine unless given."""
+    worker_cpus: float | None = None
+    """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
+    worker_gpus: float | None = None
+    """GPUs of each worker on a Ray cluster, 0.25 for four workers on each GPU; its share of them unless given."""
+
+    def __post_init__(self) -> None:
+        Crew(self.executor, count_workers(self.executor, self.processes), self.worker_cpus, self.worker_gpus)
+
+    def of(self, known: Iterable[str]) -> dict[str, Any]:
+        """What was asked for, of the options that a method knows."""
+        asked = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        return {name: value for name, value in asked.items() if name in set(known)}
 
 
 class InWorkers(Method):

@@ -98,9 +98,9 @@ class Stagewise(InWorkers):
     executor: Where = field(default="here", metadata=CHANGES_NOTHING)
     """Where structures are measured: here, in worker processes of this machine, or on a Ray cluster."""
     pending: int | None = field(default=None, metadata=WHETHER)
-    """With search abc, evolution or random: Propose a structure as soon as one returns, with so many out at any time, instead of batch by batch: no worker waits
-    for another. The result then depends on the order of answers, which the run keeps. A resumed run may have another
-    number, but not none."""
+    """With search abc, evolution or random: propose a structure as soon as one returns, with so many out at any time,
+    instead of batch by batch. The result then depends on the order of answers, which the run keeps. A resumed run may
+    have another number, but not none."""
     processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
     """Workers of the executors process and ray; one for each processor of this machine unless given."""
     worker_cpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
