@@ -172,7 +172,8 @@ def environment():
     path = os.pathsep.join(p for p in [*sys.path, os.getcwd()] if p)
     health = {"initial_delay_ms": 5000, "period_ms": 1000, "timeout_ms": 5000, "failure_threshold": 3}
     return {
-        **os.environ, "PYTHONPATH": path, "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **os.environ, "PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         **{f"RAY_health_check_{name}": str(value) for name, value in health.items()},
     }  # fmt: skip
 

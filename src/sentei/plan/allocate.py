@@ -112,7 +112,7 @@ def rescaler(
     """
     constraints = constraints or Constraints()
     ladder = constraints.ladder(graph)
-    middle, load = (ladder.before + ladder.after) / 2, _load(graph, budget)
+    middle, load = (ladder.before + ladder.after) / 2, _remembered(_load(graph, budget))
     _check_reachable(graph, budget, constraints, ladder)
 
     def onto(target: np.ndarray) -> np.ndarray:
@@ -236,7 +236,8 @@ def _descend(load: Load, ladder: Ladder, order: np.ndarray) -> tuple[np.ndarray,
         return ladder.full, "the full model is within the budget, so nothing was removed"
     low, high = 0, len(order)
     while high - low > 1:  # many places at once: that costs little more than one
-        places = np.unique(np.linspace(low, high, min(AT_ONCE, high - low) + 1).astype(np.int64))[1:-1]
+        step = -(-(high - low) // AT_ONCE)
+        places = np.arange(low + step, high, step)
         met = np.flatnonzero(load(ladder.after_each(order, places)) <= 1)
         first = met[0] if len(met) else len(places)
         low = int(places[first - 1]) if first else low
@@ -257,6 +258,23 @@ def _load(graph: ChannelGraph, budget: Budget) -> Load:
         return functools.reduce(np.maximum, shares)
 
     return load
+
+
+def _remembered(load: Load) -> Load:
+    """The same without computing it again for widths [n_groups] that were asked for lately."""
+    known: dict[bytes, np.ndarray] = {}
+
+    def again(widths: np.ndarray) -> np.ndarray:
+        if widths.ndim > 1:
+            return load(widths)
+        key = np.asarray(widths, np.int64).tobytes()
+        if key not in known:
+            if len(known) >= AT_ONCE:
+                known.clear()
+            known[key] = load(widths)
+        return known[key]
+
+    return again
 
 
 def _refine(load: Load, ladder: Ladder, removals: np.ndarray) -> np.ndarray:
