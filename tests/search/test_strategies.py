@@ -3,27 +3,28 @@
 import numpy as np
 import pytest
 
-from sentei.search import Colony, Evolution, RandomSearch, Space
+from sentei.errors import ConfigError
+from sentei.search import Batch, Colony, Evolution, RandomSearch, Space, Strategy
 from sentei.search.colony import rank_probability, visit_probability
-from sentei.search.testing import StrategyConformance, Synthetic, play, small_space
+from sentei.search.testing import SteadyConformance, Synthetic, play, play_steady, small_space
 
 
-class TestColony(StrategyConformance):
+class TestColony(SteadyConformance):
     def strategy(self, space, **options):
         return Colony(space, **options)
 
 
-class TestPaperColony(StrategyConformance):
+class TestPaperColony(SteadyConformance):
     def strategy(self, space, **options):
         return Colony(space, onlookers="fitness", abandon_after=1, sources=4, moved=1, guide=0, **options)
 
 
-class TestEvolution(StrategyConformance):
+class TestEvolution(SteadyConformance):
     def strategy(self, space, **options):
         return Evolution(space, **options)
 
 
-class TestRandomSearch(StrategyConformance):
+class TestRandomSearch(SteadyConformance):
     def strategy(self, space, **options):
         return RandomSearch(space, **options)
 
@@ -176,3 +177,52 @@ def test_not_a_number_counts_as_failed():
     bees.ask()
     bees.tell([float("nan"), 0.2, float("nan")])
     assert bees.best_fitness == 0.2
+
+
+def test_steady_evolution_breeds_from_the_best_answered_so_far():
+    space = grid(10, 10, 10, 10)
+    fitness = Synthetic(space, (9, 0, 9, 0))
+    evolution = Evolution(space, population=6, parents=2, seed=1)
+    told = [p for p, _ in play_steady(evolution, fitness, 60, 4)]
+    assert [p.phase for p in told] == ["first"] * 6 + ["evolution"] * 54
+    best_two = sorted((fitness(p.levels) for p in told), reverse=True)[:2]
+    assert [value for value, _ in evolution.elite] == best_two
+
+
+def test_steady_bees_fly_in_the_order_of_their_phases_and_settle_where_they_started():
+    bees = Colony(grid(10, 10, 10), sources=3, cycles=2, abandon_after=50, seed=4)
+    told = [p for p, _ in play_steady(bees, lambda s: float(sum(s)), 100, 1)]
+    assert [p.phase for p in told] == ["sources"] * 3 + (["employed"] * 3 + ["onlooker"] * 3) * 2
+    assert [p.source for p in told if p.phase == "employed"] == [0, 1, 2] * 2
+    assert [p.cycle for p in told] == [0] * 3 + [1] * 6 + [2] * 6
+    placed = {p.levels for p in told}
+    assert set(bees.sources) <= placed
+    assert bees.fitness.tolist() == [float(sum(s)) for s in bees.sources]
+    assert max(bees.fitness) == max(float(sum(p.levels)) for p in told)
+
+
+def test_steady_sources_are_the_best_of_all_that_were_out_at_first():
+    bees = Colony(grid(10, 10, 10), sources=3, seed=4)
+    first = [bees.propose() for _ in range(20)]
+    assert {p.phase for p in first} == {"sources"}
+    for p in reversed(first):
+        bees.learn(p, float(sum(p.levels)))
+    assert sorted(bees.fitness) == sorted(float(sum(p.levels)) for p in first)[-3:]
+
+
+def test_a_steady_source_is_left_once_by_one_scout():
+    bees = Colony(grid(10, 10, 10, 10), sources=2, abandon_after=3, seed=4)
+    told = [p for p, _ in play_steady(bees, lambda s: -float(len(s)), 60, 5, chance=0)]
+    scouts = [p for p in told if p.phase == "scout"]
+    assert len(scouts) > 4
+    assert {p.source for p in scouts} == {0, 1}
+    assert bees.trials.max() <= 3 + 5 + 1
+
+
+def test_a_strategy_of_whole_batches_says_that_it_has_no_steady_state():
+    class Whole(Strategy):
+        def steps(self):
+            yield Batch("all", 0, [(0, 0)])
+
+    with pytest.raises(ConfigError, match="Whole proposes whole batches and has no steady state: leave out pending"):
+        Whole(grid(3, 3)).propose()

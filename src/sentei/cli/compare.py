@@ -36,6 +36,7 @@ from sentei.comparison.planned import Planned
 from sentei.comparison.tables import comparison_tables, remarks, runs_table, seen, timed
 from sentei.console import say, screen
 from sentei.errors import ConfigError
+from sentei.methods.common.method import Workers
 from sentei.methods.registry import method_of, named
 from sentei.plan import Budget
 from sentei.runfiles import is_started
@@ -86,6 +87,7 @@ class Compare:
     """Training images for BatchNorm recalibration and for scores that need data."""
     distill: bool = False
     """Fine-tune with the original network as the teacher."""
+    workers: Workers = field(default_factory=Workers)
     code: Code = None
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
@@ -164,6 +166,7 @@ class Compare:
             distill=self.distill,
             images=self.score_images,
             timing=self.clock.timing(),
+            workers=self.workers,
             source=dense.ref,
             command=lambda one, total: options.command(one, total, dense),
             say=say,

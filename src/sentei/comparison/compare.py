@@ -16,11 +16,11 @@ from torch import nn
 
 from sentei.comparison.file import Comparison, opened
 from sentei.comparison.finished import row_of
-from sentei.comparison.planned import Ground, Planned, contenders, seeds_of
+from sentei.comparison.planned import Ground, Planned, contenders, in_workers, seeds_of
 from sentei.comparison.table import measured
 from sentei.data import Data
 from sentei.errors import CheckpointError, ConfigError, SenteiError
-from sentei.methods.common.method import Method
+from sentei.methods.common.method import Method, Workers
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Say, silent
 from sentei.methods.prune import data_of, prune
 from sentei.plan import Budget, Constraints
@@ -53,6 +53,7 @@ def compare(
     distill: bool = False,
     images: int = 2048,
     timing: Timing | None = None,
+    workers: Workers | None = None,
     optimizer: Factory | None = None,
     source: str | None = None,
     command: Command | None = None,
@@ -78,6 +79,7 @@ def compare(
         timing: where budgets of milliseconds are measured. Without a table in it, one is measured once, for all runs,
             and kept in the folder as `latency.json`.
         settings: settings of the methods by label, such as `{"abc": {"evaluations": 50}}`.
+        workers: where the methods that measure structures do so; settings that name an executor of their own keep it.
         command: what `sentei resume` needs to go on with a run, of the run and the total of training images.
 
     The other arguments are those of `sentei.prune`. Raises ConfigError, before any work, for settings out of range, for
@@ -86,6 +88,7 @@ def compare(
     """
     say, data = say or silent, data_of(data)
     methods_by_label, added = contenders(methods, settings or {})
+    methods_by_label = in_workers(methods_by_label, workers or Workers())
     limits = dict.fromkeys(b if isinstance(b, Budget) else Budget(macs=b) for b in budgets)
     each = data.epoch_images(recipe.batch_size, recipe.limit)
     total = recipe.epochs * each

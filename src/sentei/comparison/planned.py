@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -16,11 +16,11 @@ from sentei.comparison.results import REFERENCE, title
 from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.methods import METHODS
-from sentei.methods.common.method import Method, deciding
+from sentei.methods.common.method import Method, Workers, deciding
 from sentei.methods.common.pruning import Pruning
 from sentei.methods.common.summary import measured_task
 from sentei.methods.prune import identity, prepared
-from sentei.methods.registry import name_of
+from sentei.methods.registry import name_of, named
 from sentei.plan import Budget, uniform
 
 Contender = tuple[str | Method, Mapping[str, Any]]
@@ -133,11 +133,11 @@ def contenders(
     >>> contenders(["taylor"], {"taylor": {"steps": 2}})
     ({'uniform': ('uniform', {}), 'taylor': ('taylor', {'steps': 2})}, True)
     """
-    named = methods.items() if isinstance(methods, Mapping) else [
+    given = methods.items() if isinstance(methods, Mapping) else [
         (method if isinstance(method, str) else name_of(method), method) for method in methods
     ]  # fmt: skip
     found: dict[str, Contender] = {}
-    for label, method in named:
+    for label, method in given:
         if not re.fullmatch(r"[A-Za-z0-9][\w.+]*", label):
             raise ConfigError(f"{label!r} is no label for a method; expected letters, digits, '_', '.' and '+'")
         if found.get(label, (method,))[0] != method:
@@ -150,6 +150,22 @@ def contenders(
     if reference not in (REFERENCE, METHODS[REFERENCE]):
         raise ConfigError(f"{REFERENCE} is what all are held against and no label for {reference}; choose another one")
     return {REFERENCE: (REFERENCE, how), **found}, added
+
+
+def in_workers(contenders: Mapping[str, Contender], workers: Workers) -> dict[str, Contender]:
+    """The same methods, those that measure structures with these workers unless their settings name others.
+
+    >>> in_workers({"l1": ("l1", {}), "abc": ("abc", {})}, Workers(executor="process"))
+    {'l1': ('l1', {}), 'abc': ('abc', {'executor': 'process'})}
+    """
+    found: dict[str, Contender] = {}
+    names = [f.name for f in fields(Workers)]
+    for label, (method, options) in contenders.items():
+        kind = named(method) if isinstance(method, str) else method
+        known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+        own = any(name in options or getattr(kind, name, None) not in (None, "here") for name in names)
+        found[label] = (method, options if own else {**workers.of(known), **options})
+    return found
 
 
 def seeds_of(given: int | Sequence[int], first: int) -> list[int]:

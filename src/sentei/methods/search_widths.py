@@ -34,7 +34,7 @@ from sentei.train.checkpoint import digest
 from sentei.train.evaluate import device_of
 
 Evaluate = Callable[[nn.Module], Any]
-OWN = ("evaluations", "genes", "inherit", "executor", "processes")
+OWN = ("evaluations", "genes", "inherit", "pending", "executor", "processes", "worker_cpus", "worker_gpus")
 """Settings of every width search that have a meaning here; the others are about data and recipes."""
 PAPER = ("paper", "alpha")
 
@@ -55,6 +55,7 @@ def search_widths(
     overwrite: bool = False,
     executor: Where = "here",
     processes: int | None = None,
+    pending: int | None = None,
     lower_is_better: bool = False,
     say: Say | None = None,
     progress: bool = False,
@@ -92,9 +93,12 @@ def search_widths(
         overwrite: replace what is in `run_dir`.
         executor: where structures are evaluated, "here", "process" (worker processes) or "ray". The plan does not
             depend on it, as long as `evaluate` does not. processes: how many workers; one a processor unless given.
+        pending: propose a structure as soon as one returns, with so many out at any time, instead of batch by batch: no
+            worker waits for another. The plan then depends on the order of answers, which a `run_dir` keeps.
         lower_is_better: of what `evaluate` returns, a loss for instance.
         say: called with one line for each thing done, `print` for instance. progress: show a bar.
-        options: settings of the method: sources, guide, ... of `Abc`, population, ... of `EvolutionSearch`.
+        options: settings of the method: sources, guide, ... of `Abc`, population, ... of `EvolutionSearch`; and what a
+            worker on a Ray cluster gets, worker_cpus and worker_gpus.
 
     Raises ConfigError for settings out of range, a `run_dir` that is taken and a network without groups to search,
     BudgetError for a budget out of reach, PlanError if graph and model do not fit, SearchError if every structure
@@ -102,6 +106,7 @@ def search_widths(
     """
     how = _method(method, {
         "evaluations": evaluations, "genes": genes, "inherit": inherit, "executor": executor, "processes": processes,
+        "pending": pending,
     }, options)  # fmt: skip
     if not callable(evaluate):
         raise ConfigError(f"evaluate is a {type(evaluate).__name__}; expected a function of the cut network")

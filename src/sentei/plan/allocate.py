@@ -9,6 +9,7 @@ for that never depend on the budget, hence a smaller budget never yields a large
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Literal, get_args
@@ -23,6 +24,8 @@ from sentei.plan.plan import Plan
 from sentei.plan.ranking import Load, Rank, Scores, by_score, by_score_per_cost, evenly
 
 FILL = 0.99
+AT_ONCE = 32
+"""Places of an order at which the cost is computed together."""
 UNITS = {
     "macs": "MACs",
     "params": "parameters",
@@ -109,7 +112,7 @@ def rescaler(
     """
     constraints = constraints or Constraints()
     ladder = constraints.ladder(graph)
-    middle, load = (ladder.before + ladder.after) / 2, _load(graph, budget)
+    middle, load = (ladder.before + ladder.after) / 2, _remembered(_load(graph, budget))
     _check_reachable(graph, budget, constraints, ladder)
 
     def onto(target: np.ndarray) -> np.ndarray:
@@ -232,9 +235,13 @@ def _descend(load: Load, ladder: Ladder, order: np.ndarray) -> tuple[np.ndarray,
     if load(ladder.full) <= 1:
         return ladder.full, "the full model is within the budget, so nothing was removed"
     low, high = 0, len(order)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if load(ladder.without(order[:middle])) <= 1 else (middle, high)
+    while high - low > 1:  # many places at once: that costs little more than one
+        step = -(-(high - low) // AT_ONCE)
+        places = np.arange(low + step, high, step)
+        met = np.flatnonzero(load(ladder.after_each(order, places)) <= 1)
+        first = met[0] if len(met) else len(places)
+        low = int(places[first - 1]) if first else low
+        high = int(places[first]) if first < len(places) else high
     widths = _refine(load, ladder, order[:high])
     return widths, _note(float(load(widths)))
 
@@ -242,14 +249,32 @@ def _descend(load: Load, ladder: Ladder, order: np.ndarray) -> tuple[np.ndarray,
 def _load(graph: ChannelGraph, budget: Budget) -> Load:
     refuse_other(budget)
     limits = budget.resolve(graph)
+    # A count that rounds down to zero still has to tell zero from more.
+    least = {name: limit if name == "latency_ms" else max(limit, 0.5) for name, limit in limits.items()}
 
     def load(widths: np.ndarray) -> np.ndarray:
         costs = graph.costs(widths)
-        # A count that rounds down to zero still has to tell zero from more.
-        least = {name: limit if name == "latency_ms" else max(limit, 0.5) for name, limit in limits.items()}
-        return np.max([getattr(costs, name) / limit for name, limit in least.items()], axis=0)
+        shares: list[np.ndarray] = [getattr(costs, name) / limit for name, limit in least.items()]
+        return functools.reduce(np.maximum, shares)
 
     return load
+
+
+def _remembered(load: Load) -> Load:
+    """The same without computing it again for widths [n_groups] that were asked for lately."""
+    known: dict[bytes, np.ndarray] = {}
+
+    def again(widths: np.ndarray) -> np.ndarray:
+        if widths.ndim > 1:
+            return load(widths)
+        key = np.asarray(widths, np.int64).tobytes()
+        if key not in known:
+            if len(known) >= AT_ONCE:
+                known.clear()
+            known[key] = load(widths)
+        return known[key]
+
+    return again
 
 
 def _refine(load: Load, ladder: Ladder, removals: np.ndarray) -> np.ndarray:

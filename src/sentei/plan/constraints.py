@@ -255,6 +255,15 @@ class Ladder:
         removed = np.bincount(self.group[rungs], (self.before - self.after)[rungs], len(self.full))
         return self.following(self.full - removed.astype(np.int64))
 
+    def after_each(self, order: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Widths after the first of these removals, for each of some rising places, int64 [n_places, n_groups]."""
+        n, removals = len(self.full), order[: places[-1]]
+        part = np.searchsorted(places, np.arange(len(removals)), "right")
+        lost = np.bincount(
+            part * n + self.group[removals], (self.before - self.after)[removals], len(places) * n
+        ).reshape(-1, n)  # fmt: skip
+        return self.following(self.full - lost.cumsum(0).astype(np.int64))
+
     def up(self, widths: np.ndarray) -> np.ndarray:
         """The next larger width of each group, or the same at the top; one group at a time."""
         return np.minimum((widths // self.step + 1) * self.step, self.full)

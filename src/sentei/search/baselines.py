@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from sentei.search.space import Levels, Space
-from sentei.search.strategy import Batch, Steps, Strategy
+from sentei.search.strategy import Batch, Draft, Proposal, Steps, Strategy
+
+BATCH = 16
+"""Structures of a batch of random ones."""
 
 
 class RandomSearch(Strategy):
@@ -15,17 +18,22 @@ class RandomSearch(Strategy):
         cycle = 0
         while True:
             cycle += 1
-            found = [s for s in (self.fresh(lambda: self.space.random(self.rng)) for _ in range(16)) if s is not None]
+            drawn = (self.fresh(lambda: self.space.random(self.rng)) for _ in range(BATCH))
+            found = [s for s in drawn if s is not None]
             if not found:
                 return
             yield Batch("random", cycle, found)
+
+    def draft(self) -> Draft:
+        return "random", 1 + self.proposed // BATCH, self.fresh(lambda: self.space.random(self.rng)), -1
 
 
 class Evolution(Strategy):
     """Mutation and crossover of the best so far, as in MetaPruning (Liu et al. 2019, arXiv 1903.10258).
 
     Each generation is bred from the `parents` best structures seen: half by redrawing each gene of one parent with
-    probability `mutation`, half by taking each gene from one of two parents.
+    probability `mutation`, half by taking each gene from one of two parents. One by one, the parents are the best of
+    what has been answered so far.
     """
 
     def __init__(
@@ -55,12 +63,21 @@ class Evolution(Strategy):
             bred = (self.fresh(self._mutated if i % 2 == 0 else self._crossed) for i in range(self.population))
             brood = [s for s in bred if s is not None]
 
+    def draft(self) -> Draft:
+        generation = self.proposed // self.population
+        if not generation or not self.elite:
+            return "first", generation, self.fresh(lambda: self.space.random(self.rng)), -1
+        return "evolution", generation, self.fresh(self._crossed if self.proposed % 2 else self._mutated), -1
+
+    def learned(self, proposal: Proposal, fitness: float) -> None:
+        self.elite = sorted([*self.elite, (fitness, proposal.levels)], key=lambda pair: -pair[0])[: self.parents]
+
     def _parent(self) -> np.ndarray:
         return np.array(self.elite[self.rng.integers(len(self.elite))][1], np.float64)
 
     def _mutated(self) -> Levels:
         parent = self._parent()
-        drawn = self.rng.integers([len(c) for c in self.space.choices])
+        drawn = self.rng.integers(self.space.sizes)
         changed = self.rng.random(len(parent)) < self.mutation
         changed[self.rng.integers(len(parent))] = True
         return self.space.nearest(np.where(changed, drawn, parent))

@@ -6,6 +6,7 @@ a source that no move has improved more than `abandon_after` times is left, and 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from functools import partial
 from typing import Literal, get_args
@@ -14,13 +15,17 @@ import numpy as np
 
 from sentei.errors import ConfigError
 from sentei.search.space import Levels, Space
-from sentei.search.strategy import Batch, Steps, Strategy
+from sentei.search.strategy import Batch, Draft, Proposal, Steps, Strategy
 
 Onlookers = Literal["fitness", "rank"]
 
 
 class Colony(Strategy):
     """The bees. All moves of a phase start from the state at its beginning, so that they can be evaluated at once.
+
+    One by one, a bee flies off as soon as one returns, from the sources as they are then: the employed bees of a cycle,
+    then its onlookers; a scout as soon as a source is to be left. While the first sources are still out, more of them
+    are tried, and the best stay.
 
     Args:
         sources: n, structures that are improved side by side.
@@ -58,6 +63,10 @@ class Colony(Strategy):
         self.sources: list[Levels] = []
         self.fitness = np.zeros(0)
         self.trials = np.zeros(0, np.int64)
+        self.cycle = 0
+        self._employed: deque[int] = deque()
+        self._onlookers: deque[int] | None = deque()
+        self._scouted: set[int] = set()
 
     def steps(self) -> Steps:
         self.sources = [s for s in (self.fresh(self._scout) for _ in range(self.n)) if s is not None]
@@ -110,7 +119,7 @@ class Colony(Strategy):
     def settle(self, j: int, levels: Levels, fitness: float) -> None:
         """Greedy choice: a better place replaces source j and its counter starts anew; otherwise the counter rises."""
         if fitness > self.fitness[j]:
-            self.sources[j], self.fitness[j], self.trials[j] = levels, fitness, 0
+            self._place(j, levels, fitness)
         else:
             self.trials[j] += 1
 
@@ -127,10 +136,51 @@ class Colony(Strategy):
         if scouts:
             fitness = yield Batch("scout", cycle, [levels for _, levels in scouts])
             for (j, levels), value in zip(scouts, fitness, strict=True):
-                self.sources[j], self.fitness[j], self.trials[j] = levels, value, 0
+                self._place(j, levels, value)
 
     def _scout(self) -> Levels:
         return self.space.random(self.rng)
+
+    # -- one by one
+
+    def draft(self) -> Draft | None:
+        if len(self.sources) < self.n:
+            return "sources", 0, self.fresh(self._scout), -1
+        for j in np.flatnonzero(self.trials > self.abandon_after).tolist():
+            if j not in self._scouted:
+                self._scouted.add(j)
+                return "scout", self.cycle, self.fresh(self._scout), j
+        bee = self._next_bee()
+        return None if bee is None else (bee[0], self.cycle, self.fresh(partial(self._move, bee[1])), bee[1])
+
+    def _next_bee(self) -> tuple[str, int] | None:
+        """The phase and the source of the next move; None after the last cycle."""
+        while True:
+            if self._employed:
+                return "employed", self._employed.popleft()
+            if self._onlookers is None:
+                self._onlookers = deque(self.visits())
+            if self._onlookers:
+                return "onlooker", self._onlookers.popleft()
+            if self.cycle == self.cycles:
+                return None
+            self.cycle, self._employed, self._onlookers = self.cycle + 1, deque(range(self.n)), None
+
+    def learned(self, proposal: Proposal, fitness: float) -> None:
+        j = proposal.source
+        if proposal.phase in ("employed", "onlooker"):
+            self.settle(j, proposal.levels, fitness)
+        elif proposal.phase == "scout":
+            self._scouted.discard(j)
+            self._place(j, proposal.levels, fitness)
+        elif len(self.sources) < self.n:
+            self.sources.append(proposal.levels)
+            self.fitness, self.trials = np.append(self.fitness, fitness), np.append(self.trials, 0)
+        elif fitness > self.fitness.min():
+            self._place(int(self.fitness.argmin()), proposal.levels, fitness)
+
+    def _place(self, j: int, levels: Levels, fitness: float) -> None:
+        self.sources[j], self.fitness[j], self.trials[j] = levels, fitness, 0
 
 
 def visit_probability(fitness: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The search loop: ask the strategy, look up or evaluate, note, tell."""
+"""The search loop: ask the strategy, look up or evaluate, note, tell. `steady` has the one without batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sentei.errors import ConfigError, SearchError
 from sentei.search.jobs import Executor, Job, Outcome
 from sentei.search.space import Levels, Space
 from sentei.search.store import Record, Store
-from sentei.search.strategy import FAILED, Batch, Strategy
+from sentei.search.strategy import FAILED, Batch, Proposal, Strategy
 
 
 class Watch(Protocol):
@@ -73,26 +73,37 @@ class Search:
 
     def run(self) -> SearchResult:
         """Run to the end of the strategy; SearchError if no structure could be evaluated."""
-        done = 0
-        while (batch := self.strategy.ask()) is not None:
-            fitness = self._fitness(batch)
-            self.strategy.tell(fitness)
-            done += len(batch.structures)
-            self.curve.append((done, self.strategy.best_fitness))
-            if self.strategy.best_fitness == FAILED:
-                raise SearchError(
-                    f"none of the first {done} structures could be evaluated; the first failed with: "
-                    f"{self.records[0]['error']}. What failed for good is not tried again: change the settings and "
-                    "start over (--overwrite, overwrite=True)"
-                )
-            if self.watch:
-                self.watch.told(batch, self.strategy.best_fitness)
+        try:
+            self.drive()
+        finally:
+            self.store.sync()
         best = self.strategy.best
         if best is None:
             raise SearchError("the strategy proposed nothing")
         measured = {id(record): record for record in self.records}.values()
         images = int(sum(record.get("images", 0) for record in measured))
         return SearchResult(best, self.space.widths(best), self.strategy.best_fitness, images, self._report())
+
+    def drive(self) -> None:
+        """Ask and tell until the strategy has nothing left to propose."""
+        done = 0
+        while (batch := self.strategy.ask()) is not None:
+            fitness = self._fitness(batch)
+            self.strategy.tell(fitness)
+            done += len(batch.structures)
+            self.curve.append((done, self.strategy.best_fitness))
+            self.refuse_failure(done)
+            if self.watch:
+                self.watch.told(batch, self.strategy.best_fitness)
+
+    def refuse_failure(self, done: int) -> None:
+        """SearchError if none of so many structures could be evaluated."""
+        if self.strategy.best_fitness == FAILED:
+            raise SearchError(
+                f"none of the first {done} structures could be evaluated; the first failed with: "
+                f"{self.records[0]['error']}. What failed for good is not tried again: change the settings and "
+                "start over (--overwrite, overwrite=True)"
+            )
 
     def _fitness(self, batch: Batch) -> list[float]:
         """Fitness of each structure, over the rounds of successive halving."""
@@ -103,7 +114,7 @@ class Search:
             share = 0.5**left
             records = self._evaluate(batch, [widths[i] for i in going], share)
             for i, record in zip(going, records, strict=True):
-                fitness[i] = _value(record)
+                fitness[i] = value_of(record)
             if left:
                 going = sorted(going, key=lambda i: -fitness[i])[: -(-len(going) // 2)]
         # Whoever dropped out must not win by a fitness that was not measured in full.
@@ -120,7 +131,7 @@ class Search:
         if self.watch:
             self.watch.began(batch, len(widths) - len(todo))
         for outcome in self.executor.run(list(todo.values())):
-            record = self.store.add(np.array(outcome.job.widths), share, _record(batch, outcome))
+            record = self.store.add(np.array(outcome.job.widths), share, record_of(batch, outcome))
             if self.watch:
                 self.watch.evaluated(record)
         found = [self.store.get(w, share) for w in widths]
@@ -141,7 +152,8 @@ class Search:
         }
 
 
-def _record(batch: Batch, outcome: Outcome) -> Record:
+def record_of(batch: Batch | Proposal, outcome: Outcome) -> Record:
+    """What the journal says of an outcome."""
     return {
         "number": outcome.job.number,
         "phase": batch.phase,
@@ -153,5 +165,6 @@ def _record(batch: Batch, outcome: Outcome) -> Record:
     }
 
 
-def _value(record: Mapping[str, Any]) -> float:
+def value_of(record: Mapping[str, Any]) -> float:
+    """Fitness of a record."""
     return FAILED if record["error"] is not None else float(record["fitness"])

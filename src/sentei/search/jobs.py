@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from types import TracebackType
+from typing import Literal, Self, get_args
 
 import numpy as np
 
@@ -41,16 +43,70 @@ class Outcome:
     """Whether another attempt would fail alike; not so where memory ran out or a worker died."""
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """Runs jobs on an evaluator it was made with; a context manager that ends its workers."""
 
     workers: int
 
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Have a job done as soon as a worker is free, first come first served."""
+
+    @abstractmethod
+    def take(self) -> Outcome:
+        """Wait for the next outcome of the jobs that were submitted, whichever is ready first."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the workers."""
+
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """One outcome for each job as it is ready, in any order."""
-        ...
+        for job in jobs:
+            self.submit(job)
+        for _ in jobs:
+            yield self.take()
 
-    def close(self) -> None: ...
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Where structures are evaluated, by how many workers, and what each of them gets.
+
+    >>> Crew("ray", 64, gpus=0.25)  # four workers share a GPU, wherever the cluster has any
+    Crew(where='ray', workers=64, cpus=None, gpus=0.25)
+
+    ConfigError for a number that makes no sense there.
+    """
+
+    where: Where = "here"
+    workers: int = 1
+    cpus: float | None = None
+    """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
+    gpus: float | None = None
+    """GPUs of each worker on a Ray cluster, a fraction or a whole number; its share of them unless given."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"workers is {self.workers}; expected 1 or more")
+        if self.where not in get_args(Where):
+            raise ConfigError(f"executor is {self.where!r}; expected 'here', 'process' or 'ray'")
+        if self.where == "here" and self.workers != 1:
+            raise ConfigError(f"one process has one worker, not {self.workers}; choose 'process' or 'ray' for more")
+        for name, value, least in (("worker_cpus", self.cpus, "more than 0"), ("worker_gpus", self.gpus, "0 or more")):
+            if value is not None and self.where != "ray":
+                raise ConfigError(f"{name} is {value} with executor={self.where!r}; it belongs to executor='ray'")
+            if value is not None and (not math.isfinite(value) or value < 0 or (name == "worker_cpus" and value == 0)):
+                raise ConfigError(f"{name} is {value}; expected {least}")
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ConfigError(f"worker_gpus is {self.gpus}; expected a fraction up to 1, or a whole number")
 
 
 def attempt(evaluator: Evaluator, job: Job) -> Outcome:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cloudpickle
 
@@ -14,12 +16,21 @@ from sentei.errors import SearchError
 from sentei.search.evaluators import Evaluator
 
 
-def pack(evaluator: Evaluator) -> bytes:
-    """The evaluator, and the folders from which its code may import."""
+@dataclass(frozen=True)
+class Payload:
+    """A packed evaluator, with its model and data. It is made once for a search and goes to each worker once."""
+
+    evaluator: bytes
+    folders: tuple[str, ...]
+    """Folders from which its code may import."""
+
+
+def pack(evaluator: Evaluator) -> Payload:
+    """The evaluator as bytes; SearchError if it cannot leave this process."""
     with _by_value(_user_modules()):
-        folders = [str(Path(m.__file__).parent) for m in _user_modules() if m.__file__]
+        folders = tuple(str(Path(m.__file__).parent) for m in _user_modules() if m.__file__)
         try:
-            return bytes(cloudpickle.dumps((folders, cloudpickle.dumps(evaluator))))
+            return Payload(cloudpickle.dumps(evaluator), folders)
         except Exception as error:
             raise SearchError(
                 "the model, what its file defines or the function that evaluates it cannot be sent to another process: "
@@ -27,8 +38,8 @@ def pack(evaluator: Evaluator) -> bytes:
             ) from error
 
 
-def unpack(payload: bytes) -> Evaluator:
-    folders, evaluator = cloudpickle.loads(payload)
+def unpack(evaluator: Any, folders: tuple[str, ...]) -> Evaluator:
+    """The evaluator of a payload, whose bytes may lie in any buffer."""
     sys.path.extend(f for f in folders if f not in sys.path)
     found: Evaluator = cloudpickle.loads(evaluator)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -46,37 +47,60 @@ class Space:
         """How many structures the choices allow, before the budget."""
         return math.prod(float(len(c)) for c in self.choices)
 
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Number of choices of each gene, int64 [n_genes]."""
+        return np.array([len(c) for c in self.choices], np.int64)
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """The choices of each gene in a row, filled up with what is wider than any."""
+        table = np.full((len(self), int(self.sizes.max(initial=1)) + 1), np.iinfo(np.int64).max)
+        for row, choices in zip(table, self.choices, strict=True):
+            row[: len(choices)] = choices
+        return table
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return np.arange(len(self))
+
     def widths(self, levels: Sequence[int]) -> np.ndarray:
         """Widths of all groups, int64 [n_groups]."""
+        given = np.asarray(levels, np.int64)
+        if given.shape != self.sizes.shape or (given < 0).any() or (given >= self.sizes).any():
+            raise IndexError(f"{tuple(levels)} are no levels; expected numbers below {self.sizes.tolist()}")
         out = self.full.copy()
-        out[self.genes] = [c[level] for c, level in zip(self.choices, levels, strict=True)]
+        out[self.genes] = self._table[self._rows, given]
         return in_proportion(out, self.full, self.bundles)
 
     def levels(self, widths: np.ndarray) -> Levels:
         """The structure with these widths; ConfigError if they are not on the grid."""
         searched = np.asarray(widths)[self.genes]
-        found = [int(np.searchsorted(c, w)) for c, w in zip(self.choices, searched, strict=True)]
-        for name, c, i, w in zip(self.names, self.choices, found, searched, strict=True):
-            if i == len(c) or c[i] != w:
-                raise ConfigError(f"width {w} of group {name} is not among its choices {c.tolist()}")
-        return tuple(found)
+        found = (self._table < searched[:, None]).sum(1)
+        for gene in np.flatnonzero(self._table[self._rows, found] != searched):
+            raise ConfigError(
+                f"width {searched[gene]} of group {self.names[gene]} is not among its choices "
+                f"{self.choices[gene].tolist()}"
+            )
+        return tuple(found.tolist())
 
     def nearest(self, position: np.ndarray) -> Levels:
         """The structure nearest to a point between the levels, float [n_genes]; halves round up.
 
         With a budget, widths are first interpolated between levels and then rescaled together.
         """
-        top = np.array([len(c) - 1 for c in self.choices])
-        inside = np.clip(position, 0, top)
+        inside = np.clip(position, 0, self.sizes - 1)
         if self.onto_budget is None:
             return tuple(np.floor(inside + 0.5).astype(int).tolist())
         target = self.full.astype(np.float64)
-        target[self.genes] = [np.interp(p, range(len(c)), c) for c, p in zip(self.choices, inside, strict=True)]
+        below = np.maximum(np.minimum(np.floor(inside), self.sizes - 2), 0).astype(np.int64)
+        lower, upper = self._table[self._rows, below], self._table[self._rows, below + 1]
+        target[self.genes] = (upper - lower).astype(np.float64) * (inside - below) + lower
         return self.levels(self.onto_budget(target))
 
     def random(self, rng: np.random.Generator) -> Levels:
         """Each gene drawn evenly over its full range, then brought onto the budget."""
-        return self.nearest(rng.integers([len(c) for c in self.choices]).astype(np.float64))
+        return self.nearest(rng.integers(self.sizes).astype(np.float64))
 
 
 def budgeted(graph: ChannelGraph, names: Sequence[str], budget: Budget, constraints: Constraints) -> Space:

@@ -2,6 +2,9 @@
 
 A strategy is a generator of batches: it yields structures to evaluate and is sent their fitness. Everything it knows
 follows from its seed and what it was told, so that the same answers lead it to the same state: to resume is to replay.
+
+It may also work one by one, for workers that shall never wait for each other: `propose` a structure whenever there is
+room for one, `learn` each answer when it comes. What it then knows follows from the order of both, too.
 """
 
 from __future__ import annotations
@@ -30,7 +33,22 @@ class Batch:
     structures: list[Levels]
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """One structure of a strategy that works one by one."""
+
+    number: int
+    """How many were proposed before."""
+    phase: str
+    cycle: int
+    levels: Levels
+    source: int = -1
+    """What it is derived from; the strategy's own affair."""
+
+
 Steps = Generator[Batch, np.ndarray, None]
+Draft = tuple[str, int, Levels | None, int]
+"""Phase, cycle, structure and source of a proposal; None as structure where there is none left."""
 
 
 class Strategy(ABC):
@@ -81,6 +99,35 @@ class Strategy(ABC):
         if self.best is None or values[top] > self.best_fitness:
             self.best, self.best_fitness = self._batch.structures[top], float(values[top])
         self._advance(values)
+
+    def propose(self) -> Proposal | None:
+        """The next structure, whatever is still out; None once there is nothing left to propose."""
+        if self.proposed == self.evaluations:
+            return None
+        draft = self.draft()
+        if draft is None or draft[2] is None:
+            return None
+        phase, cycle, levels, source = draft
+        self.proposed += 1
+        return Proposal(self.proposed - 1, phase, cycle, levels, source)
+
+    def learn(self, proposal: Proposal, fitness: float) -> None:
+        """The fitness of a structure that `propose` gave, in any order."""
+        value = FAILED if np.isnan(fitness) else float(fitness)
+        if self.best is None or value > self.best_fitness:
+            self.best, self.best_fitness = proposal.levels, value
+        self.learned(proposal, value)
+
+    def draft(self) -> Draft | None:
+        """What to propose next, one by one; None at the end. ConfigError for a strategy of whole batches."""
+        raise ConfigError(
+            f"{type(self).__name__} proposes whole batches and has no steady state: leave out pending, or write its "
+            "draft and learned"
+        )
+
+    def learned(self, proposal: Proposal, fitness: float) -> None:
+        """Hear what came of a proposal; to be written together with `draft`, by those that want to know."""
+        return
 
     def fresh(self, propose: Callable[[], Levels]) -> Levels | None:
         """The first of `propose()` that was not proposed before, failing that a random one; None if none is left."""

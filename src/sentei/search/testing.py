@@ -3,6 +3,8 @@
 class TestMine(StrategyConformance):
     def strategy(self, space, **options):
         return MyStrategy(space, **options)
+
+`SteadyConformance` is for those that also work one by one (`Strategy.draft`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import nn
 from sentei.graph import ChannelGraph, trace
 from sentei.plan import Budget, Constraints
 from sentei.search.space import Levels, Space, budgeted, tenths
-from sentei.search.strategy import FAILED, Batch, Strategy
+from sentei.search.strategy import FAILED, Batch, Proposal, Strategy
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,31 @@ def play(strategy: Strategy, fitness: Callable[[Levels], float], batches: int) -
         seen.append(batch)
         strategy.tell([fitness(levels) for levels in batch.structures])
     return seen
+
+
+Told = tuple[Proposal, int]
+"""A proposal, and how many had been proposed when its answer came."""
+
+
+def play_steady(
+    strategy: Strategy, fitness: Callable[[Levels], float], answers: int, pending: int, chance: int | None = None
+) -> list[Told]:
+    """Keep so many structures out and answer so often, in an order that a seed decides, or first come first served.
+
+    Returns what was answered, in that order.
+    """
+    rng = None if chance is None else np.random.default_rng(chance)
+    out: list[Proposal] = []
+    told: list[Told] = []
+    while len(told) < answers:
+        while len(out) < pending and (proposal := strategy.propose()):
+            out.append(proposal)
+        if not out:
+            break
+        answered = out.pop(0 if rng is None else int(rng.integers(len(out))))
+        told.append((answered, strategy.proposed))
+        strategy.learn(answered, fitness(answered.levels))
+    return told
 
 
 class StrategyConformance:
@@ -134,3 +161,72 @@ class StrategyConformance:
         strategy, fitness = self.strategy(space), self.fitness(space)
         proposed = [levels for batch in play(strategy, fitness, 8) for levels in batch.structures]
         assert strategy.best_fitness == max(map(fitness, proposed)) == fitness(strategy.best or ())
+
+
+class SteadyConformance(StrategyConformance):
+    """The same one by one, with structures out and answers in any order."""
+
+    PENDING = 7
+
+    def steady(self, space: Space, answers: int = 120, chance: int | None = 1, **options: Any) -> list[Told]:
+        return play_steady(self.strategy(space, **options), self.fitness(space), answers, self.PENDING, chance)
+
+    def test_steady_structures_are_on_the_budget_and_none_comes_twice(self) -> None:
+        space, graph = small_space(budget=True), small_graph()
+        proposed = [p.levels for p, _ in self.steady(space)]
+        macs = graph.costs(np.stack([space.widths(s) for s in proposed])).macs / graph.cost().macs
+        assert macs.max() <= 0.5
+        assert macs.min() > 0.48
+        assert len(set(proposed)) == len(proposed) == 120
+
+    def test_steady_keeps_as_many_out_as_asked_for(self) -> None:
+        told = self.steady(small_space(budget=True))
+        assert [proposed - i for i, (_, proposed) in enumerate(told)] == [self.PENDING] * len(told)
+        assert all(p.number < proposed for p, proposed in told)
+
+    def test_steady_exhausts_a_small_space(self) -> None:
+        graph = trace(nn.Sequential(nn.Conv2d(3, 10, 1), nn.Conv2d(10, 4, 1)), torch.zeros(1, 3, 4, 4))
+        strategy = self.strategy(tenths(graph, ["0"], 0.7))
+        played = play_steady(strategy, lambda levels: float(levels[0]), 200, 3, chance=0)
+        assert strategy.propose() is None
+        assert sorted(p.levels for p, _ in played) == [(i,) for i in range(7)]
+        assert strategy.best == (6,)
+
+    def test_steady_follows_from_the_seed_and_the_order_of_answers(self) -> None:
+        space = small_space(budget=True)
+        assert self.steady(space, seed=1) == self.steady(space, seed=1)
+        assert self.steady(space, seed=1) != self.steady(space, seed=2)
+
+    def test_steady_replay_of_the_answers_leads_to_the_same_state_with_any_number_out(self) -> None:
+        space = small_space(budget=True)
+        fitness = self.fitness(space)
+        first, second = self.strategy(space, seed=3), self.strategy(space, seed=3)
+        told = play_steady(first, fitness, 50, self.PENDING, chance=5)
+        out: dict[int, Proposal] = {}
+        for answered, proposed in told:
+            while second.proposed < proposed:
+                proposal = second.propose()
+                assert proposal is not None
+                out[proposal.number] = proposal
+            assert out.pop(answered.number) == answered
+            second.learn(answered, fitness(answered.levels))
+        assert first.propose() == second.propose()
+        assert (first.best, first.best_fitness) == (second.best, second.best_fitness)
+        assert first.rng.bit_generator.state == second.rng.bit_generator.state
+
+    def test_steady_evaluations_are_a_hard_limit(self) -> None:
+        assert len(self.steady(small_space(budget=True), evaluations=37)) == 37
+
+    def test_steady_failures_are_survived_and_never_the_best(self) -> None:
+        space = small_space(budget=True)
+        fitness, strategy = self.fitness(space), self.strategy(space)
+        told = play_steady(strategy, lambda s: FAILED if sum(s) % 2 else fitness(s), 100, self.PENDING, chance=2)
+        assert len(told) == 100
+        assert strategy.best is not None
+        assert sum(strategy.best) % 2 == 0
+
+    def test_steady_best_is_the_best_of_what_was_told(self) -> None:
+        space = small_space(budget=True)
+        fitness, strategy = self.fitness(space), self.strategy(space)
+        told = play_steady(strategy, fitness, 100, self.PENDING, chance=3)
+        assert strategy.best_fitness == max(fitness(p.levels) for p, _ in told) == fitness(strategy.best or ())

@@ -16,7 +16,8 @@ def main(descriptor: int, parent: int) -> None:
     set_threads()
     try:
         pipe.send(HELLO)
-        evaluator = unpack(pipe.recv_bytes())
+        folders = pipe.recv()
+        evaluator = unpack(pipe.recv_bytes(), folders)
         pipe.send(READY)
         while True:
             pipe.send(attempt(evaluator, pipe.recv()))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from sentei.errors import CheckpointError
 from sentei.sealed import read_line, sealed_line
+
+GROUPED = 0.05
+"""Seconds for which records may wait for the disk together."""
 
 
 class Journal:
@@ -24,12 +28,15 @@ class Journal:
     """
 
     watchers: ClassVar[list[Callable[[dict[str, Any]], None]]] = []
-    """Called with each record once it is on the disk."""
+    """Called with each record once it is written."""
     told: ClassVar[set[tuple[Path, int]]] = set()
     """Bad lines that the log has named."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._failed: CheckpointError | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab+") as file:
@@ -41,17 +48,64 @@ class Journal:
         except OSError as error:
             raise CheckpointError(f"Could not open {self.path}: {error.strerror or error}.") from error
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one record and wait until it is on the disk."""
+    def append(self, record: dict[str, Any], wait: bool = True) -> None:
+        """Write one record and wait until it is on the disk.
+
+        Without `wait` it is handed to the system, where it survives the end of this process, however that comes; the
+        disk, which is what a loss of power leaves, has it GROUPED seconds later, together with those that followed, or
+        after `sync`. A disk that fails meanwhile is told by the next call.
+        """
         try:
             with open(self.path, "ab") as file:
                 file.write(sealed_line(record))
                 file.flush()
-                os.fsync(file.fileno())
+                if wait:
+                    os.fsync(file.fileno())
         except OSError as error:
-            raise CheckpointError(f"Could not append to {self.path}: {error.strerror or error}.") from error
+            raise self._error(error) from error
+        if not wait:
+            self._sync_soon()
         for watch in self.watchers:
             watch(record)
+
+    def sync(self) -> None:
+        """Wait until everything that was appended is on the disk."""
+        with self._lock:
+            waiting, self._timer = self._timer, None
+        if waiting is not None:
+            waiting.cancel()
+        self._reach_disk()  # also where the timer's thread is at it: that may not be done yet
+        self._raise()
+
+    def _sync_soon(self) -> None:
+        self._raise()
+        with self._lock:
+            if self._timer is None:
+                self._timer = threading.Timer(GROUPED, self._due)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _due(self) -> None:
+        with self._lock:  # what is appended from here on needs a timer of its own
+            self._timer = None
+        self._reach_disk()
+
+    def _reach_disk(self) -> None:
+        try:
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
+        except FileNotFoundError:  # the run was removed meanwhile
+            pass
+        except OSError as error:
+            self._failed = self._error(error)
+
+    def _raise(self) -> None:
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
+
+    def _error(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"Could not append to {self.path}: {error.strerror or error}.")
 
     def records(self) -> list[dict[str, Any]]:
         """All records that are whole, oldest first."""

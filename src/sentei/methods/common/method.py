@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from torch import nn
 from sentei.data import Data
 from sentei.methods.common.pruning import Pruning
 from sentei.plan import Budget, Plan
-from sentei.search.jobs import Where, count_workers, worker_threads
+from sentei.search.jobs import Crew, Where, count_workers, worker_threads
 from sentei.train import Recipe
 
 
@@ -36,6 +36,8 @@ class Found:
 
 CHANGES_NOTHING = {"changes": "nothing"}
 """Metadata of a field that the result does not depend on: a run may be resumed with another value."""
+WHETHER = {"changes": "whether"}
+"""Metadata of a field of which a run only has to know whether it was given."""
 
 
 class Method(ABC):
@@ -85,15 +87,47 @@ class Method(ABC):
         """Choose what goes, from training and validation images only, and cut it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where methods measure structures, for several methods at once.
+
+    >>> Workers(executor="ray", processes=64, worker_gpus=0.25).of(("executor", "processes"))
+    {'executor': 'ray', 'processes': 64}
+    """
+
+    executor: Where = "here"
+    """Where structures are measured: here, in worker processes of this machine, or on a Ray cluster."""
+    processes: int | None = None
+    """Workers of the executors process and ray; one for each processor of this machine unless given."""
+    worker_cpus: float | None = None
+    """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
+    worker_gpus: float | None = None
+    """GPUs of each worker on a Ray cluster, 0.25 for four workers on each GPU; its share of them unless given."""
+
+    def __post_init__(self) -> None:
+        Crew(self.executor, count_workers(self.executor, self.processes), self.worker_cpus, self.worker_gpus)
+
+    def of(self, known: Iterable[str]) -> dict[str, Any]:
+        """What was asked for, of the options that a method knows."""
+        asked = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        return {name: value for name, value in asked.items() if name in set(known)}
+
+
 class InWorkers(Method):
     """Base of the methods that measure structures wherever `executor` and `processes` say."""
 
     executor: Where
     processes: int | None
+    worker_cpus: float | None
+    worker_gpus: float | None
 
     @property
     def workers(self) -> int:
         return count_workers(self.executor, self.processes)
+
+    @property
+    def crew(self) -> Crew:
+        return Crew(self.executor, self.workers, self.worker_cpus, self.worker_gpus)
 
     @property
     def worker_threads(self) -> int | None:
@@ -109,7 +143,8 @@ def settings_of(method: Any) -> dict[str, Any]:
 def deciding(method: Any) -> dict[str, Any]:
     """Those of its settings that decide the result."""
     free = {f.name for f in fields(method) if f.metadata == CHANGES_NOTHING}
-    return {name: value for name, value in settings_of(method).items() if name not in free}
+    found = {name: value for name, value in settings_of(method).items() if name not in free}
+    return found | {f.name: True for f in fields(method) if f.metadata == WHETHER and found[f.name] is not None}
 
 
 def like(method: Method, settings: Mapping[str, Any]) -> Method:

@@ -15,7 +15,7 @@ from sentei.distributed import decided
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
-from sentei.methods.common.method import CHANGES_NOTHING, Found, InWorkers, Method
+from sentei.methods.common.method import CHANGES_NOTHING, WHETHER, Found, InWorkers, Method
 from sentei.methods.common.pruning import Pruning, Say
 from sentei.methods.common.timing import clock
 from sentei.plan import Budget, Constraints, Plan, note_on_use, rescaler
@@ -33,7 +33,8 @@ from sentei.search import (
     open_executor,
 )
 from sentei.search.inherit import Inherit
-from sentei.search.jobs import Where, count_workers
+from sentei.search.jobs import Where
+from sentei.search.steady import SteadySearch
 from sentei.search.view import SearchView
 from sentei.surgery import cut
 from sentei.train import Recipe
@@ -72,12 +73,20 @@ class WidthSearch(InWorkers):
     """Validation images on which a structure is measured after recalibration."""
     executor: Where = field(default="here", metadata=CHANGES_NOTHING)
     """Where structures are evaluated: here, in worker processes of this machine, or on a Ray cluster."""
+    pending: int | None = field(default=None, metadata=WHETHER)
+    """Propose a structure as soon as one returns, with so many out at any time, instead of batch by batch: no worker
+    waits for another. The result then depends on the order of answers, which the run keeps. A resumed run may have
+    another number, but not none."""
     processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
     """Workers of the executors process and ray; one for each processor of this machine unless given."""
+    worker_cpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
+    """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
+    worker_gpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
+    """GPUs of each worker on a Ray cluster, 0.25 for four workers on each GPU; its share of them unless given."""
 
     def __post_init__(self) -> None:
         whole_numbers(self, "evaluations", "fitness_epochs", "halving", "calibration_images", "validation_images",
-                      "fitness_images")  # fmt: skip
+                      "fitness_images", "pending")  # fmt: skip
         choices = {"fitness": Fitness, "executor": Where, "genes": Genes, "inherit": Inherit}
         for name, allowed in choices.items():
             if getattr(self, name) not in (None, *get_args(allowed)):
@@ -92,7 +101,9 @@ class WidthSearch(InWorkers):
             )
         if self.halving > 1 and self.fitness == "recalibrate":
             raise ConfigError("halving shares out epochs of training: it needs fitness='train'")
-        count_workers(self.executor, self.processes)
+        if self.halving > 1 and self.pending is not None:
+            raise ConfigError("halving picks the better half of a batch, and with pending there are no batches")
+        _ = self.crew
 
     def defaults(self) -> dict[str, Any]:
         """What holds for settings that were left at None."""
@@ -171,7 +182,7 @@ class WidthSearch(InWorkers):
     ) -> SearchResult:
         """Search the space with this evaluator. `told` shows a fitness."""
         view = SearchView(self.expected(), progress, told)
-        return run_search(self.strategy(space, seed), evaluator, journal, self, view, self.halving)
+        return run_search(self.strategy(space, seed), evaluator, journal, self, view, self.halving, self.pending)
 
     def tell_exhausted(self, found: SearchResult, graph: ChannelGraph, constraints: Constraints, say: Say) -> None:
         """Say so if there were fewer structures than evaluations."""
@@ -225,7 +236,8 @@ class WidthSearch(InWorkers):
         return done
 
     def _report(self, space: Space, found: SearchResult) -> dict[str, Any]:
-        where = {"executor": self.executor, "workers": self.workers}
+        where: dict[str, Any] = {"executor": self.executor, "workers": self.workers}
+        where |= {} if self.pending is None else {"pending": self.pending}
         return {"genes": len(space), "structures": space.size, **where, **found.report}
 
 
@@ -236,11 +248,14 @@ def run_search(
     where: InWorkers,
     view: SearchView,
     rounds: int = 1,
+    pending: int | None = None,
 ) -> SearchResult:
     """Every search of whole structures runs here: journalled, in the workers of a method."""
     store = Store(evaluator.settings, journal)
-    with open_executor(where.executor, evaluator, where.workers) as executor, view:
-        return Search(strategy, store, executor, view, rounds).run()
+    with open_executor(where.crew, evaluator) as executor, view:
+        if pending is None:
+            return Search(strategy, store, executor, view, rounds).run()
+        return SteadySearch(strategy, store, executor, view, pending=pending).run()
 
 
 def _images(evaluator: Recalibrate | Train, pruning: Pruning) -> int:

@@ -83,6 +83,10 @@ class Fidelity:
     """Where structures are trained and measured: here, in worker processes, or on a Ray cluster."""
     processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
     """Workers of the executors process and ray; one for each processor of this machine unless given."""
+    worker_cpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
+    """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
+    worker_gpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
+    """GPUs of each worker on a Ray cluster, 0.25 for four workers on each GPU; its share of them unless given."""
 
     def __post_init__(self) -> None:
         _ = self.supernet
@@ -102,7 +106,7 @@ class Fidelity:
         """Settings of the supernets."""
         names = (
             "stages", "supernet_epochs", "supernet_lr", "table_images", "calibration_images", "validation_images",
-            "executor", "processes",
+            "executor", "processes", "worker_cpus", "worker_gpus",
         )  # fmt: skip
         return Stagewise(**{name: getattr(self, name) for name in names})
 
@@ -246,8 +250,8 @@ class _Comparison:
     def measured(self, evaluator: Evaluator, widths: Sequence[np.ndarray], title: str) -> list[float]:
         context, how = self.context, self.how
         records = measure(
-            evaluator, widths, journal=context.run.journal, where=how.executor, workers=how.supernet.workers,
-            title=title, shown=context.progress,
+            evaluator, widths, journal=context.run.journal, crew=how.supernet.crew, title=title,
+            shown=context.progress,
         )  # fmt: skip
         return [float(record["fitness"]) for record in records]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sentei.methods.common.measuring import measure
+from sentei.methods.common.measuring import Measuring, measure
 from sentei.plan import Budget
-from sentei.search.jobs import Where
+from sentei.search import Crew
 from sentei.supernet.proxies import StageDistances, SubnetMetric
 from sentei.supernet.tables import Proposer, Tables, distances_of
 from sentei.supernet.training import SortedNet
@@ -33,8 +33,7 @@ class StageSearch:
     say: Callable[[str], None]
     seed: int = 0
     journal: Journal | None = None
-    executor: Where = "here"
-    workers: int = 1
+    crew: Crew = Crew()
     progress: bool = False
 
     def result(self) -> tuple[np.ndarray, dict[str, Any]]:
@@ -45,8 +44,10 @@ class StageSearch:
         tables = self._tables(proposer, cost, limit)
         levels, distances = tables.best(limit, self.candidates, proposer)
         self.say(f"Measuring the {len(levels)} structures of least distance as a whole ...")
-        records = self._measure(self.metric, levels, "candidates")
-        widths = np.stack([net.space.widths(row) for row in levels.tolist()])
+        widths = self._widths(levels)
+        records = measure(
+            self.metric, list(widths), journal=self.journal, crew=self.crew, title="candidates", shown=self.progress
+        )
         best = int(np.argmax([r["fitness"] for r in records]))
         costs = getattr(net.graph.costs(widths), cost)
         costs = costs if cost == "latency_ms" else costs.astype(np.int64)
@@ -72,21 +73,17 @@ class StageSearch:
             f"features ({evaluator.feature_bytes / 2**20:,.0f} MB) {told} ..."
         )
         levels = proposer.first(parts[0])
-        records = self._measure(evaluator, levels, "stages")
-        for number, part in enumerate(parts[1:], 1):
-            tables = Tables.of(proposer, cost, levels, distances_of(records, stages))
-            parents, distances = tables.best(limit, self.candidates, proposer)
-            self.say(f"  round {number} of {len(parts)}: least total distance {distances[0]:.4f} within the budget")
-            new = proposer.bred(parents, part, number)
-            records += self._measure(evaluator, new, "stages")
-            levels = np.concatenate([levels, new])
+        with Measuring(evaluator, self.journal, self.crew, self.progress) as measuring:
+            records = measuring(list(self._widths(levels)), "stages")
+            for number, part in enumerate(parts[1:], 1):
+                tables = Tables.of(proposer, cost, levels, distances_of(records, stages))
+                parents, distances = tables.best(limit, self.candidates, proposer)
+                self.say(f"  round {number} of {len(parts)}: least total distance {distances[0]:.4f} within the budget")
+                new = proposer.bred(parents, part, number)
+                records += measuring(list(self._widths(new)), "stages")
+                levels = np.concatenate([levels, new])
         return Tables.of(proposer, cost, levels, distances_of(records, stages))
 
-    def _measure(
-        self, evaluator: StageDistances | SubnetMetric, levels: np.ndarray, title: str
-    ) -> list[dict[str, Any]]:
-        widths = [self.net.space.widths(row) for row in levels.tolist()]
-        return measure(
-            evaluator, widths, journal=self.journal, where=self.executor, workers=self.workers, title=title,
-            shown=self.progress,
-        )  # fmt: skip
+    def _widths(self, levels: np.ndarray) -> np.ndarray:
+        """Widths of all groups for rows of levels, int64 [n_structures, n_groups]."""
+        return np.stack([self.net.space.widths(row) for row in levels.tolist()])

@@ -22,7 +22,7 @@ from sentei.data import Data
 from sentei.distributed import decided
 from sentei.errors import ConfigError
 from sentei.methods.common.genes import Genes
-from sentei.methods.common.method import CHANGES_NOTHING, Found, InWorkers, deciding
+from sentei.methods.common.method import CHANGES_NOTHING, WHETHER, Found, InWorkers, deciding
 from sentei.methods.common.pruning import Pruning
 from sentei.methods.common.searching import run_search
 from sentei.methods.stagewise.search import StageSearch
@@ -30,7 +30,7 @@ from sentei.methods.stagewise.sorting import Interfaces, Sorting, refuse_several
 from sentei.plan import Budget, Plan, note_on_use, rescaler
 from sentei.search import Colony, Evolution, RandomSearch, Strategy, budgeted
 from sentei.search.evaluators import check_validation
-from sentei.search.jobs import Where, count_workers
+from sentei.search.jobs import Where
 from sentei.search.view import SearchView
 from sentei.supernet.files import content_of_supernet, load_supernet, save_supernet
 from sentei.supernet.proxies import StageDistances, SubnetMetric
@@ -99,8 +99,16 @@ class Stagewise(InWorkers):
     """In the final training, imitate the original network too (distillation)."""
     executor: Where = field(default="here", metadata=CHANGES_NOTHING)
     """Where structures are measured: here, in worker processes of this machine, or on a Ray cluster."""
+    pending: int | None = field(default=None, metadata=WHETHER)
+    """With search abc, evolution or random: propose a structure as soon as one returns, with so many out at any time,
+    instead of batch by batch. The result then depends on the order of answers, which the run keeps. A resumed run may
+    have another number, but not none."""
     processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
     """Workers of the executors process and ray; one for each processor of this machine unless given."""
+    worker_cpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
+    """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
+    worker_gpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
+    """GPUs of each worker on a Ray cluster, 0.25 for four workers on each GPU; its share of them unless given."""
 
     def __post_init__(self) -> None:
         limits = {
@@ -121,7 +129,12 @@ class Stagewise(InWorkers):
             raise ConfigError(f"stages is {self.stages!r}; expected several names, for instance ({self.stages!r},)")
         if self.supernet_lr <= 0:
             raise ConfigError(f"supernet_lr is {self.supernet_lr}; expected more than 0")
-        count_workers(self.executor, self.processes)
+        if self.pending is not None and (self.pending < 1 or self.search == "merge"):
+            raise ConfigError(
+                f"pending is {self.pending}, search {self.search!r}; expected 1 or more, and 'abc', 'evolution' or "
+                "'random': tables grow in rounds"
+            )
+        _ = self.crew
 
     @property
     def about(self) -> str:
@@ -264,7 +277,7 @@ class Stagewise(InWorkers):
             space = budgeted(pruning.graph, net.space.names, pruning.budget, pruning.constraints)
             strategy = STRATEGIES[self.search](space, seed=pruning.recipe.seed, evaluations=self.evaluations)
             view = SearchView(self.evaluations, pruning.progress, pruning.task.told_fitness)
-            found = run_search(strategy, evaluator, pruning.run.journal, self, view)
+            found = run_search(strategy, evaluator, pruning.run.journal, self, view, pending=self.pending)
             return found.widths, {"search": {"strategy": self.search, **found.report}}
 
     def stage_search(self, pruning: Pruning, net: SortedNet) -> StageSearch:
@@ -272,8 +285,8 @@ class Stagewise(InWorkers):
         return StageSearch(
             net=net, budget=pruning.budget, metric=self.metric(pruning, net), seed=recipe.seed,
             distances=StageDistances.of(net, pruning.data, self.table_images, memory, recipe.bf16),
-            evaluations=self.evaluations, rounds=self.rounds, candidates=self.candidates, executor=self.executor,
-            workers=self.workers, journal=pruning.run.journal, say=pruning.say, progress=pruning.progress,
+            evaluations=self.evaluations, rounds=self.rounds, candidates=self.candidates, crew=self.crew,
+            journal=pruning.run.journal, say=pruning.say, progress=pruning.progress,
         )  # fmt: skip
 
     def metric(self, pruning: Pruning, net: SortedNet) -> SubnetMetric:
