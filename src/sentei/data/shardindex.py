@@ -115,7 +115,7 @@ def _samples(file: BinaryIO) -> Iterator[tuple[str, Members]]:
     current, members = None, Members()
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []  # it would keep them all
+            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
             key, suffix = base_plus_ext(member.name)
             if not member.isreg() or key is None or META.match(member.name):
                 continue
