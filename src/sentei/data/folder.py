@@ -84,8 +84,8 @@ class Folder(Rows[Sample]):
     """Number of the class folder of each file, int32."""
 
     def row(self, index: int) -> Sample:
-        place = self.classes[int(self.places[index])]
-        return f"{self.path}/{place}/{self.names[index]}", int(self.labels[index])
+        place = self.classes[self.places.numpy()[index]]
+        return f"{self.path}/{place}/{self.names[index]}", int(self.labels.numpy()[index])
 
     def take(self, indices: Tensor) -> Folder:
         columns = {name: getattr(self, name)[indices] for name in ("places", "labels")}

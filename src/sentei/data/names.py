@@ -49,8 +49,8 @@ class Names(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return replace(self, begins=self.begins[index], lengths=self.lengths[index])
-        begin = int(self.begins[index])
-        return os.fsdecode(self.letters[begin : begin + int(self.lengths[index])].numpy().tobytes())
+        begin, length = self.begins.numpy()[index], self.lengths.numpy()[index]  # faster than by torch
+        return os.fsdecode(self.letters.numpy()[begin : begin + length].tobytes())
 
     def take(self, indices: Tensor) -> Names:
         """Those at the given places, in their order; the bytes are shared."""
