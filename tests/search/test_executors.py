@@ -40,13 +40,9 @@ def test_processes_give_what_one_process_gives(tmp_path):
         assert executor.executor.threads * 2 <= max(2, len(os.sched_getaffinity(0)))
 
 
-def test_a_worker_that_dies_is_replaced_and_its_job_done_again(tmp_path):
-    assert outcomes("process", Fake(tmp_path, dies=(4,)), 2) == outcomes("here", Fake(tmp_path))
+def test_a_worker_that_dies_is_replaced_and_its_job_done_again_until_it_is_given_up(tmp_path):
+    found = outcomes("process", Fake(tmp_path, dies=(4,), always_dies=(5,)), 1)
     assert (tmp_path / "died-4").exists()
-
-
-def test_a_job_that_kills_every_worker_is_given_up(tmp_path):
-    found = outcomes("process", Fake(tmp_path, always_dies=(5,)), 1)
     assert found[2] == (2, None, "its worker died 3 times, last with code -9")
     assert [fitness for _, fitness, _ in found] == [3, 4, None, 6, 7, 8, 9]
 

@@ -146,10 +146,10 @@ def test_the_number_of_evaluations_of_the_paper():
 
 @pytest.mark.parametrize(("budget", "evaluations"), [(False, 300), (True, 120)])
 def test_the_colony_finds_the_optimum_more_often_than_random_search(budget, evaluations):
-    """20 seeded runs on a synthetic fitness with a known optimum: how close does each come?"""
+    """Ten seeded runs on a synthetic fitness with a known optimum: how close does each come?"""
     space = small_space(budget)
     wins, reached = 0, {"bees": 0, "random": 0}
-    for seed in range(20):
+    for seed in range(10):
         fitness = Synthetic(space, space.random(np.random.default_rng(1000 + seed)))
         bees = Colony(space, seed=seed, evaluations=evaluations)
         chance = RandomSearch(space, seed=seed, evaluations=evaluations)
@@ -159,8 +159,8 @@ def test_the_colony_finds_the_optimum_more_often_than_random_search(budget, eval
         wins += bees.best_fitness > chance.best_fitness
         reached["bees"] += bees.best_fitness > 0.95
         reached["random"] += chance.best_fitness > 0.95
-    assert wins >= 19, (wins, reached)
-    assert reached["bees"] > reached["random"] + 10, reached
+    assert wins >= 9, (wins, reached)
+    assert reached["bees"] > reached["random"] + 5, reached
 
 
 def test_tell_refuses_the_wrong_number_of_values():
