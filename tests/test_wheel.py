@@ -1,5 +1,6 @@
 """The wheel: it holds what it needs, and runs in an environment that knows nothing of this folder."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -43,8 +44,11 @@ def test_the_demo_runs_where_nothing_else_of_sentei_is(wheel: Path, tmp_path: Pa
     asked = [Requirement(line[15:]) for line in metadata.decode().splitlines() if line.startswith("Requires-Dist: ")]
     for requirement in (r for r in asked if r.marker is None):
         assert version(requirement.name) in requirement.specifier
-    where = subprocess.check_output([python, "-c", "import sentei; print(sentei.__file__)"], text=True, cwd=tmp_path)
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it may lead to this folder
+    told = [python, "-c", "import sentei; print(sentei.__file__)"]
+    where = subprocess.check_output(told, text=True, cwd=tmp_path, env=ours)
     assert Path(where.strip()).is_relative_to(site)
-    done = subprocess.run([tmp_path / "env/bin/sentei", "demo"], cwd=tmp_path, capture_output=True, text=True)
+    demo = [tmp_path / "env/bin/sentei", "demo"]
+    done = subprocess.run(demo, cwd=tmp_path, env=ours, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Done in" in done.stdout
