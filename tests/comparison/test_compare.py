@@ -16,10 +16,14 @@ from scipy import stats
 from sentei.comparison.compare import TRAINING
 from sentei.comparison.file import Comparison
 from sentei.comparison.finished import Row, rows_of, warnings_of
+from sentei.comparison.planned import in_workers
 from sentei.comparison.results import results_of, title
 from sentei.comparison.statistics import Spread, binomial_error, holm, paired
 from sentei.comparison.tables import comparison_tables, remarks, runs_table, seen, timed
+from sentei.errors import ConfigError
 from sentei.methods import METHODS
+from sentei.methods.abc import Abc
+from sentei.methods.common.method import Workers
 from sentei.runfiles import write_config
 from sentei.sealed import sealed_json
 from sentei.speed.benchfile import as_file
@@ -419,3 +423,20 @@ def test_results_do_not_depend_on_the_order_of_runs():
     turned = results_of(found.plan, found.runs[::-1])
     assert turned[1]["sentence"] == found.results[1]["sentence"]
     assert turned[1]["test"]["mean"] == pytest.approx(found.results[1]["test"]["mean"])
+
+
+def test_workers_go_to_the_methods_that_measure_structures():
+    workers = Workers(executor="process", processes=2)
+    contenders = {
+        "l1": ("l1", {}), "abc": ("abc", {"sources": 4}), "own": ("abc", {"processes": 3, "executor": "process"}),
+        "stagewise": ("stagewise", {}), "made": (Abc(executor="process", processes=5), {}),
+    }  # fmt: skip
+    found = {label: options for label, (_, options) in in_workers(contenders, workers).items()}
+    asked = {"executor": "process", "processes": 2}
+    assert found == {
+        "l1": {}, "abc": {**asked, "sources": 4}, "own": {"processes": 3, "executor": "process"}, "stagewise": asked,
+        "made": {},
+    }  # fmt: skip
+    assert in_workers(contenders, Workers()) == contenders
+    with pytest.raises(ConfigError, match="processes is 2 with executor='here'"):
+        Workers(processes=2)

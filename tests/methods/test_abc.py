@@ -189,3 +189,24 @@ def test_settings_left_open_follow_the_mode():
     assert method_of(Abc(paper=True), {"genes": "all"})[1].genes == "all"
     assert method_of(METHODS["evolution"], {})[0] == "evolution"
     assert np.isclose(method_of("abc", {"paper": True})[1].alpha, 0.7)
+
+
+def test_a_steady_run_may_go_on_with_another_number_out_but_not_with_none():
+    assert deciding(Abc(pending=4)) == deciding(Abc(pending=9))
+    assert deciding(Abc(pending=4)) != deciding(Abc())
+    assert deciding(Abc(executor="ray", worker_gpus=0.25, worker_cpus=2)) == deciding(Abc())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pending": 0}, "pending is 0; expected a whole number of 1 or more"),
+        ({"pending": 4, "halving": 2}, "with pending there are no batches"),
+        ({"worker_gpus": 0.5}, "worker_gpus is 0.5 with executor='here'; it belongs to executor='ray'"),
+        ({"worker_gpus": 1.5, "executor": "ray"}, "expected a fraction up to 1, or a whole number"),
+        ({"worker_cpus": 0, "executor": "ray"}, "worker_cpus is 0; expected more than 0"),
+    ],
+)
+def test_workers_and_pending_that_make_no_sense_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        Abc(**given)

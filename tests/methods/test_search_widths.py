@@ -202,3 +202,29 @@ def test_what_cannot_work_is_refused_before_any_work(model, graph, tmp_path, opt
 def test_a_graph_of_another_model_is_refused(graph):
     with pytest.raises(PlanError):
         search(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(288, 4)), graph)
+
+
+@pytest.mark.parametrize("method", ["abc", "evolution", "random_search"])
+def test_a_steady_search_replays_its_answers_and_goes_on_with_another_number_out(model, graph, tmp_path, method):
+    class Stopped(BaseException):
+        pass
+
+    def limited(small):
+        count.append(1)
+        if len(count) == 9:
+            raise Stopped
+        return first_width(small)
+
+    given, count = {"method": method, "evaluations": 20, "run_dir": tmp_path / "run"}, []
+    with pytest.raises(Stopped):
+        search(model, graph, limited, pending=4, **given)
+    lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    with pytest.raises(ConfigError, match="other settings: pending is True there, None now"):
+        search(model, graph, limited, **given)
+    plan = search(model, graph, limited, pending=6, **given)
+    assert len(count) == 9 + 12
+    assert (tmp_path / "run" / "journal.jsonl").read_text().splitlines()[:8] == lines
+    assert graph.cost(plan).macs <= 0.5 * graph.cost().macs
+    assert search(model, graph, limited, pending=6, **given) == plan
+    assert len(count) == 9 + 12

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sentei.atomic import write_atomic
 from sentei.errors import CheckpointError
 from sentei.models import build_model
 from sentei.train import checkpoint
+from sentei.train import journal as journal_module
 from sentei.train.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from sentei.train.journal import Journal
 
@@ -159,3 +161,36 @@ def test_an_altered_line_is_left_out_and_named(tmp_path: Path, caplog: pytest.Lo
     ]
     Journal(journal.path).records()
     assert len(caplog.records) == 1
+
+
+def test_records_reach_the_disk_in_groups_and_are_written_before_that(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(journal_module, "_sync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    journal = Journal(tmp_path / "j")
+    for i in range(50):
+        journal.append({"event": "evaluation", "number": i}, wait=False)
+        assert len(journal.records()) == i + 1  # a kill now would lose nothing
+    end = time.monotonic() + 20
+    while not (synced and synced[-1] == (tmp_path / "j").stat().st_size):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert len(synced) < 50
+    before = len(synced)
+    journal.append({"event": "evaluation", "number": 50}, wait=False)
+    journal.sync()
+    assert synced[before] == (tmp_path / "j").stat().st_size
+
+
+def test_a_disk_that_fails_while_records_wait_for_it_is_told_by_the_next_call(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal_module, "_sync", full)
+    journal = Journal(tmp_path / "j")
+    journal.append({"event": "evaluation"}, wait=False)
+    with pytest.raises(CheckpointError, match=r"Could not append to .*j: No space left"):
+        journal.sync()
+    monkeypatch.undo()
+    journal.append({"event": "evaluation"}, wait=False)
+    journal.sync()
+    assert len(journal.records()) == 2

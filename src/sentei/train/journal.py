@@ -14,6 +14,8 @@ from sentei.sealed import read_line, sealed_line
 
 GROUPED = 0.05
 """Seconds for which records may wait for the disk together."""
+_sync = getattr(os, "fdatasync", os.fsync)
+"""A record is data and the length of the file; macOS has only the other."""
 
 
 class Journal:
@@ -93,7 +95,7 @@ class Journal:
     def _reach_disk(self) -> None:
         try:
             with open(self.path, "rb+") as file:
-                os.fsync(file.fileno())
+                _sync(file.fileno())
         except FileNotFoundError:  # the run was removed meanwhile
             pass
         except OSError as error:
