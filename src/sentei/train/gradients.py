@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sentei.data.batches import pieces_of
 from sentei.distributed import average_gradients, processes, summed
 from sentei.tasks import Task
+from sentei.train.evaluate import evaluating
 from sentei.train.recipe import Recipe
 from sentei.train.recompute import Recomputed
 from sentei.train.synced import SyncedNorms
@@ -39,10 +40,10 @@ class Gradients:
         self.model, self.task, self.recipe, self.bf16, self.own = model, task, recipe, bf16, own
         self.device, self.pieces = next(model.parameters()).device, recipe.accumulate
         self.loss: nn.Module = _Loss(model, loss)
-        if processes() > 1 and own is None:
-            self.loss = _parallel(self.loss)
 
     def __call__(self, batch: Any) -> Tensor:
+        if processes() > 1 and self.own is None and not isinstance(self.loss, DistributedDataParallel):
+            self.loss = _parallel(self.loss, self._leaves_out(batch))
         count = self.task.count(batch)
         weight = self._weight(count)
         with SyncedNorms() if self.recipe.sync_norm and processes() > 1 else nullcontext():
@@ -74,6 +75,17 @@ class Gradients:
         mine = torch.tensor(float(count), device=self.device)
         return mine * processes() / summed(mine.clone())
 
+    def _leaves_out(self, batch: Any) -> bool:
+        """Whether some parameter has no gradient, that of an auxiliary head, say; tried on a sample, without traces."""
+        sample = pieces_of(batch, self.task.count(batch))[0]
+        with evaluating(self.model), torch.random.fork_rng(), self._computing():
+            self.loss(sample).backward()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        found = any(p.grad is None for p in trained)
+        for parameter in trained:
+            parameter.grad = None
+        return bool(summed(torch.tensor(float(found))))
+
     def _computing(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
@@ -94,8 +106,8 @@ class _Loss(nn.Module):
         return self.loss(batch)
 
 
-def _parallel(loss: nn.Module) -> DistributedDataParallel:
-    """Statistics stay each process's own during an epoch. Auxiliary heads may have no gradient."""
+def _parallel(loss: nn.Module, leaves_out: bool) -> DistributedDataParallel:
+    """Statistics stay each process's own during an epoch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the successor of broadcast_buffers is newer than what we need
-        return DistributedDataParallel(loss, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(loss, broadcast_buffers=False, find_unused_parameters=leaves_out)
