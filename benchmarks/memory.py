@@ -119,7 +119,7 @@ def train(network: str, images: list[Any], limit: int | None, again: bool, spars
     from sentei.train.memory import MB as UNIT
     from sentei.train.memory import memory_of
 
-    pruning, _ = prepared(network, images, memory_mb=limit, recompute=again)
+    pruning, _ = prepared(network, images, train_memory_mb=limit, recompute=again)
     model, after = pruning.base, None
     if sparse:
         sparsifier = Sparsifier(model, pruning.graph, images[0][0][:2], rho=1e-4, lr=0.01, steps=2)
@@ -179,7 +179,7 @@ PREPARED: dict[str, Any] = {
 def table(found: list[dict[str, Any]]) -> str:
     lines = ["| network | phase | saving | told MB | peak MB | seconds a step |", "|---|---|---|--:|--:|--:|"]
     for r in found:
-        saving = f"memory_mb={r['limit_mb']:,}" if r["limit_mb"] else r["saving"].replace("nothing", "")
+        saving = f"train_memory_mb={r['limit_mb']:,}" if r["limit_mb"] else r["saving"].replace("nothing", "")
         lines.append(
             f"| {r['network']} | {r['phase']} | {saving} | {r['told_mb']:,} | {r['peak_mb']:,} | {r['seconds']:.1f} |"
         )

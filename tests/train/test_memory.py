@@ -75,7 +75,7 @@ def test_memory_is_told_before_and_kept(data, capsys):
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert memory_of(model, few, Classification(), replace(PLAIN, ema_decay=0.9, optimizer="adamw")).fixed > 5 * weights
     limit = -(-plain.fixed // MB) + 1
-    fit(model, data, replace(PLAIN, limit=64, memory_mb=limit))
+    fit(model, data, replace(PLAIN, limit=64, train_memory_mb=limit))
     pieces = plain.pieces(64, limit)
     assert pieces > 3
     assert f"batches of 64 in {pieces} pieces, of {limit} MB allowed" in capsys.readouterr().out
@@ -88,5 +88,5 @@ def test_what_a_sample_keeps_is_what_autograd_keeps():
 
 
 def test_memory_that_no_sample_fits_into_is_refused(data):
-    with pytest.raises(TrainError, match=r"memory_mb is 1\. Allow more, or --recompute"):
-        fit(build_model("resnet20", in_channels=1), data, replace(PLAIN, memory_mb=1), progress=False)
+    with pytest.raises(TrainError, match=r"train_memory_mb is 1\. Allow more, or --recompute"):
+        fit(build_model("resnet20", in_channels=1), data, replace(PLAIN, train_memory_mb=1), progress=False)

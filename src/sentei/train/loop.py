@@ -196,7 +196,7 @@ class _Run:
 
     def fit_into_memory(self, shown: bool) -> None:
         """Compute batches in as many pieces as the memory that is allowed needs; an objective knows its own."""
-        limit, size = self.recipe.memory_mb, self.data.batch_images(self.recipe.batch_size)
+        limit, size = self.recipe.train_memory_mb, self.data.batch_images(self.recipe.batch_size)
         if limit is None or self.objective is not None or len(self.history) == self.recipe.epochs:
             return
         few = mapped(next(iter(self.data.train.batches(2, limit=2))), self._arranged)

@@ -43,7 +43,7 @@ class Memory:
         if fitting < 1:
             raise TrainError(
                 f"training takes {self.fixed / MB:,.0f} MB for weights, gradients and the optimizer, and "
-                f"{self.each / MB:,.1f} MB for each sample; memory_mb is {limit_mb:,}. Allow more, or --recompute"
+                f"{self.each / MB:,.1f} MB for each sample; train_memory_mb is {limit_mb:,}. Allow more, or --recompute"
             )
         return math.ceil(batch / min(fitting, batch))
 

@@ -56,7 +56,7 @@ class Recipe:
     accumulate: int = 1
     """Pieces that a batch is computed in, one after another, to take less memory; each has BatchNorm statistics of its
     own."""
-    memory_mb: int | None = None
+    train_memory_mb: int | None = None
     """Let a step take about so much memory: batches are computed in as many pieces as that needs."""
     recompute: bool = False
     """Keep only what goes into each block, and compute the rest again for the gradients: less memory, more time."""
@@ -80,7 +80,7 @@ class Recipe:
             "epochs": (self.epochs >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "accumulate": (self.accumulate >= 1, "1 or more"),
-            "memory_mb": (self.memory_mb is None or self.memory_mb >= 1, "1 or more, or None"),
+            "train_memory_mb": (self.train_memory_mb is None or self.train_memory_mb >= 1, "1 or more, or None"),
             "lr": (math.isfinite(self.lr) and self.lr >= 0, "0 or more"),
             "optimizer": (self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'"),
             "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
