@@ -3,7 +3,7 @@
     python benchmarks/search_scale.py driver      # seconds of the driver for each result, by what it does
     python benchmarks/search_scale.py tasks       # times of the tasks: ResNet-20, recalibration fitness
     python benchmarks/search_scale.py simulate    # from both: synchronous and steady-state search, 1 to 1,000 workers
-    python benchmarks/search_scale.py measure     # the same by real workers, 1, 2 and 4 (they sleep, or compute)
+    python benchmarks/search_scale.py measure     # the same by real workers, 1, 2 and 4, which sleep or --compute
 
 `driver` and `tasks` write what they found to --found, from where the others read it. Times of tasks and of the driver
 are processor seconds of one thread, so that other work on the machine does not count. Simulated workers take task times
@@ -33,6 +33,7 @@ from sentei.plan import Constraints
 from sentei.search import (
     Colony,
     Crew,
+    Job,
     Recalibrate,
     Search,
     Space,
@@ -42,6 +43,7 @@ from sentei.search import (
     budgeted,
     open_executor,
 )
+from sentei.search.processes import Processes
 from sentei.search.testing import small_space
 from sentei.train.journal import Journal
 
@@ -228,8 +230,8 @@ def simulate(found: Path) -> None:
 # -- measurement
 
 
-def measured(make: Callable[[int], Strategy], work: Any, workers: int, pending: int | None) -> tuple[float, float]:
-    """Structures a minute from the first answer on, and how many there were."""
+def measured(make: Callable[[int], Strategy], work: Any, workers: int, pending: int | None) -> float:
+    """Structures a minute, once all workers have started."""
     seen: list[float] = []
 
     class Heard:
@@ -239,35 +241,39 @@ def measured(make: Callable[[int], Strategy], work: Any, workers: int, pending: 
             seen.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder, open_executor(Crew("process", workers), work) as executor:
-        list(executor.run([]))
         store = Store(work.settings, Journal(Path(folder) / "journal.jsonl"))
         strategy = make(workers)
+        started = 0
+        while started < workers:  # each is sent something until none is missing
+            widths = tuple(strategy.space.full.tolist())
+            list(executor.run([Job(-i, widths) for i in range(1, workers + 1)]))
+            assert isinstance(executor.executor, Processes)
+            started = sum(worker.ready for worker in executor.executor.crew)
+        begun = time.perf_counter()
         search = (
             Search(strategy, store, executor, Heard())
             if pending is None
             else SteadySearch(strategy, store, executor, Heard(), pending=pending)
         )
         search.run()
-    skipped = 2 * workers  # workers that start one after the other
-    return 60 * (len(seen) - 1 - skipped) / (seen[-1] - seen[skipped]), len(seen)
+    return 60 * len(seen) / (seen[-1] - begun)
 
 
-def measure(found: Path, evaluations: int) -> None:
+def measure(found: Path, evaluations: int, shorter: float, computing: bool) -> None:
     known = json.loads(found.read_text())
-    times, cost = np.array(known["tasks"]), known["driver"]["resnet50"]
-    asleep, (computing, space) = Sleeper(times), evaluator(250)
-    print("| workers | sleep: batches of 8 | (simulated) | sleep: steady | (simulated) | compute: batches of 8 | "
-          "compute: steady |\n|---:|---:|---:|---:|---:|---:|---:|")  # fmt: skip
+    times, cost = np.array(known["tasks"]) / shorter, known["driver"]["resnet50"]
+    computed, space = evaluator(250)
+    work: Any = computed if computing else Sleeper(times)
+    print(f"Workers {'compute' if computing else f'sleep, {times.mean():.2f} s on average'}; structures a minute\n")
+    print("| workers | batches of 8 | simulated | steady | simulated |\n|---:|---:|---:|---:|---:|")
     for workers in (1, 2, 4):
         rng = np.random.default_rng(0)
-        cells = []
-        for work in (asleep, computing):
-            for pending in (None, 2 * workers):
-                cells.append(measured(lambda w: Colony(space, evaluations=evaluations), work, workers, pending)[0])
+        rates = [measured(lambda _: Colony(space, evaluations=evaluations), work, workers, pending)
+                  for pending in (None, 2 * workers)]  # fmt: skip
         batches = batch_rate(workers, 8, times, cost, 400, rng)
         steady = steady_rate(workers, times, cost, 400, rng)
-        row = (cells[0], batches, cells[1], steady, cells[2], cells[3])
-        print(f"| {workers} | {' | '.join(f'{value:,.0f}' for value in row)} |", flush=True)
+        told = ["-"] * 2 if computing else [f"{batches:,.0f}", f"{steady:,.0f}"]
+        print(f"| {workers} | {rates[0]:,.0f} | {told[0]} | {rates[1]:,.0f} | {told[1]} |", flush=True)
 
 
 def write(path: Path, **more: Any) -> None:
@@ -280,6 +286,8 @@ def main() -> None:
     parser.add_argument("what", choices=["driver", "tasks", "simulate", "measure"])
     parser.add_argument("--found", type=Path, default=Path(tempfile.gettempdir()) / "search_scale.json")
     parser.add_argument("--structures", type=int, default=24, help="tasks: structures to time; measure: evaluations")
+    parser.add_argument("--shorter", type=float, default=1, help="measure: sleep for so many times less")
+    parser.add_argument("--compute", action="store_true", help="measure: workers compute instead, on 750 images")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.what == "driver":
@@ -289,7 +297,7 @@ def main() -> None:
     elif asked.what == "simulate":
         simulate(asked.found)
     else:
-        measure(asked.found, asked.structures)
+        measure(asked.found, asked.structures, asked.shorter, asked.compute)
     print(f"\n{machine(torch.device('cpu'))}")
 
 
