@@ -98,7 +98,8 @@ class Actors:
         """As many actors as there is work for."""
         while self.crew < min(self.workers, len(self.tries)):
             self.crew += 1
-            actor = ray.remote(Held).options(**self.options).remote(self.payload, self.folders, self.threads)
+            held: Any = ray.remote(Held)
+            actor = held.options(**self.options).remote(self.payload, self.folders, self.threads)
             self._watch("ready", actor.ready.remote(), actor)
 
     def _start(self, actor: Any, job: Job) -> None:

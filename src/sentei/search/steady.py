@@ -48,8 +48,8 @@ class SteadySearch(Search):
         for proposal in self.out.values():
             self._send(proposal)
         while True:
-            while len(self.out) < self.pending and (proposal := self._propose()):
-                self._send(proposal)
+            while len(self.out) < self.pending and (new := self._propose()):
+                self._send(new)
             if not self.out:
                 break
             self._take()

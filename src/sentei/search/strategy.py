@@ -104,10 +104,9 @@ class Strategy(ABC):
         """The next structure, whatever is still out; None once there is nothing left to propose."""
         if self.proposed == self.evaluations:
             return None
-        draft = self.draft()
-        if draft is None or draft[2] is None:
+        phase, cycle, levels, source = self.draft() or ("", 0, None, -1)
+        if levels is None:
             return None
-        phase, cycle, levels, source = draft
         self.proposed += 1
         return Proposal(self.proposed - 1, phase, cycle, levels, source)
 
