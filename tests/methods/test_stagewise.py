@@ -120,13 +120,13 @@ def kill_in(phase, monkeypatch):
     elif phase == "finetune":
         monkeypatch.setattr("sentei.methods.common.pruning.fit", stop)
     else:
-        save = sentei.train.loop._Run.save
+        save = sentei.train.training.Training.save
 
         def once(self, record):
             save(self, record)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(sentei.train.loop._Run, "save", once)
+        monkeypatch.setattr(sentei.train.training.Training, "save", once)
 
 
 def stop(*args, **kwargs):

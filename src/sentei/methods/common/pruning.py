@@ -25,8 +25,8 @@ from sentei.tasks import Task
 from sentei.tasks.task import loss_of
 from sentei.train import Recipe, evaluate, fit, recalibrate
 from sentei.train.evaluate import CLASSIFICATION, evaluating
-from sentei.train.loop import refuse_teacher
 from sentei.train.optimizers import Factory
+from sentei.train.training import refuse_teacher
 
 Say = Callable[[str], None]
 
