@@ -312,9 +312,9 @@ def test_an_altered_comparison_is_refused(compared, tmp_path, sentei):
 
 
 def test_ctrl_c_says_how_to_go_on(trained, sentei, monkeypatch):
-    from sentei.train import loop
+    from sentei.train import training
 
-    original = loop._Run.save
+    original = training.Training.save
 
     def interrupted(self, record):
         original(self, record)
@@ -322,7 +322,7 @@ def test_ctrl_c_says_how_to_go_on(trained, sentei, monkeypatch):
 
     words = ("compare", trained, "--methods", "l1", "--seeds", 1, *TINY, "--run", "x")
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "save", interrupted)
+        patch.setattr(training.Training, "save", interrupted)
         stopped = sentei(*words)
     assert stopped.code == 130
     assert "What is finished stays in x; the same command goes on." in stopped.err

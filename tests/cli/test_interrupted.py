@@ -165,16 +165,16 @@ def wait_for(file: Path, text: str, process: Popen) -> None:
 
 
 def test_ctrl_c_says_how_to_go_on(sentei, trained, tmp_path, monkeypatch):
-    from sentei.train import loop
+    from sentei.train import training
 
-    original = loop._Run.save
+    original = training.Training.save
 
     def interrupted(self, record):
         original(self, record)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "save", interrupted)
+        patch.setattr(training.Training, "save", interrupted)
         stopped = sentei("prune", trained, "--run", "x", *TINY)
     assert stopped.code == 130
     assert "Go on with:  sentei resume x" in stopped.err

@@ -50,11 +50,10 @@ def test_a_signal_ends_everything_and_says_how_to_go_on(phase, trained, tmp_path
 
 
 def test_a_signal_to_the_whole_group_leaves_a_run_that_ends_in_the_same_bits(trained, tmp_path, sentei):
-    """A scheduler stops every process of a job, workers too. It may go on without workers."""
-    search = ("prune", trained, *SEARCH, 12)
+    """A scheduler stops every process of a job, workers too."""
+    search = ("prune", trained, *SEARCH, 12, "--executor", "process", "--processes", 2)
     assert sentei(*search, "--run", tmp_path / "whole").code == 0
-    workers = ("--executor", "process", "--processes", 2)
-    process = start(*search, *workers, "--run", tmp_path / "x", start_new_session=True)
+    process = start(*search, "--run", tmp_path / "x", start_new_session=True)
     wait_for(tmp_path / "x/journal.jsonl", '"number": 3', process)
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)

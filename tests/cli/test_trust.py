@@ -75,16 +75,16 @@ def test_resume_asks_for_trust_or_for_the_names(sentei, dying, tmp_path):
 
 
 def test_an_interrupted_run_says_how_to_go_on_with_its_code(sentei, tmp_path, monkeypatch):
-    from sentei.train import loop
+    from sentei.train import training
 
     (tmp_path / "mine.py").write_text(MARKED)
-    original = loop._Run.save
+    original = training.Training.save
 
     def interrupted(self, record):
         original(self, record)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop._Run, "save", interrupted)
+    monkeypatch.setattr(training.Training, "save", interrupted)
     stopped = sentei("train", "mine.py:net", "--data", "mine.py:images", "--run", "x", *TINY)
     assert "Go on with:  sentei resume x --trust" in stopped.err
 

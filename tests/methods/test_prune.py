@@ -27,10 +27,7 @@ def model():
     return build_model("digitsnet")
 
 
-SHORT = {
-    **{method: {"evaluations": 16} for method in ("abc", "evolution", "random_search")},
-    "stagewise": {"supernet_epochs": 1, "evaluations": 18, "table_images": 60, "candidates": 4},
-}  # fmt: skip
+SHORT = {method: {"evaluations": 16} for method in ("abc", "evolution", "random_search")}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -148,12 +145,12 @@ def test_two_budgets_both_hold(model, data):
 
 
 def test_a_model_from_python_resumes_by_calling_again(model, data, tmp_path):
-    from sentei.train import loop
+    from sentei.train import training
 
     given = {"recipe": dataclasses.replace(RECIPE, epochs=3), "images": 64}
     whole = prune(model, data, **given).model
     calls = []
-    original = loop._Run.save
+    original = training.Training.save
 
     def stop_after_the_first_epoch(self, record):
         original(self, record)
@@ -161,7 +158,7 @@ def test_a_model_from_python_resumes_by_calling_again(model, data, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "save", stop_after_the_first_epoch)
+        patch.setattr(training.Training, "save", stop_after_the_first_epoch)
         with pytest.raises(KeyboardInterrupt):
             prune(model, data, run_dir=tmp_path / "run", **given)
     with pytest.raises(ConfigError, match="other settings: method is 'l1' there, 'l2' now"):
