@@ -185,7 +185,7 @@ def test_a_budget_of_milliseconds_is_one_table_for_all_runs(trained, sentei, mon
     whole = LatencyTable.measure
     monkeypatch.setattr(LatencyTable, "measure", lambda *a, **k: times.append(k) or whole(*a, **k))
     monkeypatch.setattr(latency, "_timed", lambda pruning, small: {"dense_ms": 2.0, "small_ms": 1.4, "share": 0.7})
-    words = ("compare", trained, "--methods", "l1", "--latency", 0.8, 0.7, "--params", 0.9, "--seeds", 1, *TINY,
+    words = ("compare", trained, "--methods", "l1", "--latency", 0.95, 0.9, "--params", 0.9, "--seeds", 1, *TINY,
              "--runtime", "eager", "--run", "x")  # fmt: skip
     done = sentei(*words)
     assert done.code == 0, done.err
