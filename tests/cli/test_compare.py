@@ -192,17 +192,17 @@ def test_a_budget_of_milliseconds_is_one_table_for_all_runs(trained, sentei, mon
     assert [t["runtime"] for t in times] == ["eager"]
     assert {f.name for f in Path("x").iterdir()} == {
         "compare.json", "latency.json",
-        *(f"{m}-params0.9-latency{b}-s0" for m in ("uniform", "l1") for b in (0.8, 0.7)),
+        *(f"{m}-params0.9-latency{b}-s0" for m in ("uniform", "l1") for b in (0.95, 0.9)),
     }  # fmt: skip
-    told = json.loads(Path("x/l1-params0.9-latency0.7-s0/summary.json").read_text())
+    told = json.loads(Path("x/l1-params0.9-latency0.9-s0/summary.json").read_text())
     table = {k: v for k, v in json.loads(Path("x/latency.json").read_text()).items() if k != "sha256"}
     assert told["settings"]["timing"] == {"runtime": "eager", "threads": 1, "table": table}
-    assert told["budget"] == {"params": 0.9, "latency": 0.7}
+    assert told["budget"] == {"params": 0.9, "latency": 0.9}
     found = read_comparison("x")
     assert {r["ms"] for r in found.results} == {1.4}
     assert (found.plan["dense"]["ms"], found.results[0]["ms_share"]) == (2.0, 0.7)
-    assert "90% of the parameters and 70% of the milliseconds" in done.out
-    shutil.rmtree("x/l1-params0.9-latency0.7-s0")
+    assert "90% of the parameters and 90% of the milliseconds" in done.out
+    shutil.rmtree("x/l1-params0.9-latency0.9-s0")
     assert sentei(*words).out.count("finished already") == 3
     assert len(times) == 1
     other = sentei(*words, "--runtime-threads", 2)
