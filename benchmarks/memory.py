@@ -7,14 +7,16 @@ train      a step of `sentei.train.fit`, SGD with momentum
 ista       the same with the proximal step of `sentei.Sparsifier`
 supernet   a step of the stage-wise supernet: full network, narrowest and one random one
 Each is a process of its own: two steps on batches of random images, random weights. The peak is the largest
-resident size during the steps less that before the network is built; the time is that of the second step. "told" is
-what sentei says before it starts, for what it counts (weights, gradients, momentum and activations; for the supernet
-activations).
+resident size during the steps less that before the first, when the network is there; the time is that of the second
+step. "told" is what sentei says before it starts, less the network itself: gradients, momentum and activations (for
+the supernet activations alone).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import re
@@ -80,13 +82,15 @@ def measured(network: str, phase: str, saving: str, batch: int, known: list[dict
     limit = None
     if "memory" in SAVING[saving]:
         plain = next(r for r in known if (r["network"], r["phase"], r["saving"]) == (network, phase, "nothing"))
-        limit = round(plain["told_mb"] * SAVING[saving]["memory"])
+        limit = round(plain["told_mb"] * SAVING[saving]["memory"]) + plain["network_mb"]
+    step, told, size = PREPARED[phase](network, images, limit, "recompute" in SAVING[saving])
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what building has freed is given back
     before = resident("VmRSS")
-    step, told = PREPARED[phase](network, images, limit, "recompute" in SAVING[saving])
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
     seconds = step()
     return {
-        "network": network, "phase": phase, "saving": saving, "batch": batch, "limit_mb": limit, "told_mb": round(told),
+        "network": network, "phase": phase, "saving": saving, "batch": batch, "limit_mb": limit, "told_mb": round(told), "network_mb": round(size),
         "peak_mb": round((resident("VmHWM") - before) / MB), "seconds": round(seconds, 2),
         "machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(),
     }  # fmt: skip
@@ -126,9 +130,10 @@ def train(network: str, images: list[Any], limit: int | None, again: bool, spars
         model, after = sparsifier.model, lambda trained, lr: sparsifier.step(lr)
     few = (images[0][0][:2], images[0][1][:2])
     memory = memory_of(model, few, pruning.task, pruning.recipe)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values()) / UNIT
     pieces = 1 if limit is None else memory.pieces(len(images[0][0]), limit)
-    told = memory.bytes(-(-len(images[0][0]) // pieces)) / UNIT
-    return timed(lambda note: fit(model, pruning.data, pruning.recipe, after_step=note(after), progress=False)), told
+    told = memory.bytes(-(-len(images[0][0]) // pieces)) / UNIT - size
+    return timed(lambda note: fit(model, pruning.data, pruning.recipe, after_step=note(after), progress=False)), told, size
 
 
 def supernet(network: str, images: list[Any], limit: int | None, again: bool) -> Any:
@@ -147,7 +152,7 @@ def supernet(network: str, images: list[Any], limit: int | None, again: bool) ->
     told = chunk * (training_bytes(net.model, few, pruning.task) + net.stages.feature_bytes()) / MB
     objective = SupernetLoss(net, method.rule, method.subnets, chunk)
     how = {"objective": objective, "progress": False}
-    return timed(lambda note: fit(net.model, pruning.data, pruning.recipe, after_step=note(None), **how)), told
+    return timed(lambda note: fit(net.model, pruning.data, pruning.recipe, after_step=note(None), **how)), told, 0
 
 
 def timed(fitted: Any) -> Any:
