@@ -90,7 +90,8 @@ def measured(network: str, phase: str, saving: str, batch: int, known: list[dict
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
     seconds = step()
     return {
-        "network": network, "phase": phase, "saving": saving, "batch": batch, "limit_mb": limit, "told_mb": round(told), "network_mb": round(size),
+        "network": network, "phase": phase, "saving": saving, "batch": batch, "limit_mb": limit,
+        "told_mb": round(told), "network_mb": round(size),
         "peak_mb": round((resident("VmHWM") - before) / MB), "seconds": round(seconds, 2),
         "machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(),
     }  # fmt: skip
@@ -133,7 +134,8 @@ def train(network: str, images: list[Any], limit: int | None, again: bool, spars
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values()) / UNIT
     pieces = 1 if limit is None else memory.pieces(len(images[0][0]), limit)
     told = memory.bytes(-(-len(images[0][0]) // pieces)) / UNIT - size
-    return timed(lambda note: fit(model, pruning.data, pruning.recipe, after_step=note(after), progress=False)), told, size
+    how = {"progress": False}
+    return timed(lambda note: fit(model, pruning.data, pruning.recipe, after_step=note(after), **how)), told, size
 
 
 def supernet(network: str, images: list[Any], limit: int | None, again: bool) -> Any:
