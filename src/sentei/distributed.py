@@ -29,6 +29,11 @@ from sentei.errors import SenteiError, TrainError
 
 T = TypeVar("T")
 
+
+class LostError(TrainError):
+    """The other processes are gone, or do not answer."""
+
+
 TIMEOUT = "SENTEI_TIMEOUT_MINUTES"
 """Environment: how long a process waits for the others in a step; 10 unless given."""
 PATIENCE = timedelta(days=30)
@@ -85,7 +90,7 @@ def is_first_to_tell(text: str) -> bool:
 def joined() -> Iterator[None]:
     """Take part in the process group that torchrun (or `sentei launch`) has made, if there is one.
 
-    TrainError where the others are lost: one has died, or has not answered for as long as SENTEI_TIMEOUT_MINUTES says.
+    LostError where the others are lost: one has died, or has not answered for as long as SENTEI_TIMEOUT_MINUTES says.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -119,11 +124,11 @@ def _is_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in told for word in ("gloo", "Gloo", "NCCL", "ProcessGroup"))
 
 
-def _lost(error: RuntimeError) -> TrainError:
-    reason = str(error).partition("\n")[0].rpartition("] ")[2]
-    return TrainError(
+def _lost(error: RuntimeError) -> LostError:
+    reason = str(error).partition("\n")[0].rpartition("] ")[2].partition(". ")[0]
+    return LostError(
         f"process {dist.get_rank()} of {dist.get_world_size()} has lost the others: one has died, or has not answered "
-        f"within {_timeout().total_seconds() / 60:g} minutes ({TIMEOUT}). {reason}"
+        f"within {_timeout().total_seconds() / 60:g} minutes (sentei launch --timeout, {TIMEOUT}): {reason}"
     )
 
 

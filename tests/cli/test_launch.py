@@ -15,7 +15,7 @@ from sentei.runfiles import has_progress, is_finished, read_summary
 
 TRAIN = ("train", "digitsnet", "--data", "digits", "--device", "cpu", "--batch-size", "60")
 TWO = ("launch", "--nproc-per-node", "2")
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 
 
 def started(folder: Path, *words: str, env=ENV) -> subprocess.Popen[str]:
@@ -105,7 +105,8 @@ def killed(folder: Path, words, which: int, after: float) -> tuple[int, str, str
 def test_a_killed_process_ends_the_run_and_the_run_goes_on(tmp_path):
     code, out, err = killed(tmp_path, (*TWO, *LONG), which=1, after=1.0)
     assert code == 128 + signal.SIGKILL
-    assert "was ended by SIGKILL. What was stored is kept. Go on with:" in err
+    assert "Process 1 was ended by SIGKILL. What was stored is kept. Go on with:" in err
+    assert "mended" not in err
     assert "sentei launch --nproc-per-node 2 resume runs/a" in err
     assert not is_finished(tmp_path / "runs/a")
     code, out, err = ended(started(tmp_path, "resume", "runs/a"))  # in one

@@ -22,7 +22,7 @@ from sentei.cli.evaluate import Evaluate
 from sentei.cli.export import Export
 from sentei.cli.fidelity import FidelityCommand
 from sentei.cli.inspect import Inspect
-from sentei.cli.launch import SHARED, Launch, split
+from sentei.cli.launch import LOST, SHARED, Launch, split
 from sentei.cli.options import Output, with_preset
 from sentei.cli.prune import method_named, prune_with, refuse_options_of_others
 from sentei.cli.report import Report
@@ -30,7 +30,7 @@ from sentei.cli.resume import Resume
 from sentei.cli.saved import resume_hint
 from sentei.cli.train import Train
 from sentei.console import hushed, stderr, talk_on_stderr
-from sentei.distributed import is_first_to_tell, is_leader, joined, processes
+from sentei.distributed import LostError, is_first_to_tell, is_leader, joined, processes
 from sentei.errors import ConfigError, SenteiError
 from sentei.runfiles import has_progress, is_finished, version
 from sentei.threads import set_threads
@@ -78,7 +78,8 @@ def _refuse_unknown(argv: Sequence[str], verbs: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 refused with a message, 130 interrupted, 143 terminated.
+    """Run a command; returns the exit code: 0 done, 2 refused with a message, 3 if other processes that share the work
+    are lost, 130 interrupted, 143 terminated.
 
     SENTEI_DEBUG=1 shows the traceback of an error.
     """
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if is_first_to_tell(str(error)):
             _tell(f"Error: {error}{_after(command, error)}", "red")
-        return 2
+        return LOST if isinstance(error, LostError) else 2
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
         _tell(f"\n{'Terminated' if ended else 'Interrupted'}. {_how_to_go_on(command)}", "yellow")
@@ -149,7 +150,8 @@ def _tell(text: str, style: str) -> None:
 def _after(command: object, error: Exception) -> str:
     """How to go on after something went wrong on the way; empty where a command was refused."""
     folder = getattr(command, "folder", None)
-    if folder is None or isinstance(error, ConfigError) or is_finished(folder) or not has_progress(folder):
+    told = isinstance(error, (ConfigError, LostError))  # what to do then, the agent says
+    if folder is None or told or is_finished(folder) or not has_progress(folder):
         return ""
     return f"\nWhat was stored is kept. Once that is mended, go on with:  {resume_hint(folder)}"
 

@@ -27,6 +27,8 @@ from sentei.threads import available_cpus
 SHARED = (Train, Prune, Resume)
 """Commands whose work several processes can share."""
 VERBS = ("train", "prune", "resume")
+LOST = 3
+"""Exit code of a process that has lost the others."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,19 @@ class Launch:
     def _failed(self, codes: Mapping[int, int], command: Any) -> int:
         """Say what has died, unless a process has said so itself."""
         killed = {rank: -code for rank, code in codes.items() if code < 0}
-        folder = getattr(command, "folder", None)
-        if killed:
-            rank, number = next(iter(killed.items()))
-            text = f"Error: process {rank} was ended by {signal.Signals(number).name}."
-            if folder is not None and has_progress(folder) and not is_finished(folder):
-                again = f"sentei launch --nproc-per-node {self.nproc_per_node} resume {folder}"
-                text += f" What was stored is kept. Go on with:  {again}"
-            console = stderr()
-            console.print(Text(text, "red"), soft_wrap=not console.is_terminal)
-        return 128 + next(iter(killed.values())) if killed else max(codes.values(), default=1)
+        if not killed and LOST not in codes.values():
+            return max(codes.values(), default=1)
+        text = "".join(f"Process {rank} was ended by {signal.Signals(n).name}. " for rank, n in killed.items())
+        if is_finished(command.folder):
+            text += f"The run in {command.folder} is finished."
+        elif has_progress(command.folder):
+            again = f"sentei launch --nproc-per-node {self.nproc_per_node} resume {command.folder}"
+            text += f"What was stored is kept. Go on with:  {again}"
+        else:
+            text += "Nothing was stored yet; start again with the same command."
+        console = stderr()
+        console.print(Text(text, "red"), soft_wrap=not console.is_terminal)
+        return 128 + next(iter(killed.values())) if killed else LOST
 
 
 def split(given: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -13,10 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sentei.data.batches import pieces_of
 from sentei.distributed import average_gradients, processes, summed
+from sentei.errors import ConfigError
 from sentei.tasks import Task
 from sentei.train.evaluate import evaluating
 from sentei.train.recipe import Recipe
-from sentei.train.recompute import Recomputed
+from sentei.train.recompute import Recomputed, blocks
 from sentei.train.synced import SyncedNorms
 
 Loss = Callable[[Any], Tensor]
@@ -40,6 +41,11 @@ class Gradients:
         self.model, self.task, self.recipe, self.bf16, self.own = model, task, recipe, bf16, own
         self.device, self.pieces = next(model.parameters()).device, recipe.accumulate
         self.loss: nn.Module = _Loss(model, loss)
+        if recipe.recompute and own is None and not blocks(model):
+            raise ConfigError(
+                f"recompute computes blocks again, members of nn.Sequential or nn.ModuleList with layers inside; "
+                f"{type(model).__name__} has none: leave --recompute out"
+            )
 
     def __call__(self, batch: Any) -> Tensor:
         if processes() > 1 and self.own is None and not isinstance(self.loss, DistributedDataParallel):

@@ -57,7 +57,7 @@ class Recipe:
     """Pieces that a batch is computed in, one after another, to take less memory; each has BatchNorm statistics of its
     own."""
     train_memory_mb: int | None = None
-    """Let a step take about so much memory: batches are computed in as many pieces as that needs."""
+    """Let a step take about so much memory, in each process: batches are computed in as many pieces as that needs."""
     recompute: bool = False
     """Keep only what goes into each block, and compute the rest again for the gradients: less memory, more time."""
     sync_norm: bool = False
@@ -79,7 +79,7 @@ class Recipe:
         rules = {
             "epochs": (self.epochs >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
-            "accumulate": (self.accumulate >= 1, "1 or more"),
+            "accumulate": (1 <= self.accumulate <= self.batch_size, f"1 to batch_size, {self.batch_size}"),
             "train_memory_mb": (self.train_memory_mb is None or self.train_memory_mb >= 1, "1 or more, or None"),
             "lr": (math.isfinite(self.lr) and self.lr >= 0, "0 or more"),
             "optimizer": (self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'"),

@@ -119,8 +119,9 @@ class Training:
         few = mapped(next(iter(self.data.train.batches(2, limit=2))), self._arranged)
         memory, mine = memory_of(self.model, few, self.task, self.recipe, self.teacher), math.ceil(size / processes())
         self.gradients.pieces = max(memory.pieces(mine, limit), self.recipe.accumulate)
+        each = " to each process" if processes() > 1 else ""
         if shown:
-            say(f"{self.name}: memory {memory.told(mine, self.gradients.pieces)}, of {limit:,} MB allowed")
+            say(f"{self.name}: memory {memory.told(mine, self.gradients.pieces)}, of {limit:,} MB allowed{each}")
 
     def epoch(self, epoch: int, bar: Progress) -> Record:
         started = time.perf_counter() - self.inside.get("seconds", 0.0)
