@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sentei.console import say
 from sentei.data import Data
-from sentei.data.batches import mapped
+from sentei.data.batches import mapped, pieces_of
 from sentei.data.splits import Batches
 from sentei.distributed import agree_weights, average_statistics, decided, is_leader, part, processes, summed
 from sentei.errors import CheckpointError, ConfigError, TrainError
@@ -116,7 +116,8 @@ class Training:
         limit, size = self.recipe.train_memory_mb, self.data.batch_images(self.recipe.batch_size)
         if limit is None or self.objective is not None or len(self.history) == self.recipe.epochs:
             return
-        few = mapped(next(iter(self.data.train.batches(2, limit=2))), self._arranged)
+        batch = mapped(next(iter(self.data.train.batches(2, limit=2))), self._arranged)
+        few = pieces_of(batch, max(self.task.count(batch) // 2, 1))[0]  # loaders of one's own give whole batches
         memory, mine = memory_of(self.model, few, self.task, self.recipe, self.teacher), math.ceil(size / processes())
         self.gradients.pieces = max(memory.pieces(mine, limit), self.recipe.accumulate)
         each = " to each process" if processes() > 1 else ""
