@@ -144,7 +144,7 @@ def test_the_processes_end_with_their_agent(tmp_path):
         time.sleep(0.05)
     first, second = ranks(process.pid)
     process.kill()
-    process.wait()
+    process.communicate(timeout=60)  # they hold its streams
     for _ in range(300):
         if not any(alive(pid) for pid in (first, second)):
             return
