@@ -264,7 +264,7 @@ def average_statistics(model: nn.Module) -> None:
 def agree_weights(model: nn.Module) -> None:
     """The leader's parameters and buffers, on every process."""
     if processes() > 1:
-        _flat([*model.parameters(), *model.buffers()], lambda t: _sent(t))
+        _flat([*model.parameters(), *model.buffers()], _sent)
 
 
 def _sent(tensor: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ def _flat(tensors: Sequence[Tensor], change: Callable[[Tensor], Tensor]) -> None
     for tensor in tensors:
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     with torch.no_grad():
-        for alike in kinds.values():
-            flat = change(torch.cat([t.reshape(-1) for t in alike]))
-            for tensor, values in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
+        for kind in kinds.values():
+            flat = change(torch.cat([t.reshape(-1) for t in kind]))
+            for tensor, values in zip(kind, flat.split([t.numel() for t in kind]), strict=True):
                 tensor.copy_(values.view_as(tensor))

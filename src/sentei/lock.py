@@ -1,10 +1,11 @@
-"""One process at a time in a folder."""
+"""One process at a time: in a folder, where the others are refused, or at a file, for which they wait."""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -47,6 +48,16 @@ class FolderLock:
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
         os.close(self.file)
+
+
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """One process at a time; without locks in the file system, all at once."""
+    with open(path, "wb") as file:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _acquired(path: Path) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from sentei.cli.launch import split
 from sentei.runfiles import has_progress, is_finished, read_summary
+from tests.search.test_executors import _alive, _children, _wait_for
 
 TRAIN = ("train", "digitsnet", "--data", "digits", "--device", "cpu", "--batch-size", "60")
 TWO = ("launch", "--nproc-per-node", "2")
@@ -35,14 +36,7 @@ def ended(process: subprocess.Popen[str], seconds: int = 180) -> tuple[int, str,
 
 def ranks(agent: int) -> list[int]:
     """The processes that an agent has started, in the order of their ranks."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(agent)], capture_output=True, text=True).stdout.split()
-    return sorted(map(int, found))
-
-
-def alive(pid: int) -> bool:
-    """Running, and not just waiting for somebody to ask how it ended."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return found != "" and not found.startswith("Z")
+    return sorted(_children(agent))
 
 
 def test_two_processes_train_and_speak_once(tmp_path):
@@ -145,11 +139,7 @@ def test_the_processes_end_with_their_agent(tmp_path):
     first, second = ranks(process.pid)
     process.kill()
     process.communicate(timeout=60)  # they hold its streams
-    for _ in range(300):
-        if not any(alive(pid) for pid in (first, second)):
-            return
-        time.sleep(0.1)
-    pytest.fail("they go on without it")
+    assert _wait_for(lambda: not any(map(_alive, (first, second))), seconds=30)
 
 
 @pytest.mark.slow

@@ -10,27 +10,15 @@ import sentei
 from sentei.search import Crew, Job, open_executor
 from sentei.search.inherit import Inheritance
 from sentei.surgery import slim
-from tests.search.fakes import Fake
+from tests.search.fakes import Fake, Noted
 
 PAYLOAD = 20_000_000
 
 
-class Heavy(Fake):
+class Heavy(Noted, Fake):
     def __init__(self, folder):
         super().__init__(folder)
         self.weights = torch.zeros(PAYLOAD // 4)
-
-    def __getstate__(self):
-        self.note("packed")
-        return self.__dict__
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self.note("opened")
-
-    def note(self, what):
-        with open(self.folder / what, "a") as file:
-            file.write("x")
 
 
 def test_an_evaluator_is_packed_once_and_opened_once_by_each_worker(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import tempfile
 import textwrap
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ import pytest
 from sentei.search import Colony, Search, Store, open_executor
 from sentei.search.testing import small_space
 from sentei.train.journal import Journal
-from tests.search.fakes import Fake
+from tests.search.fakes import Fake, Noted
+from tests.search.test_executors import _wait_for
 
 HEAD, WORKER, PORT = "10.213.77.1", "10.213.77.2", 6399
 PAYLOAD = 30_000_000
@@ -31,7 +33,7 @@ pytestmark = [
 ]
 
 
-class Heavy(Fake):
+class Heavy(Noted, Fake):
     """Takes some bytes to send, and notes each time that it is packed and opened, and on which host."""
 
     def __init__(self, folder, slow):
@@ -41,14 +43,6 @@ class Heavy(Fake):
     def note(self, what):
         with open(self.folder / what, "a") as file:
             file.write(os.readlink("/proc/self/ns/net") + "\n")
-
-    def __getstate__(self):
-        self.note("packed")
-        return self.__dict__
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self.note("opened")
 
     def __call__(self, widths, share=1.0):
         self.note("evaluated")
@@ -73,13 +67,7 @@ def evaluations(path):
     return sorted(found, key=lambda r: r["number"])
 
 
-def wait_for(condition, seconds=PATIENCE):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("waited in vain")
+wait_for = partial(_wait_for, seconds=PATIENCE)
 
 
 class Hosts:

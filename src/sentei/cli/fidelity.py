@@ -117,7 +117,7 @@ class FidelityCommand:
 
     def identity(self, data: Data, task: Task, base: str, ref: str, constraints: Constraints) -> dict[str, Any]:
         """What makes a run this one and no other."""
-        workers = worker_threads(self.how.executor, self.how.supernet.workers)
+        workers = worker_threads(self.how.executor, self.how.workers)
         return {
             "verb": "fidelity", "task": task.settings, "base_sha256": base, "code": code_of(ref),
             "data": data.identity, "macs": self.macs, "round_to": constraints.round_to, **deciding(self.how),

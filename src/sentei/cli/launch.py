@@ -26,7 +26,6 @@ from sentei.threads import available_cpus
 
 SHARED = (Train, Prune, Resume)
 """Commands whose work several processes can share."""
-VERBS = ("train", "prune", "resume")
 LOST = 3
 """Exit code of a process that has lost the others."""
 
@@ -59,9 +58,10 @@ class Launch:
         """Run the command that `words` say and `command` is; returns the exit code of the first process that failed."""
         if not isinstance(command, SHARED):
             given = f"got {words[0]}" if words else "none is given"
-            raise ConfigError(f"sentei launch takes a command behind its options: {', '.join(VERBS)}; {given}")
+            verbs = ", ".join(kind.__name__.lower() for kind in SHARED)
+            raise ConfigError(f"sentei launch takes a command behind its options: {verbs}; {given}")
         config = self._config()
-        os.environ |= self._environment()
+        self._set_environment()
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import elastic_launch
@@ -98,11 +98,11 @@ class Launch:
             rdzv_endpoint=self.rdzv_endpoint or "localhost:0", max_restarts=self.max_restarts, monitor_interval=0.5,
         )  # fmt: skip
 
-    def _environment(self) -> dict[str, str]:
-        """Threads that do not take the processors from each other, unless they are given."""
-        threads = str(max(1, available_cpus() // self.nproc_per_node))
-        known = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR", TIMEOUT: str(self.timeout)}
-        return {name: os.environ.get(name, value) if name != TIMEOUT else value for name, value in known.items()}
+    def _set_environment(self) -> None:
+        """For the processes: threads, unless they are given, that do not take the processors from each other."""
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // self.nproc_per_node)))
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ[TIMEOUT] = str(self.timeout)
 
     def _failed(self, codes: Mapping[int, int], command: Any) -> int:
         """Say what has died, unless a process has said so itself."""

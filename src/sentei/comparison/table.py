@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sentei.comparison.file import LATENCY
 from sentei.comparison.planned import Ground
-from sentei.errors import ConfigError
 from sentei.methods.common.latency import in_steps
 from sentei.methods.common.pruning import Say
 from sentei.plan import Budget, uniform
@@ -32,13 +31,7 @@ def measured(ground: Ground, budgets: Iterable[Budget], folder: Path, say: Say, 
             graph, ground.model, runtime=timing.runtime, threads=timing.threads, progress=progress
         )
         made.save(path)
-    table = LatencyTable.load(path)
-    if (table.runtime, table.threads) != (timing.runtime, timing.threads):
-        raise ConfigError(
-            f"{path} was measured in {table.runtime} with {table.threads} threads; asked for is {timing.runtime} with "
-            f"{timing.threads}. Ask for the same, or choose another folder"
-        )
-    table.check_fits(graph)
+    table = timing.read(path, graph, ". Ask for the same, or choose another folder")
     for budget in timed:
         uniform(graph.with_latency(table), budget, constraints=in_steps(pruning.constraints, table))
     known = Timing(timing.runtime, timing.threads, str(path.resolve()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,9 +16,9 @@ from torchvision.transforms import v2
 from sentei.data.dataset import Data, describe
 from sentei.data.names import Names
 from sentei.data.rows import Rows
-from sentei.data.samples import NormalisedSplit, decoded, divided
+from sentei.data.samples import NormalisedSplit, S, decoded, divided_by_class
 from sentei.data.sources import Statistics
-from sentei.data.splits import Augment, stratified_split
+from sentei.data.splits import Augment
 from sentei.data.subset import ALL, Subset
 from sentei.errors import DataError
 from sentei.threads import data_workers
@@ -51,14 +50,8 @@ def load_folder(
     for name, folder in folders.items():
         _same_classes(path, name, train.classes, folder.classes)
     classes = subset.classes_of(ref, train.classes, seed)
-    train = subset.capped(train.only(classes), seed)
-    parts = divided(
-        train,
-        {name: folder.only(classes) for name, folder in folders.items()},
-        val,
-        partial(stratified_split, train.labels.numpy(), seed=seed),
-        f"{path} has neither val/ nor test/. Expected {path}/val/CLASS/image files beside train/.",
-    )
+    missing = f"{path} has neither val/ nor test/. Expected {path}/val/CLASS/image files beside train/."
+    parts = divided_by_class(train, folders, classes, subset, val, seed, missing)
     device = torch.device(device)
     splits = {
         name: FolderSplit(samples, size, device, statistics, data_workers(workers), path)
@@ -137,12 +130,12 @@ def _same_classes(path: Path, name: str, train: Sequence[str], other: Sequence[s
         raise DataError(f"The classes of {path}/train and {path}/{name} differ: {'; '.join(parts)}.")
 
 
-class FolderSplit(NormalisedSplit[Sample]):
-    """Images decoded and resized by worker processes, normalised on the device."""
+class ClassSplit(NormalisedSplit[S]):
+    """Images with a class each, decoded and resized by worker processes, normalised on the device."""
 
     def __init__(
         self,
-        samples: Folder,
+        samples: Rows[S],
         size: int,
         device: torch.device,
         statistics: Statistics,
@@ -152,28 +145,32 @@ class FolderSplit(NormalisedSplit[Sample]):
         super().__init__(samples, device, statistics, workers, root)
         self.size = size
 
-    @staticmethod
-    def read(sample: Sample) -> tuple[Image, int]:
-        path, label = sample
-        return decoded(path), label
-
     def change(self, augment: Augment | None) -> v2.Transform:
-        return plain_transform(self.size) if augment is None else training_transform(self.size, augment)
+        return _plain_transform(self.size) if augment is None else _training_transform(self.size, augment)
 
     @staticmethod
     def collate(elements: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         return torch.stack([image for image, _ in elements]), torch.tensor([label for _, label in elements])
+
+
+class FolderSplit(ClassSplit[Sample]):
+    """Images of a folder."""
+
+    @staticmethod
+    def read(sample: Sample) -> tuple[Image, int]:
+        path, label = sample
+        return decoded(path), label
 
     def told(self, sample: Sample) -> str:
         path, label = sample
         return f"{path.removeprefix(f'{self.root}/')} {os.path.getsize(path)} {label}"
 
 
-def training_transform(size: int, augment: Augment) -> v2.Transform:
+def _training_transform(size: int, augment: Augment) -> v2.Transform:
     flip = [v2.RandomHorizontalFlip()] if augment.flip else []
     return v2.Compose([v2.RandomResizedCrop(size, scale=augment.scale, antialias=True), *flip, v2.PILToTensor()])
 
 
-def plain_transform(size: int) -> v2.Transform:
+def _plain_transform(size: int) -> v2.Transform:
     """The centre of the image after resizing its shorter side to 8/7 of the crop: 256 for 224."""
     return v2.Compose([v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size), v2.PILToTensor()])

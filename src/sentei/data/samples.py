@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,7 +31,9 @@ from sentei.data.splits import (
     epoch_generator,
     epoch_order,
     epoch_steps,
+    stratified_split,
 )
+from sentei.data.subset import R, Subset
 from sentei.errors import DataError
 from sentei.threads import data_workers
 
@@ -362,6 +365,21 @@ def divided(
         return {"train": train, "val": others["val"], "test": test}
     keep, held = hold(0.1 if val is None else val)
     return {"train": taken(train, keep), "val": taken(train, held), "test": test}
+
+
+def divided_by_class(
+    train: R,
+    others: Mapping[str, R],
+    classes: Sequence[int],
+    subset: Subset,
+    val: int | float | None,
+    seed: int,
+    missing: str,
+) -> dict[str, Any]:
+    """As `divided`, of some classes and as many of train/ as a subset keeps; what is held out is stratified."""
+    train = subset.capped(train.only(classes), seed)
+    hold = partial(stratified_split, train.labels.numpy(), seed=seed)
+    return divided(train, {name: rows.only(classes) for name, rows in others.items()}, val, hold, missing)
 
 
 def taken(samples: Sequence[S], indices: Tensor) -> Sequence[S]:

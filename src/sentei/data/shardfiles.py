@@ -6,19 +6,14 @@ import hashlib
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sentei.data.shardlist import is_remote
 from sentei.errors import DataError
 from sentei.extras import required
-
-try:
-    import fcntl
-except ImportError:  # no such locks on this system: two processes may fetch the same shard
-    fcntl = None  # type: ignore[assignment]
+from sentei.lock import waiting
 
 FOLDER, LIMIT = "SENTEI_CACHE", "SENTEI_CACHE_GIB"
 """Environment variables: where fetched shards and indices are kept, and how much of the former."""
@@ -85,7 +80,7 @@ def fetched(source: str, size: int | None = None) -> Path:
     """A shard's copy in the cache, fetched if it is not there: by one process, while the others wait."""
     path = cache_folder("shards") / f"{key_of(source)}.tar"
     if not path.exists():
-        with locked(path.with_suffix(".lock")):
+        with waiting(path.with_suffix(".lock")):
             if not path.exists():
                 _fetch(source, path)
                 _make_room(path)
@@ -135,13 +130,3 @@ def _make_room(newest: Path) -> None:
         left -= size
         if left < 0 and path != newest:
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time, the others wait; without locks in the file system, all at once."""
-    with open(path, "wb") as file:
-        if fcntl is not None:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield

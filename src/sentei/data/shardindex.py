@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sentei.atomic import write_atomic
 from sentei.bars import live_bar
 from sentei.data.samples import Broken
-from sentei.data.shardfiles import ShardFiles, cache_folder, key_of, locked
+from sentei.data.shardfiles import ShardFiles, cache_folder, key_of
 from sentei.data.shardlist import is_remote
-from sentei.errors import DataError
+from sentei.errors import CheckpointError, DataError
 from sentei.extras import required
+from sentei.lock import waiting
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABELS = ("label", "cls", "class")
@@ -43,7 +46,7 @@ def indices_of(files: ShardFiles, workers: int, told: str) -> list[Index]:
     """The index of every shard, from the cache where it is; one process reads the others, with a bar."""
     found = _all_kept(files)
     if found is None:
-        with locked(cache_folder("index") / f"{key_of(*files.sources)}.lock"):
+        with waiting(cache_folder("index") / f"{key_of(*files.sources)}.lock"):
             _read_missing(files, workers, told)
         found = _all_kept(files)
     if found is None:
@@ -183,13 +186,10 @@ def _kept(source: str) -> Index | None:
 
 
 def _keep(source: str, index: Index) -> None:
-    file = _file(source)
-    part = file.with_suffix(f".{os.getpid()}.part")
+    content = BytesIO()
+    np.savez(content, rows=index.rows.numpy(), size=np.array(index.size))
     try:
-        with open(part, "wb") as out:
-            np.savez(out, rows=index.rows.numpy(), size=np.array(index.size))
-        os.replace(part, file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+        write_atomic(_file(source), content.getvalue())
+    except CheckpointError as error:
         raise DataError(f"The index of {source} cannot be written: {error}. Name another folder for it in "
                         "SENTEI_CACHE.") from error  # fmt: skip

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from sentei.data.dataset import Data, describe
-from sentei.data.folder import FolderSplit, plain_transform, training_transform
+from sentei.data.folder import ClassSplit
 from sentei.data.rows import Rows
-from sentei.data.samples import NormalisedSplit, decoded, divided
+from sentei.data.samples import decoded, divided_by_class
 from sentei.data.shardfiles import ShardFiles
 from sentei.data.shardindex import indices_of
 from sentei.data.shardlist import HOW, shards_of
 from sentei.data.sources import Statistics
-from sentei.data.splits import Augment, content_of, stratified_split, training_batches
+from sentei.data.splits import content_of, training_batches
 from sentei.data.subset import ALL, Subset
 from sentei.errors import DataError
 from sentei.threads import data_workers
@@ -103,14 +101,8 @@ def load_shards(
         if (most := int(rows.labels.max())) >= len(names):
             raise DataError(f"{ref}: {name} has label {most}, but there are {len(names)} classes, from 0.")
     classes = subset.classes_of(ref, names, seed)
-    train = subset.capped(found.pop("train").only(classes), seed)
-    parts = divided(
-        train,
-        {name: rows.only(classes) for name, rows in found.items()},
-        val,
-        partial(stratified_split, train.labels.numpy(), seed=seed),
-        f"{ref} names shards for training only, neither val nor test. {HOW}.",
-    )
+    missing = f"{ref} names shards for training only, neither val nor test. {HOW}."
+    parts = divided_by_class(found.pop("train"), found, classes, subset, val, seed, missing)
     where = torch.device(device)
     splits = {name: ShardSplit(rows, size, where, statistics, workers, Path()) for name, rows in parts.items()}
     shape = (3, size, size)
@@ -121,16 +113,10 @@ def load_shards(
     )  # fmt: skip
 
 
-class ShardSplit(NormalisedSplit[Sample]):
-    """Images of shards, decoded and resized by worker processes, normalised on the device."""
+class ShardSplit(ClassSplit[Sample]):
+    """Images of shards."""
 
     samples: Shards
-
-    def __init__(
-        self, samples: Shards, size: int, device: torch.device, statistics: Statistics, workers: int, root: Path
-    ) -> None:
-        super().__init__(samples, device, statistics, workers, root)
-        self.size = size
 
     def order(self, batch_size: int, train: bool, limit: int | None, generator: torch.Generator) -> Tensor:
         """In training the shards in random order, each with those next to it mixed."""
@@ -143,11 +129,6 @@ class ShardSplit(NormalisedSplit[Sample]):
     def read(sample: Sample) -> tuple[Image, int]:
         place, label = sample
         return decoded(place, raw=place.files.read(place.shard, place.begin, place.length)), label
-
-    def change(self, augment: Augment | None) -> v2.Transform:
-        return plain_transform(self.size) if augment is None else training_transform(self.size, augment)
-
-    collate = staticmethod(FolderSplit.collate)
 
     def told(self, sample: Sample) -> str:
         place, label = sample

@@ -172,6 +172,17 @@ class Timing:
     table: str | None = None
     """A latency table measured before (`LatencyTable.save`)."""
 
+    def read(self, path: str | Path, graph: ChannelGraph, hint: str = "") -> LatencyTable:
+        """A table from a file; ConfigError if it was measured elsewhere, or for another network."""
+        table = LatencyTable.load(path)
+        if (table.runtime, table.threads) != (self.runtime, self.threads):
+            raise ConfigError(
+                f"{path} was measured in {table.runtime} with {table.threads} threads; asked for is {self.runtime} "
+                f"with {self.threads}{hint}"
+            )
+        table.check_fits(graph)
+        return table
+
     def settings(self) -> dict[str, Any]:
         """What decides the result: the content of the table, wherever it lies.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,8 @@ from sentei.train.recompute import Recomputed, blocks
 from sentei.train.synced import SyncedNorms
 
 Loss = Callable[[Any], Tensor]
-
-
-class Own(Protocol):
-    """What computes gradients by itself: adds those of a batch and returns the loss to be shown."""
-
-    def __call__(self, model: nn.Module, batch: Any) -> Tensor: ...
+Own = Callable[[nn.Module, Any], Tensor]
+"""What computes gradients by itself: adds those of a batch and returns the loss to be shown."""
 
 
 class Gradients:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sentei.errors import BudgetError, ConfigError
+from sentei.errors import BudgetError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.method import Found
 from sentei.methods.common.pruning import Pruning
@@ -32,13 +32,7 @@ def set_up(pruning: Pruning) -> None:
     """
     timing, graph = pruning.timing, pruning.graph
     if timing.table is not None:
-        table = LatencyTable.load(timing.table)
-        if (table.runtime, table.threads) != (timing.runtime, timing.threads):
-            raise ConfigError(
-                f"{timing.table} was measured in {table.runtime} with {table.threads} threads; asked for is "
-                f"{timing.runtime} with {timing.threads}"
-            )
-        table.check_fits(graph)
+        table = timing.read(timing.table, graph)
     else:
         threads = f"{timing.threads} thread{'s' * (timing.threads > 1)}"
         pruning.say(f"Measuring layers and four whole networks in {timing.runtime}, {threads} ...")

@@ -89,37 +89,23 @@ class Method(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Where methods measure structures, for several methods at once.
+    """Where structures are measured; the settings of what measures some, and of several methods at once.
 
     >>> Workers(executor="ray", processes=64, worker_gpus=0.25).of(("executor", "processes"))
     {'executor': 'ray', 'processes': 64}
     """
 
-    executor: Where = "here"
+    executor: Where = field(default="here", metadata=CHANGES_NOTHING)
     """Where structures are measured: here, in worker processes of this machine, or on a Ray cluster."""
-    processes: int | None = None
+    processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
     """Workers of the executors process and ray; one for each processor of this machine unless given."""
-    worker_cpus: float | None = None
+    worker_cpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
     """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
-    worker_gpus: float | None = None
+    worker_gpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
     """GPUs of each worker on a Ray cluster, 0.25 for four workers on each GPU; its share of them unless given."""
 
     def __post_init__(self) -> None:
-        Crew(self.executor, count_workers(self.executor, self.processes), self.worker_cpus, self.worker_gpus)
-
-    def of(self, known: Iterable[str]) -> dict[str, Any]:
-        """What was asked for, of the options that a method knows."""
-        asked = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
-        return {name: value for name, value in asked.items() if name in set(known)}
-
-
-class InWorkers(Method):
-    """Base of the methods that measure structures wherever `executor` and `processes` say."""
-
-    executor: Where
-    processes: int | None
-    worker_cpus: float | None
-    worker_gpus: float | None
+        _ = self.crew
 
     @property
     def workers(self) -> int:
@@ -128,6 +114,16 @@ class InWorkers(Method):
     @property
     def crew(self) -> Crew:
         return Crew(self.executor, self.workers, self.worker_cpus, self.worker_gpus)
+
+    def of(self, known: Iterable[str]) -> dict[str, Any]:
+        """What was asked for, of the options that a method knows."""
+        asked = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        return {name: value for name, value in asked.items() if name in set(known)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InWorkers(Workers, Method):
+    """Base of the methods that measure structures."""
 
     @property
     def worker_threads(self) -> int | None:

@@ -15,7 +15,7 @@ from sentei.distributed import decided
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
-from sentei.methods.common.method import CHANGES_NOTHING, WHETHER, Found, InWorkers, Method
+from sentei.methods.common.method import WHETHER, Found, InWorkers, Method
 from sentei.methods.common.pruning import Pruning, Say
 from sentei.methods.common.timing import clock
 from sentei.plan import Budget, Constraints, Plan, note_on_use, rescaler
@@ -71,18 +71,10 @@ class WidthSearch(InWorkers):
     """Training images for the BatchNorm statistics of a structure."""
     validation_images: int = 2000
     """Validation images on which a structure is measured after recalibration."""
-    executor: Where = field(default="here", metadata=CHANGES_NOTHING)
-    """Where structures are evaluated: here, in worker processes of this machine, or on a Ray cluster."""
     pending: int | None = field(default=None, metadata=WHETHER)
     """Propose a structure as soon as one returns, with so many out at any time, instead of batch by batch: no worker
     waits for another. The result then depends on the order of answers, which the run keeps. A resumed run may have
     another number, but not none."""
-    processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
-    """Workers of the executors process and ray; one for each processor of this machine unless given."""
-    worker_cpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
-    """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
-    worker_gpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
-    """GPUs of each worker on a Ray cluster, 0.25 for four workers on each GPU; its share of them unless given."""
 
     def __post_init__(self) -> None:
         whole_numbers(self, "evaluations", "fitness_epochs", "halving", "calibration_images", "validation_images",

@@ -19,7 +19,7 @@ from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.machine import machine
 from sentei.methods.common.measuring import measure
-from sentei.methods.common.method import CHANGES_NOTHING, deciding
+from sentei.methods.common.method import Workers, deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Pruning, silent
 from sentei.methods.common.summary import measured_task
 from sentei.methods.stagewise import Stagewise, reinitialise, resets
@@ -27,7 +27,6 @@ from sentei.plan import Budget, Constraints
 from sentei.runs import Run
 from sentei.search import Evaluator, Recalibrate, Train, budgeted
 from sentei.search.evaluators import check_validation
-from sentei.search.jobs import Where
 from sentei.supernet.proxies import StageDistances
 from sentei.supernet.stages import find_stages
 from sentei.supernet.training import Rule, SortedNet
@@ -49,7 +48,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fidelity:
+class Fidelity(Workers):
     """What is compared. See `measure_fidelity`."""
 
     structures: int = 12
@@ -79,14 +78,6 @@ class Fidelity:
     """Training images for the BatchNorm statistics of a structure."""
     validation_images: int = 2000
     """Validation images for a proxy's accuracy."""
-    executor: Where = field(default="here", metadata=CHANGES_NOTHING)
-    """Where structures are trained and measured: here, in worker processes, or on a Ray cluster."""
-    processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
-    """Workers of the executors process and ray; one for each processor of this machine unless given."""
-    worker_cpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
-    """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
-    worker_gpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
-    """GPUs of each worker on a Ray cluster, 0.25 for four workers on each GPU; its share of them unless given."""
 
     def __post_init__(self) -> None:
         _ = self.supernet
@@ -250,7 +241,7 @@ class _Comparison:
     def measured(self, evaluator: Evaluator, widths: Sequence[np.ndarray], title: str) -> list[float]:
         context, how = self.context, self.how
         records = measure(
-            evaluator, widths, journal=context.run.journal, crew=how.supernet.crew, title=title,
+            evaluator, widths, journal=context.run.journal, crew=how.crew, title=title,
             shown=context.progress,
         )  # fmt: skip
         return [float(record["fitness"]) for record in records]

@@ -22,7 +22,7 @@ from sentei.data import Data
 from sentei.distributed import decided
 from sentei.errors import ConfigError
 from sentei.methods.common.genes import Genes
-from sentei.methods.common.method import CHANGES_NOTHING, WHETHER, Found, InWorkers, deciding
+from sentei.methods.common.method import WHETHER, Found, InWorkers, deciding
 from sentei.methods.common.pruning import Pruning
 from sentei.methods.common.searching import run_search
 from sentei.methods.stagewise.search import StageSearch
@@ -97,18 +97,10 @@ class Stagewise(InWorkers):
     """Where the final network starts: from its slice of the supernet, or from new random weights as in the paper."""
     imitate: bool = True
     """In the final training, imitate the original network too (distillation)."""
-    executor: Where = field(default="here", metadata=CHANGES_NOTHING)
-    """Where structures are measured: here, in worker processes of this machine, or on a Ray cluster."""
     pending: int | None = field(default=None, metadata=WHETHER)
     """With search abc, evolution or random: propose a structure as soon as one returns, with so many out at any time,
     instead of batch by batch. The result then depends on the order of answers, which the run keeps. A resumed run may
     have another number, but not none."""
-    processes: int | None = field(default=None, metadata=CHANGES_NOTHING)
-    """Workers of the executors process and ray; one for each processor of this machine unless given."""
-    worker_cpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
-    """Processors of each worker on a Ray cluster; its share of those that the cluster has at the start unless given."""
-    worker_gpus: float | None = field(default=None, metadata=CHANGES_NOTHING)
-    """GPUs of each worker on a Ray cluster, 0.25 for four workers on each GPU; its share of them unless given."""
 
     def __post_init__(self) -> None:
         limits = {
