@@ -143,11 +143,17 @@ def test_the_processes_end_with_their_agent(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="processes that were started anew have been seen to wait for each other")
-def test_processes_are_started_anew(tmp_path):
-    code, out, err = killed(tmp_path, ("launch", "--nproc-per-node", "2", "--max-restarts", "3", *LONG), 1, 1.0)
+def test_processes_are_started_anew_as_often_as_they_die(tmp_path):
+    process = started(tmp_path, "launch", "--nproc-per-node", "2", "--max-restarts", "3", *LONG)
+    _wait_for(lambda: has_progress(tmp_path / "runs/a"), seconds=60)
+    for which in (1, 0, 1):
+        time.sleep(1)
+        before = ranks(process.pid)
+        os.kill(before[which], signal.SIGKILL)
+        _wait_for(lambda: len(now := ranks(process.pid)) == 2 and not {*now} & {*before}, seconds=60)
+    code, out, err = ended(process)
     assert code == 0, err
-    assert out.count("Going on with the half-finished run") == 1
+    assert 1 <= out.count("Going on with the half-finished run") <= 3  # a process may die before it can say so
     assert is_finished(tmp_path / "runs/a")
 
 

@@ -28,6 +28,8 @@ SHARED = (Train, Prune, Resume)
 """Commands whose work several processes can share."""
 LOST = 3
 """Exit code of a process that has lost the others."""
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""A restart gets a store of its own: in the agent's, addresses of the processes before it would still stand."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Launch:
         """For the processes: threads, unless they are given, that do not take the processors from each other."""
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // self.nproc_per_node)))
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault(NEW_STORE, "1")
         os.environ[TIMEOUT] = str(self.timeout)
 
     def _failed(self, codes: Mapping[int, int], command: Any) -> int:
