@@ -132,6 +132,8 @@ def _rows() -> Iterator[Row]:
     half, third = {"macs": 0.5}, {"macs": 0.3}
     order = ("uniform", "taylor", "abc", BEST_PEER, "stagewise", "ista")
     yield from (Row("half", "resnet20", label, half, 4) for label in order)
+    yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in ("uniform", "taylor"))
+    yield from (Row("half", "resnet20", "uniform", half, 4, lr=lr) for lr in (0.05, 0.1))
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
     yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in SIX)
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in SIX)

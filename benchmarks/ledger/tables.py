@@ -31,7 +31,8 @@ def tables(lines: Sequence[Line]) -> str:
     >>> tables([])
     'The ledger is empty.'
     """
-    parts = [*_comparisons(lines), *_searches(lines), *_points(lines), *_fidelities(lines), *_refusals(lines)]
+    made = (_comparisons, _recipes, _searches, _points, _fidelities, _refusals)
+    parts = [table for kind in made for table in kind(lines)]
     return "\n\n".join(parts) if parts else "The ledger is empty."
 
 
@@ -132,6 +133,34 @@ def _where(lines: Iterable[Line]) -> str:
         + "".join(f", Torch-Pruning {version}" for version in peers)
         + f", {days[0]} to {days[-1]}."
     )
+
+
+# -- one cut, several ways to fine-tune
+
+
+def _recipes(lines: Iterable[Line]) -> Iterable[str]:
+    """Contenders of one seed that were fine-tuned in several ways; the best on validation images comes first."""
+    finished = [line for line in lines if line["table"] in COMPARED and not line["refused"]]
+    same = groupby(sorted(finished, key=_cut), _cut)
+    found = {key: sorted(tried, key=lambda line: -line["val"]) for key, tried in same}
+    several = {key: tried for key, tried in found.items() if len(tried) > 1}
+    if not several:
+        return
+    head = "| network | MACs | epochs | contender | seed | teacher | learning rate | val | test |"
+    rule = "| --- | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: |"
+    body = [
+        f"| {network} | {-macs:.0%} | {epochs} | {label} | {seed} | {'dense' if line['row']['distill'] else 'none'} | "
+        f"{line['row']['lr']} | {line['val']:.2%} | {line['test']:.2%} |"
+        for (network, macs, epochs, label, seed), tried in several.items()
+        for line in tried
+    ]
+    where = _where(line for tried in several.values() for line in tried)
+    yield "\n".join(["**The same cut, fine-tuned in several ways**", "", head, rule, *body, "", where])
+
+
+def _cut(line: Line) -> tuple[Any, ...]:
+    row = line["row"]
+    return row["network"], -row["budget"].get("macs", 0), row["epochs"], row["contender"], row["seed"]
 
 
 # -- evaluations against accuracy

@@ -148,9 +148,8 @@ def test_processes_are_started_anew_as_often_as_they_die(tmp_path):
     _wait_for(lambda: has_progress(tmp_path / "runs/a"), seconds=60)
     for which in (1, 0, 1):
         time.sleep(1)
-        before = ranks(process.pid)
-        os.kill(before[which], signal.SIGKILL)
-        _wait_for(lambda: len(now := ranks(process.pid)) == 2 and not {*now} & {*before}, seconds=60)
+        os.kill((before := ranks(process.pid))[which], signal.SIGKILL)
+        _wait_for(lambda dead=before: len(now := ranks(process.pid)) == 2 and not {*now} & {*dead}, seconds=60)
     code, out, err = ended(process)
     assert code == 0, err
     assert 1 <= out.count("Going on with the half-finished run") <= 3  # a process may die before it can say so

@@ -1,6 +1,7 @@
 """ISTA from end to end on the digits: budget, curve, exact zeros, resume, refusals, advice."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,17 +12,20 @@ import sentei
 from sentei.errors import BudgetError, ConfigError
 from sentei.methods import prune
 from sentei.methods.common.pruning import Pruning
-from sentei.methods.ista import Ista
+from sentei.methods.ista import Ista, Sparsifier
 from sentei.methods.ista import ista as module
 from sentei.methods.ista.rounds import Round, diagnose, next_rho, starting_point
 from sentei.models import build_model
 from sentei.plan import Constraints
 from sentei.runfiles import read_summary
 from sentei.train import Recipe, evaluate
+from sentei.train.checkpoint import load_checkpoint
 
 FREE = Constraints(round_to=1, max_ratio=0.9)
 RECIPE = Recipe(epochs=2, batch_size=64, lr=0.05, limit=640)
 HALF = sentei.Budget(macs=0.5)
+ROUND = 10
+"""Steps."""
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,34 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(run, digitsnet, data, tmp_p
         [{k: v for k, v in p.items() if k != "seconds"} for p in r.summary["ista"]["curve"]] for r in (result, whole)
     ]
     assert points[0] == points[1]
+
+
+def test_a_kill_within_a_sparse_epoch_loses_what_came_since_the_last_state(
+    run, digitsnet, data, tmp_path, monkeypatch
+):
+    _, whole, _ = run
+    real, steps = Sparsifier.step, []
+
+    def dying(self, lr=None):
+        steps.append(lr)
+        if len(steps) == ROUND + 7:
+            raise KeyboardInterrupt
+        real(self, lr)
+
+    how = {"method": Ista(growth=2), "budget": HALF, "constraints": FREE, "recipe": RECIPE, "run_dir": tmp_path / "run"}
+    monkeypatch.setattr(Sparsifier, "step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        prune(digitsnet, data, checkpoint_minutes=1e-9, **how)
+    assert load_checkpoint(tmp_path / "run/ista 2.ckpt")["inside"]["step"] == 6
+    began = len(steps)
+    result = prune(digitsnet, data, checkpoint_minutes=10, **how)
+    rounds = result.summary["ista"]["curve"]
+    assert len(steps) - began == ROUND * (len(rounds) - 1) - 6
+    assert rounds[1]["steps"] == ROUND
+    pairs = zip(result.model.state_dict().values(), whole.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    names = {json.loads(line).get("name") for line in (tmp_path / "run/journal.jsonl").read_text().splitlines()}
+    assert names <= {None, "finetune"}
 
 
 def test_folding_left_the_network_as_it_was(run, data):

@@ -14,7 +14,9 @@ from sentei.methods import prune
 from sentei.methods.common.measuring import measure
 from sentei.methods.stagewise import Stagewise, reinitialise
 from sentei.plan import Constraints
+from sentei.supernet.training import SupernetLoss
 from sentei.train import Recipe
+from sentei.train.checkpoint import load_checkpoint
 from sentei.train.journal import Journal
 from tests.methods.networks import Three
 
@@ -97,6 +99,32 @@ def test_a_run_that_is_killed_in_any_phase_goes_on_to_the_same_result(phase, thr
     assert len(keys) == len(set(keys))
     epochs = [(r["name"], r["epoch"]) for r in told if r["event"] == "epoch"]
     assert len(epochs) == len(set(epochs)) == 3
+
+
+def test_a_kill_within_an_epoch_of_the_supernet_loses_what_came_since_the_last_state(
+    three, data, tmp_path, monkeypatch, whole
+):
+    real, steps = SupernetLoss.__call__, []
+
+    def dying(self, model, batch):
+        steps.append(model)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+        return real(self, model, batch)
+
+    monkeypatch.setattr(SupernetLoss, "__call__", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(three, data, tmp_path / "killed", checkpoint_minutes=1e-9)
+    assert load_checkpoint(tmp_path / "killed/stagewise.ckpt")["inside"]["step"] == 2
+    assert same(run(three, data, tmp_path / "killed"), whole[1])
+    assert len(steps) == 7 + 2
+    assert epochs_told(tmp_path / "killed") == epochs_told(whole[0])
+
+
+def epochs_told(folder):
+    """What the journal says of the supernet's epochs, without the time that they took."""
+    told = [r for r in Journal(folder / "journal.jsonl").records() if r.get("name") == "stagewise"]
+    return [{name: value for name, value in r.items() if "second" not in name} for r in told]
 
 
 def kill_in(phase, monkeypatch):

@@ -111,7 +111,7 @@ def prune(
         source: the reference of the dense model, to be noted in the files.
         overwrite: replace a run in `run_dir`.
         say: called with one line for each thing done. progress: show bars while training.
-        checkpoint_minutes: store fine-tuning within its epochs too, so often.
+        checkpoint_minutes: store training within its epochs too, so often.
         options: settings of the method, such as `steps=3`; each method's class lists them.
 
     Raises ConfigError for settings out of range, for a `run_dir` that is taken and for `total_images` that the method

@@ -293,6 +293,14 @@ class SupernetLoss:
         parts = [f"{kind} {' '.join(f'{v:.2f}' for v in s / max(self.steps, 1))}" for kind, s in self.sums.items()]
         return "subnets: " + ", ".join(parts) if parts else ""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What an epoch has summed up so far."""
+        return {"sums": {kind: torch.from_numpy(s) for kind, s in self.sums.items()}, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.sums = {kind: s.numpy() for kind, s in state["sums"].items()}
+        self.steps = state["steps"]
+
     def measured(self) -> dict[str, Any]:
         found = {f"{k}_losses": np.round(s / max(self.steps, 1), 5).tolist() for k, s in self.sums.items()}
         self.sums, self.steps = {}, 0

@@ -16,7 +16,7 @@ from sentei.train.optimizers import Factory
 from sentei.train.progress import Progress
 from sentei.train.recipe import Recipe
 from sentei.train.stored import Record
-from sentei.train.training import AfterStep, Objective, Training
+from sentei.train.training import AfterStep, Objective, Stateful, Training
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def fit(
     last_limit: int | None = None,
     on_epoch: Callable[[Record], None] | None = None,
     checkpoint_minutes: float | None = None,
+    beside: Stateful | None = None,
+    journal: bool = True,
     progress: bool = True,
 ) -> FitResult:
     """Train a model in place on ``data.train``, measuring on ``data.val``; ``data.test`` is never touched.
@@ -94,6 +96,8 @@ def fit(
         last_limit: samples of the last epoch, where only a part of it is wanted.
         on_epoch: called with the record of each epoch as it completes.
         checkpoint_minutes: store the state within an epoch too, so often; where long epochs would be lost.
+        beside: what ``after_step`` or the objective keeps from step to step; it is stored and put back with the rest.
+        journal: note each epoch in ``journal.jsonl``.
 
     Raises:
         TrainError: the loss is no longer finite (the text names epoch, step and the last good checkpoint), or
@@ -102,7 +106,7 @@ def fit(
     """
     run = Training(
         model, data, recipe, task, name, run_dir, teacher, after_step, tuple(plain), objective, optimizer, last_limit,
-        checkpoint_minutes,
+        checkpoint_minutes, beside, journal,
     )  # fmt: skip
     run.resume()
     run.rehearse()

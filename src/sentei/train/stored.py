@@ -14,16 +14,16 @@ Record = dict[str, Any]
 
 
 class Stored:
-    """The checkpoint and the journal of one training run; without a folder it keeps nothing.
+    """The checkpoint of one training run, and its journal if it has one; without a folder it keeps nothing.
 
     >>> stored = Stored(Path("runs/x"), "train")  # doctest: +SKIP
     >>> stored.save({"model": model.state_dict(), "history": history})  # doctest: +SKIP
     """
 
-    def __init__(self, folder: Path | None, name: str) -> None:
+    def __init__(self, folder: Path | None, name: str, journal: bool = True) -> None:
         self.name = name
         self.file = folder / f"{name}.ckpt" if folder else None
-        self.journal = Journal(folder / "journal.jsonl") if folder else None
+        self.journal = Journal(folder / "journal.jsonl") if folder and journal else None
 
     def save(self, state: Record) -> None:
         if self.file is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,14 @@ class Objective(Protocol):
         ...
 
 
+class Stateful(Protocol):
+    """What keeps numbers of its own from step to step, as plain values and tensors."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> object: ...
+
+
 @dataclass
 class Training:
     """The mutable state of one training run."""
@@ -71,6 +79,8 @@ class Training:
     factory: Factory | None
     last_limit: int | None = None
     checkpoint_minutes: float | None = None
+    beside: Stateful | None = None
+    journal: bool = True
     history: list[Record] = field(default_factory=list)
     inside: Record = field(default_factory=dict)
     """How far an epoch had come that was interrupted."""
@@ -99,7 +109,7 @@ class Training:
             self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
         self.augment = recipe.augment(self.data.train.augment)
         self.gradients = Gradients(self.model, self.task, recipe, self.bf16, self._loss, self.objective)
-        self.stored = Stored(self.run_dir if is_leader() else None, self.name)
+        self.stored = Stored(self.run_dir if is_leader() else None, self.name, self.journal)
         self.saved_at = time.monotonic()
 
     @property
@@ -266,8 +276,8 @@ class Training:
         self.saved_at = time.monotonic()
 
     def _is_time(self) -> bool:
-        """Whether the leader is to store the state within an epoch; an objective's own sums are not kept."""
-        wanted = self.checkpoint_minutes is not None and self.stored.file is not None and self.objective is None
+        """Whether the leader is to store the state within an epoch."""
+        wanted = self.checkpoint_minutes is not None and self.stored.file is not None
         return wanted and time.monotonic() - self.saved_at >= 60 * (self.checkpoint_minutes or 0)
 
     def _save_inside(self, step: int, loss: float, images: int, started: float) -> None:
@@ -287,6 +297,7 @@ class Training:
             "factory": factory_name(self.factory),
             "last_limit": self.last_limit,
             "average": self.average.state_dict() if self.average is not None else None,
+            "beside": self.beside.state_dict() if self.beside is not None else None,
             "inside": inside,
         }
 
@@ -301,6 +312,8 @@ class Training:
             self.optimizers.main.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
+            if self.beside is not None:
+                self.beside.load_state_dict(state["beside"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{self.stored.file} belongs to another model: {error}") from error
         self.history, self.inside = list(state["history"]), state.get("inside", {})

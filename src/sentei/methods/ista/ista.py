@@ -8,6 +8,7 @@ of `Sparsifier`.
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from sentei.data import Data
-from sentei.distributed import alike
+from sentei.distributed import alike, is_leader
 from sentei.methods.common.genes import Genes
 from sentei.methods.common.method import Found, Method
 from sentei.methods.common.pruning import Pruning
@@ -105,6 +106,7 @@ class _Search:
             while len(sparsifier.rounds) < self.how.sparse_epochs and not sparsifier.met:
                 number = len(sparsifier.rounds) + 1
                 done = pruning.run.once(f"ista{number}", partial(self._round, number, view), together=True)
+                self._forget_inside(number)
                 if len(sparsifier.rounds) < number:  # read back
                     sparsifier.model.load_state_dict(done["model"])
                     sparsifier.load_state_dict(done["sparsifier"])
@@ -158,11 +160,14 @@ class _Search:
             pruning.recipe, epochs=1, lr=self.how.sparse_lr, schedule="constant", warmup_epochs=0.0, ema_decay=None,
             seed=pruning.recipe.seed + 1009 * number,
         )  # fmt: skip
+        minutes = pruning.checkpoint_minutes
         trained = fit(
             sparsifier.model, pruning.data, recipe, task=pruning.task, name=f"ista {number}",
-            teacher=pruning.base if pruning.distill else None, after_step=after_step,
-            plain=list(sparsifier.parameters), optimizer=pruning.optimizer, progress=False,
+            run_dir=None if minutes is None else pruning.run.folder, teacher=pruning.base if pruning.distill else None,
+            after_step=after_step, plain=list(sparsifier.parameters), optimizer=pruning.optimizer,
+            checkpoint_minutes=minutes, beside=sparsifier, journal=False, progress=False,
         )  # fmt: skip
+        sparsifier.began = time.perf_counter() - trained.seconds
         pruning.recalibrate(sparsifier.model)
         sparsifier.next_round(pruning.value(sparsifier.model), trained.history[-1]["loss"])
         record = sparsifier.rounds[-1]
@@ -175,6 +180,11 @@ class _Search:
             "images": trained.images,
             "seconds": {"sparsify": record.seconds},
         }
+
+    def _forget_inside(self, number: int) -> None:
+        """What was stored within a round, once the round is stored."""
+        if self.pruning.run.folder is not None and is_leader():
+            (self.pruning.run.folder / f"ista {number}.ckpt").unlink(missing_ok=True)
 
     def _keep(self, number: int) -> None:
         """Each round's network, folded and cut, as files: a point of the curve."""

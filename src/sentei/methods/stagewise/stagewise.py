@@ -239,7 +239,7 @@ class Stagewise(InWorkers):
         found = fit(
             model, pruning.data, recipe, task=pruning.task, run_dir=pruning.run.folder, name=name,
             objective=objective, optimizer=pruning.optimizer, progress=pruning.progress,
-            checkpoint_minutes=pruning.checkpoint_minutes,
+            checkpoint_minutes=pruning.checkpoint_minutes, beside=objective,
         )  # fmt: skip
         pruning.seconds[name] = pruning.seconds.get(name, 0.0) + found.seconds
         pruning.trained["supernet"] += found.images
