@@ -35,6 +35,12 @@ def test_prune_takes_presets_over_its_own_recipe() -> None:
     assert all(getattr(found, name) == getattr(FINE_TUNE, name) for name in others)
 
 
+@pytest.mark.parametrize("verb", ["compare resnet56 --methods taylor", "fidelity resnet56"])
+def test_comparisons_take_presets_too(verb) -> None:
+    found = parsed(f"{verb} --data digits --preset imagenet-finetune --epochs 3")
+    assert (found.epochs, found.lr) == (3, 1.024)
+
+
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     (names, _) = get_args(get_args(Preset)[0])
     assert list(get_args(names)) == list(PRESETS)

@@ -60,9 +60,9 @@ def commands(argv: Sequence[str]) -> Any:
         "launch": Launch,
         "evaluate": Evaluate,
         "export": Export,
-        "fidelity": FidelityCommand,
+        "fidelity": with_preset(FidelityCommand, argv),
         "bench": BenchCommand,
-        "compare": Compare,
+        "compare": with_preset(Compare, argv),
         "report": Report,
     }
     _refuse_unknown(argv, list(verbs))

@@ -22,6 +22,7 @@ from sentei.cli.options import (
     Dense,
     Limits,
     Output,
+    Preset,
     TimingOptions,
     Trust,
     default_folder,
@@ -92,6 +93,7 @@ class Compare:
     trust: Trust = False
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
     output: Output = field(default_factory=Output)
+    preset: Preset = None
     recipe: Recipe = TRAINING
     """How to train; the epochs are the total of each run, its fine-tuning gets what the method leaves of them."""
 

@@ -18,6 +18,7 @@ from sentei.cli.options import (
     Amount,
     DataOptions,
     Dense,
+    Preset,
     Ref,
     RunOutput,
     Trust,
@@ -74,6 +75,7 @@ class FidelityCommand:
     """Where MODEL is a run, let the code run that its config names (FILE.py:FUNCTION)."""
     output: RunOutput = field(default_factory=RunOutput)
     how: Fidelity = field(default_factory=Fidelity)
+    preset: Preset = None
     recipe: Recipe = FINE_TUNE
     """How structures are trained for real: SGD with momentum, linear warm-up, then cosine decay to zero."""
 
