@@ -58,7 +58,7 @@ CONTENDERS: dict[str, Contender] = {
 quarter), and the paper's own search at most one (21 structures of 2,000 images)."""
 
 PEERS = tuple(label for label, contender in CONTENDERS.items() if contender.is_peer)
-FIRST = tuple(label for label in CONTENDERS if not label[-1].isdigit())
+FIRST = tuple(label for label in CONTENDERS if not label.rpartition(" ")[2].isdigit())
 """All that are held against each other at equal cost."""
 FIDELITY = Contender("fidelity", {"structures": 40, "seeds": 2, "supernet_epochs": 3}, limit=12_000)
 """No way to prune: proxies held against real trainings of structures."""
