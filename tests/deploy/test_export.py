@@ -112,6 +112,9 @@ def test_weights_that_an_onnx_file_cannot_hold_lie_beside_it(room, tmp_path, mon
     with torch.no_grad():
         assert np.abs(found - net(x + 1).numpy()).max() <= 1e-5
     if room == 0:
+        (tmp_path / "big.onnx.other").touch()
+        sentei.export(nn.Conv2d(4, 8, 3).eval(), x, made.path)
+        assert {p.name for p in tmp_path.iterdir()} == {"big.onnx", "big.onnx.export.json", "big.onnx.other"}
         pytest.importorskip("openvino")
         with pytest.raises(ExportError, match="which holds 2 GB; the weights are .* Take format onnx"):
             sentei.export(net, x, tmp_path / "big.xml", format="openvino")

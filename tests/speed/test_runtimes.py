@@ -178,6 +178,12 @@ def test_the_exporter_refuses_with_a_sentence(capfd):
     assert capfd.readouterr().out == ""
 
 
+def test_weights_that_onnx_does_not_take_in_one_piece_are_refused(monkeypatch):
+    monkeypatch.setattr("sentei.speed.runtimes.LARGEST", 100)
+    with pytest.raises(ExportError, match="GB are measured. Take --runtime eager or compile"):
+        to_onnx(torch.nn.Linear(8, 8).eval(), torch.ones(1, 8))
+
+
 @pytest.mark.parametrize(("name", "module", "extra"), [
     ("onnxruntime", "onnxruntime", "export"), ("onnxruntime", "onnxscript", "export"),
     ("openvino", "openvino", "openvino"),

@@ -35,6 +35,7 @@ from sentei.cli.saved import Saved, permit_run, quoted, saved_command, trust_fla
 from sentei.console import say, screen
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE, METHODS, prune
+from sentei.methods.choice import choose
 from sentei.methods.common.method import settings_of
 from sentei.plan import Budget
 from sentei.report.tables import before_after, search_table, widths_table, within_error
@@ -48,23 +49,28 @@ if TYPE_CHECKING:
     MethodName = str
 else:
     _ABOUT = "; ".join(f"{name}: {method.about}" for name, method in METHODS.items())
-    MethodName = Annotated[tyro.extras.literal_type_from_choices(METHODS), tyro.conf.arg(help=f"{_ABOUT}.")]
-
-DEFAULT = "l1"
+    _UNLESS = f"Unless given {choose().method}, with --fast {choose(fast=True).method}"
+    MethodName = Annotated[
+        tyro.extras.literal_type_from_choices(METHODS) | None,
+        tyro.conf.arg(metavar="|".join(METHODS), help=f"{_ABOUT}. {_UNLESS}."),
+    ]
 
 
 @dataclass(frozen=True)
 class Prune:
     """Prune a trained network to a budget, prove the cut, fine-tune and save.
 
-    MODEL is a run of `sentei train`, or any model with --weights. The test set is read once, at the end, for the
-    network before and after. A killed run goes on with `sentei resume RUN`, or with the same command. Each method has
-    options of its own, shown by `sentei prune --method METHOD --help`.
+    MODEL is a run of `sentei train`, or any model with --weights. Without --method the one is taken that keeps most at
+    equal cost of training, with --fast the best of those that neither search nor train before. The test set is read
+    once, at the end, for the network before and after. A killed run goes on with `sentei resume RUN`, or with the same
+    command. Each method has options of its own, shown by `sentei prune --method METHOD --help`.
     """
 
     model: Annotated[Ref, tyro.conf.arg(metavar="MODEL", help=MODEL)]
     images: DataOptions = field(default_factory=DataOptions)
-    method: MethodName = DEFAULT
+    method: MethodName = None
+    fast: bool = False
+    """Take the best method that neither searches nor trains before it cuts."""
     macs: OptionalAmount = None
     """Budget of multiply-accumulates: a share (0.5, 50%) or a number (20M). Half if no budget is given."""
     params: OptionalAmount = None
@@ -107,9 +113,11 @@ class Prune:
 
     @property
     def folder(self) -> Path:
-        return self.run or default_folder(self.model, self.images.data, self.method)
+        return self.run or default_folder(self.model, self.images.data, self.method or choose(self.fast).method)
 
     def execute(self) -> None:
+        if self.fast and self.method:
+            raise ConfigError(f"--fast picks the method; leave it out, or --method {self.method}")
         budget, constraints = self.budget(), self.limits.constraints()
         begin(self.folder, self.overwrite)
         options = self.filled()
@@ -125,6 +133,7 @@ class Prune:
                 data,
                 task=task,
                 method=self.method,
+                fast=self.fast,
                 budget=budget,
                 run_dir=self.folder,
                 recipe=self.recipe,
@@ -182,6 +191,7 @@ class Prune:
 
     def command(self, dense: Dense) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in OPTIONS}
+        own["method"] = self.method or choose(self.fast).method
         limits = {**asdict(self.limits), "keep": list(self.limits.keep)}
         clock = {**asdict(self.clock), "latency_table": absolute_or_none(self.clock.latency_table)}
         options = {**own, "limits": limits, "clock": clock, "weights": self.source()[1]}
@@ -193,7 +203,7 @@ class Prune:
     @classmethod
     def of(cls, folder: Path, saved: Saved) -> Prune:
         given = {"model": saved.model, "images": saved.data, "run": folder, "recipe": saved.recipe, "how": saved.how}
-        kind = prune_with(str(saved.options.get("method", DEFAULT)))
+        kind = prune_with(str(saved.options.get("method", choose().method)))
         return validated(kind, {**saved.options, **given}, folder / CONFIG)
 
 
@@ -202,12 +212,12 @@ OPTIONS = ("method", *(f.name for f in fields(Budget)), "score_images", "total_i
 
 def method_named(argv: Sequence[str]) -> str:
     """The method that a command line asks for; what is wrong with it, the parser says later."""
-    return word_behind(argv, "--method") or DEFAULT
+    return word_behind(argv, "--method") or choose("--fast" in argv).method
 
 
 def refuse_options_of_others(argv: Sequence[str], method: str) -> None:
     """ConfigError, naming whose it is, for an option that another method has and this one has not."""
-    own = type(METHODS.get(method, METHODS[DEFAULT]))
+    own = type(METHODS.get(method, METHODS[choose().method]))
     known = {f.name for kind in (Prune, DataOptions, Limits, TimingOptions, Recipe, own) for f in fields(kind)}  # type: ignore[arg-type]
     for word in argv:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
@@ -221,7 +231,7 @@ def refuse_options_of_others(argv: Sequence[str], method: str) -> None:
 
 def prune_with(method: str) -> type[Prune]:
     """`Prune` with the options of one method beside its own."""
-    chosen = METHODS.get(method, METHODS[DEFAULT])
+    chosen = METHODS.get(method, METHODS[choose().method])
     own: Any = Annotated[type(chosen), tyro.conf.arg(name=f"method {method}")]
     options = [("how", own, field(default=chosen))]
     return make_dataclass("Prune", options, bases=(Prune,), frozen=True, namespace={"__doc__": Prune.__doc__})

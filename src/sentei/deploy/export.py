@@ -16,7 +16,7 @@ from sentei.data.batches import mapped
 from sentei.deploy.axes import Batch, Image, resized
 from sentei.deploy.detectors import refuse_boxes
 from sentei.deploy.formats import Format, format_of
-from sentei.deploy.handover import described, hand_over, workshop
+from sentei.deploy.handover import described, files_of, hand_over, workshop
 from sentei.deploy.making import Job, Made, Say
 from sentei.deploy.plain import Plain
 from sentei.deploy.proof import SAYS_LITTLE, variation
@@ -161,7 +161,10 @@ def export(
         record |= {"seconds": round(seconds, 2), "files": described(files)}
         sidecar = place / (where.name + SIDECAR)
         sidecar.write_bytes(sealed_json(record))
+        before = files_of(where.parent / sidecar.name)
         moved = hand_over([*reversed(files), sidecar], where.parent)
+        for name in before - {file.name for file in moved}:  # weights beside a file that now holds its own
+            (where.parent / name).unlink(missing_ok=True)
     return Exported(where, tuple(moved[-2::-1]), moved[-1], seconds, record)
 
 

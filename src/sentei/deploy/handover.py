@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sentei.sealed import read_json
+
 BLOCK = 2**20
 
 
@@ -43,6 +45,12 @@ def hand_over(files: Sequence[Path], folder: Path) -> list[Path]:
             os.replace(file, folder / file.name)
         raise
     return moved
+
+
+def files_of(sidecar: Path) -> set[str]:
+    """Names of the files that an earlier export into the same place consists of."""
+    record = (read_json(sidecar.read_bytes()) if sidecar.is_file() else None) or {}
+    return {Path(file["name"]).name for file in record.get("files", ())}
 
 
 def described(files: Sequence[Path]) -> list[dict[str, object]]:

@@ -15,10 +15,12 @@ from typing import Any
 from torch import nn
 
 from sentei.data import Data, load_data
-from sentei.distributed import agree_weights, agreed, is_leader
+from sentei.distributed import agree_weights, agreed, decided, is_leader
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph
 from sentei.machine import machine
+from sentei.methods.choice import choose
+from sentei.methods.common.forecast import forecast
 from sentei.methods.common.latency import set_up, within_time
 from sentei.methods.common.method import Found, Method, deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, Pruning, Say, silent
@@ -65,7 +67,8 @@ def prune(
     data: Data | str,
     *,
     task: Task | str | None = None,
-    method: str | Method = "l1",
+    method: str | Method | None = None,
+    fast: bool = False,
     budget: Budget | None = None,
     run_dir: str | Path | None = None,
     recipe: Recipe = FINE_TUNE,
@@ -97,7 +100,9 @@ def prune(
         data: a `Data` (`Data.of` makes one of your own loaders), or a reference for `load_data`.
         task: what the network is for: a `Task`, "classification", "segmentation", "detection", or FILE.py:CLASS; what
             the data are for unless given.
-        method: a name in `METHODS`, or a method with settings of its own, such as `OneShot("taylor", steps=3)`.
+        method: a name in `METHODS`, or a method with settings of its own, such as `OneShot("taylor", steps=3)`. Unless
+            given, the one that keeps most at equal cost of training (`sentei.methods.choice` says which, and why).
+        fast: take the best of those that neither search nor train before they cut.
         budget: half the MACs if nothing is given; a method that decides the size itself takes none.
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
         distill: fine-tune with the original network as a teacher (`recipe.distill_weight`, `recipe.temperature`).
@@ -119,9 +124,9 @@ def prune(
     TrainError if the task cannot measure the network.
     """
     pruning, chosen = prepared(
-        model, data, task=task, method=method, budget=budget, recipe=recipe, constraints=constraints, distill=distill,
-        images=images, total_images=total_images, seed=seed, optimizer=optimizer, timing=timing, source=source,
-        **options,
+        model, data, task=task, method=method, fast=fast, budget=budget, recipe=recipe, constraints=constraints,
+        distill=distill, images=images, total_images=total_images, seed=seed, optimizer=optimizer, timing=timing,
+        source=source, **options,
     )  # fmt: skip
     for used in chosen.reads if run_dir is not None else ():
         if Path(used).resolve() == Path(run_dir or "").resolve():
@@ -132,7 +137,9 @@ def prune(
         pruning.say, pruning.progress = say or silent, progress
     pruning.checkpoint_minutes = checkpoint_minutes
     with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
-        return _result(pruning, chosen)
+        if method is None:
+            pruning.say(choose(fast).told)
+        return _result(pruning, chosen, told=method is None)
 
 
 def prepared(
@@ -140,7 +147,8 @@ def prepared(
     data: Data | str,
     *,
     task: Task | str | None = None,
-    method: str | Method = "l1",
+    method: str | Method | None = None,
+    fast: bool = False,
     budget: Budget | None = None,
     recipe: Recipe = FINE_TUNE,
     constraints: Constraints = DEFAULT_CONSTRAINTS,
@@ -154,6 +162,10 @@ def prepared(
     **options: Any,
 ) -> tuple[Pruning, Method]:
     """What `prune` will work with, checked as far as that takes no work; the model is not copied yet."""
+    if method is None:
+        method = choose(fast).method
+    elif fast:
+        raise ConfigError(f"fast picks the method, and method is {method!r}; leave one of them out")
     name, chosen = method_of(method, options)
     if budget is not None:
         refuse_other(budget)
@@ -239,11 +251,14 @@ def identity(pruning: Pruning, method: Method) -> dict[str, Any]:
     }
 
 
-def _result(pruning: Pruning, method: Method) -> PruneResult:
+def _result(pruning: Pruning, method: Method, told: bool) -> PruneResult:
+    """`told`: say what it will take."""
     with pruning.timed("trace"):
         pruning.graph = pruning.trace()
     pruning.say(f"Traced {pruning.source or type(pruning.base).__name__}: {pruning.graph}")
     pruning.rehearse()
+    if told:
+        pruning.say(f"It takes {decided(lambda: forecast(pruning, method))}")
     if pruning.budget.timed:
         with pruning.timed("latency"):
             set_up(pruning)

@@ -31,6 +31,8 @@ Pass = Callable[[], Any]
 """One forward pass on inputs that are at hand."""
 SHOWN = {"eager": "PyTorch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 """What each runtime is called."""
+LARGEST = 2**31 - 2**24
+"""Bytes of weights that ONNX takes in one piece."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,12 @@ def to_onnx(model: nn.Module, example: Any, dynamic: Mapping[str, Any] | tuple[A
                 f"torch.onnx.export refuses this network: {type(error).__name__}: {_first_line(error)}"
             ) from error
     assert program is not None, told.getvalue()
+    weights = sum(len(tensor.raw_data) for tensor in program.model_proto.graph.initializer)
+    if weights > LARGEST:
+        raise ExportError(
+            f"these weights take {weights / 2**30:.1f} GB; in ONNX Runtime and OpenVINO networks of up to "
+            f"{LARGEST / 2**30:.1f} GB are measured. Take --runtime eager or compile"
+        )
     payload: bytes = program.model_proto.SerializeToString()
     return payload
 

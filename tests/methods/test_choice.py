@@ -1,0 +1,59 @@
+"""Where no method is named: which is taken, that it is said, and what it will take."""
+
+import pytest
+import torch
+
+import sentei
+from sentei.errors import ConfigError
+from sentei.methods import METHODS, OneShot, prune
+from sentei.methods.choice import choose
+from sentei.methods.common.forecast import forecast, seconds_an_image
+from sentei.methods.prune import prepared
+from sentei.train import Recipe
+
+RECIPE = Recipe(epochs=1, batch_size=64, lr=0.02, limit=256)
+
+
+def test_without_a_method_the_best_is_taken_and_with_fast_the_best_one_shot(digitsnet, data):
+    for fast, options in ((False, {"evaluations": 4} if choose().method == "abc" else {}), (True, {})):
+        lines = []
+        result = prune(digitsnet, data, fast=fast, recipe=RECIPE, images=64, say=lines.append, **options)
+        choice = choose(fast)
+        assert result.summary["method"] == choice.method
+        assert lines[0] == f"No method is named: {choice.method}, {choice.why}"
+        (takes,) = (line for line in lines if line.startswith("It takes"))
+        assert f"It takes {result.summary['images_trained']['total']:,} training images" in takes
+    assert isinstance(METHODS[choose(fast=True).method], OneShot)
+
+
+def test_a_method_that_is_named_is_taken_without_a_word(digitsnet, data):
+    lines = []
+    prune(digitsnet, data, method="l1", recipe=RECIPE, images=64, say=lines.append)
+    assert not [line for line in lines if "named" in line or "It takes" in line]
+    with pytest.raises(ConfigError, match="fast picks the method, and method is 'l1'"):
+        prune(digitsnet, data, method="l1", fast=True)
+
+
+def pruning(model, data, **given):
+    found, method = prepared(model, data, recipe=Recipe(epochs=3, batch_size=60), **given)
+    found.graph = found.trace()
+    return found, method
+
+
+def test_a_forecast_counts_what_is_trained_before_the_fine_tuning_and_leaves_the_network_alone(three, data):
+    before = {name: t.clone() for name, t in three.state_dict().items()}
+    three.zero_grad()
+    assert forecast(*pruning(three, data, method="l1")).startswith("3,600 training images, about ")
+    told = forecast(*pruning(three, data, method="stagewise", supernet_epochs=2))
+    assert told.startswith("6,000 training images, 2,400 of them before the fine-tuning, about ")
+    told = forecast(*pruning(three, data, method="stagewise", supernet_epochs=2, total_images=3000))
+    assert told.startswith("3,000 training images, 2,400 of them")
+    assert all(p.grad is None for p in three.parameters())
+    assert all(torch.equal(before[name], t) for name, t in three.state_dict().items())
+
+
+def test_a_forecast_is_shorter_for_a_smaller_network_and_longer_with_a_teacher(three, data, monkeypatch):
+    monkeypatch.setattr("sentei.methods.common.forecast._step", lambda *_: 0.16)
+    asked = ({"budget": sentei.Budget(macs=0.25)}, {}, {"distill": True}, {"budget": sentei.Budget(params=0.5)})
+    times = [seconds_an_image(pruning(three, data, method="l1", **given)[0]) for given in asked]
+    assert times == pytest.approx([0.0025, 0.005, 0.01 * (0.5 + 1 / 3), 0.01], rel=1e-6)
