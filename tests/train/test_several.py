@@ -17,6 +17,7 @@ from sentei.errors import ConfigError, TrainError
 from sentei.models import build_model
 from sentei.tasks import Classification, Segmentation
 from sentei.train import Recipe, evaluate, fit, recalibrate
+from sentei.train.hints import Hint, Hints
 from tests.train.together import together
 
 TWENTY = Recipe(epochs=1, batch_size=60, limit=1200, lr=0.03, sync_norm=True, bf16=False)
@@ -58,10 +59,11 @@ def test_several_processes_train_to_the_weights_of_one(digits, tmp_path, count, 
     assert all(apart(found[0], other) == 0 for other in found)
 
 
-def test_a_teacher_is_imitated_alike(digits, tmp_path):
-    teacher = precise()
-    alone = trained(digits, TWENTY, teacher=teacher)
-    assert apart(alone, together(2, tmp_path, lambda: trained(digits, TWENTY, teacher=teacher))[0]) < 1e-6
+@pytest.mark.parametrize("hints", [None, Hints([Hint("conv2", variance=0.5)])], ids=["outputs", "features"])
+def test_a_teacher_is_imitated_alike(digits, tmp_path, hints):
+    options = {"teacher": precise(), "hints": hints}
+    alone = trained(digits, TWENTY, **options)
+    assert apart(alone, together(2, tmp_path, lambda: trained(digits, TWENTY, **options))[0]) < 1e-6
 
 
 def test_without_synchronised_norms_the_processes_end_alike_all_the_same(digits, tmp_path):

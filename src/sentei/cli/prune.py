@@ -46,7 +46,7 @@ from sentei.tasks.task import shown
 from sentei.train import Recipe
 
 if TYPE_CHECKING:
-    MethodName = str
+    MethodName = str | None
 else:
     _ABOUT = "; ".join(f"{name}: {method.about}" for name, method in METHODS.items())
     _UNLESS = f"Unless given {choose().method}, with --fast {choose(fast=True).method}"

@@ -273,7 +273,7 @@ def _result(pruning: Pruning, method: Method, told: bool) -> PruneResult:
         warnings = [*warnings, over]
         pruning.say(f"Warning: {over}.")
     tuning, last_limit = pruning.tuning()
-    tuned = pruning.fit(found.model, tuning, "finetune", found.teacher, last_limit)
+    tuned = pruning.fit(found.model, tuning, "finetune", found.teacher, last_limit, found.plan)
     if pruning.run.folder is not None:
         save(tuned, found.plan, pruning.run.folder, source=pruning.source, forward=pruning.task.part)
     final = pruning.run.once("final", lambda: _measure(pruning, tuned), together=True)

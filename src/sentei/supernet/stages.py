@@ -99,6 +99,19 @@ def find_stages(model: nn.Module, graph: ChannelGraph, names: Sequence[str] = ()
     return stages
 
 
+def feature_ends(model: nn.Module, graph: ChannelGraph) -> tuple[Boundary, ...]:
+    """The last single tensor of each spatial size: where a network can be compared with another of its kind.
+
+    >>> [b.module for b in feature_ends(resnet20, graph)]
+    ['layer1', 'layer2', 'layer3']
+    """
+    flow = record(model, graph)
+    ends = _automatic(flow)
+    behind = [o for o in _events(flow) if not ends or flow.order[o.node] < flow.order[ends[-1].node]]
+    ends += [o for o in behind if np.prod(_size(o)) > 1][-1:]
+    return _boundaries(model, graph, [o.module for o in ends])[0]
+
+
 @contextmanager
 def visiting(model: nn.Module, boundaries: Sequence[Boundary], visit: Visit) -> Iterator[None]:
     """Show the features at each boundary to `visit(i, features)`, and go on with what it returns, if anything."""
@@ -118,12 +131,7 @@ def visiting(model: nn.Module, boundaries: Sequence[Boundary], visit: Visit) -> 
 
 def _automatic(flow: Dataflow) -> list[Output]:
     """The last single tensor before each change of the spatial size; a pool belongs to the layers before it."""
-    seen: dict[Any, Output] = {}
-    for out in flow.outputs:
-        fits = out.node in flow.cuts and flow.calls[out.module] == 1 and not out.overwritten and out.tensor.ndim > 2
-        if fits and (out.node not in seen or out.module.count(".") < seen[out.node].module.count(".")):
-            seen[out.node] = out
-    events = sorted(seen.values(), key=lambda o: -flow.order[o.node])
+    events = _events(flow)
     ends: list[Output] = []
     size: tuple[int, ...] | None = None
     first = 0
@@ -133,6 +141,16 @@ def _automatic(flow: Dataflow) -> list[Output]:
             ends.append(_outside(events[first:i], after, events))
             size, first = _size(after), i
     return ends
+
+
+def _events(flow: Dataflow) -> list[Output]:
+    """Modules' outputs with a spatial size that are single tensors, as data flow; the outermost module of each."""
+    seen: dict[Any, Output] = {}
+    for out in flow.outputs:
+        fits = out.node in flow.cuts and flow.calls[out.module] == 1 and not out.overwritten and out.tensor.ndim > 2
+        if fits and (out.node not in seen or out.module.count(".") < seen[out.node].module.count(".")):
+            seen[out.node] = out
+    return sorted(seen.values(), key=lambda o: -flow.order[o.node])
 
 
 def _outside(candidates: Sequence[Output], after: Output, events: Sequence[Output]) -> Output:

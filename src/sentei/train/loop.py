@@ -12,6 +12,7 @@ from sentei.data import Data
 from sentei.distributed import is_leader
 from sentei.tasks import Task
 from sentei.train.evaluate import CLASSIFICATION
+from sentei.train.hints import Hints
 from sentei.train.optimizers import Factory
 from sentei.train.progress import Progress
 from sentei.train.recipe import Recipe
@@ -61,6 +62,7 @@ def fit(
     run_dir: Path | None = None,
     name: str = "train",
     teacher: nn.Module | None = None,
+    hints: Hints | None = None,
     after_step: AfterStep | None = None,
     plain: Sequence[str] = (),
     objective: Objective | None = None,
@@ -87,6 +89,7 @@ def fit(
     Args:
         task: what the network is for: its loss and its figures; image classification unless given.
         teacher: dense network to distil from, weighted by ``recipe.distill_weight``.
+        hints: features that the model is to share with the teacher, weighted by ``recipe.hint_weight``.
         after_step: called with the model and the learning rate after each optimizer step (a proximal step,
             for instance).
         plain: names of parameters that take plain gradient steps, without momentum and weight decay.
@@ -106,7 +109,7 @@ def fit(
     """
     run = Training(
         model, data, recipe, task, name, run_dir, teacher, after_step, tuple(plain), objective, optimizer, last_limit,
-        checkpoint_minutes, beside, journal,
+        checkpoint_minutes, beside, journal, hints,
     )  # fmt: skip
     run.resume()
     run.rehearse()

@@ -47,6 +47,8 @@ class Recipe:
     """Share of the teacher's term in the loss; without a teacher it has no effect."""
     temperature: float = 4.0
     """Softens both sides of the teacher's term."""
+    hint_weight: float = 1.0
+    """Weight of the distance to the teacher's features, where a cut network is distilled from the one that it was."""
     bf16: bool | None = None
     """Autocast to bfloat16; None switches it on where the hardware computes in it."""
     channels_last: bool = True
@@ -93,6 +95,7 @@ class Recipe:
             "ema_decay": (self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or None"),
             "distill_weight": (0 <= self.distill_weight <= 1, "from 0 to 1"),
             "temperature": (self.temperature > 0, "above 0"),
+            "hint_weight": (self.hint_weight >= 0, "0 or more"),
             "crop": (self.crop is None or self.crop >= 0, "0 or more, or None"),
             "cutout": (self.cutout is None or self.cutout >= 0, "0 or more, or None"),
             "scale": (

@@ -25,6 +25,7 @@ from sentei.tasks import Task
 from sentei.tasks.task import called, checked_loss, loss_of, plainly
 from sentei.train.evaluate import check_device, evaluate, evaluating
 from sentei.train.gradients import Gradients
+from sentei.train.hints import Hints
 from sentei.train.memory import memory_of
 from sentei.train.optimizers import Factory, Optimizers, factory_name
 from sentei.train.progress import Progress
@@ -81,6 +82,7 @@ class Training:
     checkpoint_minutes: float | None = None
     beside: Stateful | None = None
     journal: bool = True
+    hints: Hints | None = None
     history: list[Record] = field(default_factory=list)
     inside: Record = field(default_factory=dict)
     """How far an epoch had come that was interrupted."""
@@ -98,6 +100,8 @@ class Training:
         self.task = self.task.with_settings(recipe.label_smoothing, recipe.temperature)
         if self.teacher is not None and recipe.distill_weight > 0:
             refuse_teacher(self.task)
+        if self.teacher is None or recipe.hint_weight == 0 or recipe.compile:  # hooks would be compiled at each step
+            self.hints = None
         self.steps = self.data.train.steps(recipe.batch_size, recipe.limit)
         self.last_steps = self.data.train.steps(recipe.batch_size, self._limit(recipe.epochs - 1))
         self.bf16 = recipe.autocast(device)
@@ -237,12 +241,20 @@ class Training:
         if self.teacher is None or share == 0:
             return loss_of(self.task, self.forward, batch)
         inputs = self.task.inputs(batch)
-        output = called(self.forward, inputs)
-        with torch.no_grad():
+        with self._features(self.model) as found:
+            output = called(self.forward, inputs)
+        with torch.no_grad(), self._features(self.teacher) as wanted:
             target = called(self.teacher, inputs)
         with plainly(self.task, "the loss"):
             hard, soft = self.task.loss(output, batch), self.task.imitate(output, target, batch)
-        return checked_loss(self.task, (1 - share) * hard + share * soft)
+        loss = checked_loss(self.task, (1 - share) * hard + share * soft)
+        if self.hints is not None:
+            loss = loss + self.recipe.hint_weight * self.hints.distance(found, wanted)
+        return loss
+
+    def _features(self, model: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:
+        """What hints are computed from, once the model has run."""
+        return self.hints.of(model) if self.hints is not None else nullcontext({})
 
     def _check_finite(self, total: float, epoch: int, step: int, every: int) -> None:
         if not math.isfinite(total):

@@ -15,6 +15,7 @@ from sentei.data import Data
 from sentei.distributed import part, processes
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
+from sentei.methods.common.hints import hints_of, variances
 from sentei.methods.common.timing import clock
 from sentei.plan import Budget, Constraints, Plan
 from sentei.runs import Run
@@ -25,6 +26,7 @@ from sentei.tasks import Task
 from sentei.tasks.task import loss_of
 from sentei.train import Recipe, evaluate, fit, recalibrate
 from sentei.train.evaluate import CLASSIFICATION, evaluating
+from sentei.train.hints import Hints
 from sentei.train.optimizers import Factory
 from sentei.train.training import refuse_teacher
 
@@ -34,6 +36,8 @@ FINE_TUNE = Recipe(epochs=10, lr=0.02)
 PHASES = ("search", "sparse", "supernet", "finetune")
 """What training is for: to judge structures in a search, to make scales sparse, to train a supernet, and to recover
 from cuts, the last and any on the way. Passes without steps (recalibration, scores, measuring) are no training."""
+SAMPLES = 64
+"""From which the variance of features is taken."""
 DEFAULT_CONSTRAINTS = Constraints(max_ratio=0.9)
 """No group loses more than nine tenths of its units, so that a global ranking cannot close a layer."""
 
@@ -157,15 +161,29 @@ class Pruning:
         name: str,
         teacher: nn.Module | None = None,
         last_limit: int | None = None,
+        plan: Plan | None = None,
     ) -> nn.Module:
+        """Train a network in place. `plan` is how the dense one was cut to it: with a teacher, features are shared."""
+        teacher = self.base if self.distill else teacher
+        hints = None
+        if teacher is self.base and plan is not None and recipe.hint_weight > 0:
+            hints = self._hints(plan, f"{name}-hints")
         found = fit(
-            model, self.data, recipe, task=self.task, run_dir=self.run.folder, name=name,
-            teacher=self.base if self.distill else teacher, optimizer=self.optimizer, last_limit=last_limit,
+            model, self.data, recipe, task=self.task, run_dir=self.run.folder, name=name, teacher=teacher,
+            hints=hints, optimizer=self.optimizer, last_limit=last_limit,
             progress=self.progress, checkpoint_minutes=self.checkpoint_minutes,
         )  # fmt: skip
         self.seconds["finetune"] = self.seconds.get("finetune", 0.0) + found.seconds
         self.trained["finetune"] += found.images
         return found.model
+
+    def _hints(self, plan: Plan, name: str) -> Hints | None:
+        """The features that a cut network is to share with the dense one; None where only a part of it is known."""
+        found = hints_of(self.base, self.graph, plan) if self.task.part is None else []
+        if not found:
+            return None
+        named = self.run.once(name, lambda: {"variance": variances(self.base, found, self.sample(SAMPLES))})
+        return Hints([replace(hint, variance=named["variance"][hint.module]) for hint in found])
 
     def overspent(self) -> str | None:
         """What is wrong where a method that does not say what it trains on has trained on more than there was."""

@@ -83,7 +83,7 @@ class OneShot(Method):
             cuts.append(done)
             pruning.tell_cut(done)
             if step < self.steps:
-                model = pruning.fit(model, replace(pruning.recipe, epochs=self.step_epochs), f"step{step}")
+                model = pruning.fit(model, replace(pruning.recipe, epochs=self.step_epochs), f"step{step}", plan=plan)
         return Found(model, plan, cuts, again=partial(self._again, pruning, *before, cuts))
 
     def _again(
