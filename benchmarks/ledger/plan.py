@@ -79,6 +79,8 @@ class Row:
     """Fine-tune with the dense network as a teacher."""
     seed: int = 0
     lr: float = 0.02
+    hints: float = 0.0
+    """Weight of the teacher's features in that distillation."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the method in place of the contender's own."""
     epoch: int = EPOCH
@@ -95,7 +97,7 @@ class Row:
         budget = "-".join(f"{what}{share:g}" for what, share in self.limits.items())
         own = "".join(f"-{key}{value}" for key, value in self.options.items())
         rate = "" if self.lr == 0.02 else f"-lr{self.lr:g}"
-        taught = "distilled" if self.distill else "plain"
+        taught = ("hinted" if self.hints else "distilled") if self.distill else "plain"
         label = self.contender.replace(" ", "-")
         return f"{self.network}-{budget}-{self.epochs}x-{label}{own}{rate}-{taught}-s{self.seed}"
 
@@ -110,6 +112,7 @@ class Row:
             "network": self.network, "contender": self.contender, "method": self.how.method,
             "options": dict(self.how.options), "limit": self.limit, "budget": dict(self.limits),
             "epochs": self.epochs, "distill": self.distill, "seed": self.seed, "lr": self.lr,
+            **({"hints": self.hints} if self.hints else {}),
         }  # fmt: skip
 
 

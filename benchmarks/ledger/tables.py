@@ -50,7 +50,8 @@ def _comparisons(lines: Iterable[Line]) -> Iterable[str]:
 
 def _ground(line: Line) -> tuple[Any, ...]:
     row = line["row"]
-    return row["network"], -row["budget"].get("macs", 0), row["epochs"], not row["distill"], row["lr"]
+    hints = row.get("hints", 0.0)
+    return row["network"], -row["budget"].get("macs", 0), row["epochs"], not row["distill"], row["lr"], hints
 
 
 def _by_contender(lines: Iterable[Line]) -> Experiments:
@@ -61,10 +62,11 @@ def _by_contender(lines: Iterable[Line]) -> Experiments:
 
 
 def comparison(key: tuple[Any, ...], experiments: Experiments) -> str:
-    network, macs, epochs, plain, lr = key
+    network, macs, epochs, plain, lr, hints = key
     some = next(iter(experiments.values()))[0]
     ordered = sorted(experiments, key=lambda label: -_mean(experiments[label], "test"))
-    taught = "without a teacher" if plain else "the dense network as teacher"
+    teacher = "the dense network as teacher" + (", of features too" if hints else "")
+    taught = "without a teacher" if plain else teacher
     title = (
         f"**{network}, {-macs:.0%} of the MACs, {epochs} x 45,000 training images in all, {taught}** (learning rate "
         f"{lr}; dense {some['dense']['test']:.2%} test, {some['dense']['macs'] / 1e6:.2f} M MACs, "
@@ -146,16 +148,20 @@ def _recipes(lines: Iterable[Line]) -> Iterable[str]:
     several = {key: tried for key, tried in found.items() if len(tried) > 1}
     if not several:
         return
-    head = "| network | MACs | epochs | contender | seed | teacher | learning rate | val | test |"
+    head = "| network | MACs | epochs | contender | seed | taught | learning rate | val | test |"
     rule = "| --- | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: |"
     body = [
-        f"| {network} | {-macs:.0%} | {epochs} | {label} | {seed} | {'dense' if line['row']['distill'] else 'none'} | "
+        f"| {network} | {-macs:.0%} | {epochs} | {label} | {seed} | {_taught(line['row'])} | "
         f"{line['row']['lr']} | {line['val']:.2%} | {line['test']:.2%} |"
         for (network, macs, epochs, label, seed), tried in several.items()
         for line in tried
     ]
     where = _where(line for tried in several.values() for line in tried)
     yield "\n".join(["**The same cut, fine-tuned in several ways**", "", head, rule, *body, "", where])
+
+
+def _taught(row: dict[str, Any]) -> str:
+    return ("outputs, features" if row.get("hints") else "outputs") if row["distill"] else "nothing"
 
 
 def _cut(line: Line) -> tuple[Any, ...]:
