@@ -127,6 +127,8 @@ def plan() -> list[Row]:
 
 SIX = ("uniform", "taylor", "abc", "stagewise", "ista", "tp bn global")
 """Those that are repeated with other seeds: uniform, the best ranking, the three methods, the best peer."""
+HINTED = ("uniform", "abc", "taylor", "stagewise")
+"""Those whose features can be compared with the dense network's: it is known which channels they have kept."""
 DEFAULT = "taylor"
 BEST_PEER = "tp bn global"
 
@@ -135,6 +137,7 @@ def _rows() -> Iterator[Row]:
     half, third = {"macs": 0.5}, {"macs": 0.3}
     order = ("uniform", "taylor", "abc", BEST_PEER, "stagewise", "ista")
     yield from (Row("half", "resnet20", label, half, 4) for label in order)
+    yield from (Row("half", "resnet20", label, half, 4, hints=10.0) for label in HINTED)
     yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in ("uniform", "taylor"))
     yield from (Row("half", "resnet20", "uniform", half, 4, lr=lr) for lr in (0.05, 0.1))
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)

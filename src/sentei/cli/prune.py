@@ -33,6 +33,7 @@ from sentei.cli.options import (
 from sentei.cli.running import begin, tell, watched
 from sentei.cli.saved import Saved, permit_run, quoted, saved_command, trust_flag
 from sentei.console import say, screen
+from sentei.data import Data
 from sentei.errors import ConfigError
 from sentei.methods import FINE_TUNE, METHODS, prune
 from sentei.methods.choice import choose
@@ -127,6 +128,7 @@ class Prune:
         bare = random_parameter(dense)
         options.refuse_untrained(dense, bare)
         announce(self.model, dense, data, task, bare)
+        options = options.picked(data)
         with suppress(JustFinished), watched(self.folder, self.output):
             prune(
                 model,
@@ -148,7 +150,7 @@ class Prune:
                 say=say,
                 progress=True,
                 checkpoint_minutes=self.output.checkpoint_minutes,
-                **vars(self.how),
+                **vars(options.how),
             )
         tell(show, self.folder, self.output.as_json)
 
@@ -160,6 +162,13 @@ class Prune:
         saved = saved_command(self.model)
         permit_run(self.model, saved, self.trust, self.images, self.code)
         return replace(self, images=self.images.filled(saved.data))
+
+    def picked(self, data: Data) -> Prune:
+        """With the method that is taken where none is named."""
+        if self.method:
+            return self
+        name = choose(self.fast, len(data.val) > 0).method
+        return replace(self, method=name, how=self.how if name == choose(self.fast).method else METHODS[name])
 
     def source(self) -> tuple[str, str | None]:
         """Reference and weights file, with absolute paths."""
@@ -191,7 +200,6 @@ class Prune:
 
     def command(self, dense: Dense) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in OPTIONS}
-        own["method"] = self.method or choose(self.fast).method
         limits = {**asdict(self.limits), "keep": list(self.limits.keep)}
         clock = {**asdict(self.clock), "latency_table": absolute_or_none(self.clock.latency_table)}
         options = {**own, "limits": limits, "clock": clock, "weights": self.source()[1]}

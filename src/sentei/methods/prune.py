@@ -138,7 +138,7 @@ def prune(
     pruning.checkpoint_minutes = checkpoint_minutes
     with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
         if method is None:
-            pruning.say(choose(fast).told)
+            pruning.say(choose(fast, len(pruning.data.val) > 0).told)
         return _result(pruning, chosen, told=method is None)
 
 
@@ -162,18 +162,16 @@ def prepared(
     **options: Any,
 ) -> tuple[Pruning, Method]:
     """What `prune` will work with, checked as far as that takes no work; the model is not copied yet."""
-    if method is None:
-        method = choose(fast).method
-    elif fast:
+    data = data_of(data)
+    if fast and method is not None:
         raise ConfigError(f"fast picks the method, and method is {method!r}; leave one of them out")
-    name, chosen = method_of(method, options)
+    name, chosen = method_of(method or choose(fast, len(data.val) > 0).method, options)
     if budget is not None:
         refuse_other(budget)
         if not chosen.budgeted:
             raise ConfigError(
                 f"with these settings {name} takes no budget, its own settings decide the size; got {budget}"
             )
-    data = data_of(data)
     pruning = Pruning(
         name,
         model,

@@ -47,7 +47,7 @@ class Recipe:
     """Share of the teacher's term in the loss; without a teacher it has no effect."""
     temperature: float = 4.0
     """Softens both sides of the teacher's term."""
-    hint_weight: float = 1.0
+    hint_weight: float = 10.0
     """Weight of the distance to the teacher's features, where a cut network is distilled from the one that it was."""
     bf16: bool | None = None
     """Autocast to bfloat16; None switches it on where the hardware computes in it."""

@@ -15,31 +15,31 @@ SAMPLES = 16
 
 
 def forecast(pruning: Pruning, method: Method) -> str:
-    """Training images, what of them is not fine-tuning, and about how long the training will take here.
+    """Training images, samples that structures are judged by, and about how long that takes here.
 
     >>> forecast(pruning, method)  # doctest: +SKIP
-    '450,000 training images, about 25 minutes on this machine'
+    '450,000 training images, 600,000 more to judge structures by, about 40 minutes on this machine'
     """
     recipe, data = pruning.recipe, pruning.data
-    before = sum(method.trains_on(data, recipe).values())
-    tuning = recipe.epochs * data.epoch_images(recipe.batch_size, recipe.limit)
-    total = pruning.total_images or before + tuning
-    if not total:
-        return "no training"
-    own = f", {before:,} of them before the fine-tuning" if before else ""
-    return f"{total:,} training images{own}, about {lasting(total * seconds_an_image(pruning))} on this machine"
+    before, judged = sum(method.trains_on(data, recipe).values()), method.judges_on(data)
+    total = pruning.total_images or before + recipe.epochs * data.epoch_images(recipe.batch_size, recipe.limit)
+    step, forward = pace(pruning)
+    parts = [f"{total:,} training images"]
+    parts += [f"{before:,} of them before the fine-tuning"] if before else []
+    parts += [f"{judged:,} more to judge structures by"] if judged else []
+    return f"{', '.join(parts)}, about {lasting(total * step + judged * forward)} on this machine"
 
 
-def seconds_an_image(pruning: Pruning) -> float:
-    """Of a training step of the network as it will be small, roughly: of the whole one's, the share of its MACs.
+def pace(pruning: Pruning) -> tuple[float, float]:
+    """Seconds a sample, of a training step and of a forward pass of the network as it will be small, roughly.
 
-    A teacher's forward pass costs about a third of what a step of the whole network does.
+    Both go with the share of the MACs; a forward pass is a third of a step, and a teacher's is that of the whole one.
     """
     batch = next(iter(pruning.data.train.batches(SAMPLES, limit=SAMPLES)))
-    took = min(_step(pruning, batch) for _ in range(2)) / max(pruning.task.count(batch), 1)
+    whole = min(_step(pruning, batch) for _ in range(2)) / max(pruning.task.count(batch), 1)
     full = max(pruning.graph.cost().macs, 1)
     share = min(1.0, pruning.budget.resolve(pruning.graph).get("macs", full) / full)
-    return took * (share + pruning.distill / 3)
+    return whole * (share + pruning.distill / 3), whole * share / 3
 
 
 def _step(pruning: Pruning, batch: object) -> float:

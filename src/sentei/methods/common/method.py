@@ -82,6 +82,10 @@ class Method(ABC):
         """
         return {}
 
+    def judges_on(self, data: Data) -> int:
+        """Samples that go through structures to judge them, without training, at most; over all structures."""
+        return 0
+
     @abstractmethod
     def find(self, pruning: Pruning) -> Found:
         """Choose what goes, from training and validation images only, and cut it."""

@@ -124,6 +124,10 @@ class WidthSearch(InWorkers):
         epochs = self.most() * rounds + self.fitness_epochs
         return {"evaluations": epochs * data.epoch_images(recipe.batch_size, self.fitness_images)}
 
+    def judges_on(self, data: Data) -> int:
+        each = min(self.validation_images, len(data.val))
+        return self.most() * (each + (self.calibration_images if self.fitness != "train" else 0))
+
     def find(self, pruning: Pruning) -> Found:
         """Search, cut the winner, and hand it over with the weights that its fitness was measured with."""
         space = self.space(pruning.graph, pruning.budget, pruning.constraints)
