@@ -97,7 +97,7 @@ class Row:
         budget = "-".join(f"{what}{share:g}" for what, share in self.limits.items())
         own = "".join(f"-{key}{value}" for key, value in self.options.items())
         rate = "" if self.lr == 0.02 else f"-lr{self.lr:g}"
-        taught = ("hinted" if self.hints else "distilled") if self.distill else "plain"
+        taught = (f"hinted{self.hints:g}" if self.hints else "distilled") if self.distill else "plain"
         label = self.contender.replace(" ", "-")
         return f"{self.network}-{budget}-{self.epochs}x-{label}{own}{rate}-{taught}-s{self.seed}"
 

@@ -65,7 +65,7 @@ def comparison(key: tuple[Any, ...], experiments: Experiments) -> str:
     network, macs, epochs, plain, lr, hints = key
     some = next(iter(experiments.values()))[0]
     ordered = sorted(experiments, key=lambda label: -_mean(experiments[label], "test"))
-    teacher = "the dense network as teacher" + (", of features too" if hints else "")
+    teacher = "the dense network as teacher" + (f", of features too (weight {hints:g})" if hints else "")
     taught = "without a teacher" if plain else teacher
     title = (
         f"**{network}, {-macs:.0%} of the MACs, {epochs} x 45,000 training images in all, {taught}** (learning rate "
@@ -161,7 +161,8 @@ def _recipes(lines: Iterable[Line]) -> Iterable[str]:
 
 
 def _taught(row: dict[str, Any]) -> str:
-    return ("outputs, features" if row.get("hints") else "outputs") if row["distill"] else "nothing"
+    features = f", features x {row['hints']:g}" if row.get("hints") else ""
+    return f"outputs{features}" if row["distill"] else "nothing"
 
 
 def _cut(line: Line) -> tuple[Any, ...]:

@@ -1,0 +1,39 @@
+"""`sentei prune` where no method is named."""
+
+import pytest
+
+from sentei.runfiles import read_summary
+from tests.cli.conftest import QUICK, Killed
+
+SMALL = (*QUICK, "--score-images", 64)
+
+
+@pytest.mark.parametrize(("options", "method"), [(("--evaluations", 4), "abc"), (("--fast",), "l1")])
+def test_the_method_that_is_taken_is_named_with_what_it_takes(options, method, sentei, trained, tmp_path):
+    done = sentei("prune", trained, *options, *SMALL)
+    assert done.code == 0, done.err
+    assert f"No method is named: {method}, " in done.out
+    assert "It takes 256 training images, " in done.out
+    assert read_summary(tmp_path / f"runs/base-{method}")["method"] == method
+
+
+def test_a_run_goes_on_with_the_method_that_it_began_with(sentei, trained, dying, monkeypatch):
+    dying(4)
+    with pytest.raises(Killed):
+        sentei("prune", trained, "--fast", *SMALL, "--run", "x")
+    dying(-1)
+    monkeypatch.setattr("sentei.methods.choice.FAST", None)
+    done = sentei("resume", "x")
+    assert done.code == 0, done.err
+    assert "method l1" in done.out
+
+
+def test_fast_and_a_method_exclude_each_other(sentei, trained):
+    refused = sentei("prune", trained, "--fast", "--method", "taylor")
+    assert refused.code == 2
+    assert "--fast picks the method; leave it out, or --method taylor" in refused.err
+
+
+def test_options_of_the_method_that_is_not_taken_are_refused(sentei, trained):
+    assert "method l1 has no option --evaluations" in sentei("prune", trained, "--fast", "--evaluations", 4).err
+    assert "method abc has no option --steps" in sentei("prune", trained, "--steps", 2).err
