@@ -42,7 +42,7 @@ def test_every_method_meets_the_budget_and_proves_its_cut(method, model, data):
 def test_the_given_model_is_left_as_it_is(model, data):
     before = {name: t.clone() for name, t in model.state_dict().items()}
     model.train()
-    prune(model, data, recipe=RECIPE, images=128, distill=True)
+    prune(model, data, method="l1", recipe=RECIPE, images=128, distill=True)
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert model.conv1.weight.is_contiguous()
@@ -138,7 +138,8 @@ def test_multiples_hold_through_all_steps(model, data):
 
 
 def test_two_budgets_both_hold(model, data):
-    result = prune(model, data, budget=sentei.Budget(macs=0.7, params=9_000), recipe=RECIPE, images=64, steps=2)
+    limits = sentei.Budget(macs=0.7, params=9_000)
+    result = prune(model, data, method="l1", budget=limits, recipe=RECIPE, images=64, steps=2)
     cost = result.graph.cost(result.plan)
     assert cost.params <= 9_000
     assert cost.macs <= 0.7 * result.graph.cost().macs
@@ -147,7 +148,7 @@ def test_two_budgets_both_hold(model, data):
 def test_a_model_from_python_resumes_by_calling_again(model, data, tmp_path):
     from sentei.train import training
 
-    given = {"recipe": dataclasses.replace(RECIPE, epochs=3), "images": 64}
+    given = {"method": "l1", "recipe": dataclasses.replace(RECIPE, epochs=3), "images": 64}
     whole = prune(model, data, **given).model
     calls = []
     original = training.Training.save
@@ -162,13 +163,13 @@ def test_a_model_from_python_resumes_by_calling_again(model, data, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             prune(model, data, run_dir=tmp_path / "run", **given)
     with pytest.raises(ConfigError, match="other settings: method is 'l1' there, 'l2' now"):
-        prune(model, data, run_dir=tmp_path / "run", method="l2", **given)
+        prune(model, data, run_dir=tmp_path / "run", **{**given, "method": "l2"})
     result = prune(model, data, run_dir=tmp_path / "run", **given)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), result.model.state_dict().values(),
                                                  strict=True))  # fmt: skip
     with pytest.raises(ConfigError, match="finished run"):
         prune(model, data, run_dir=tmp_path / "run", **given)
-    prune(model, data, run_dir=tmp_path / "run", overwrite=True, recipe=RECIPE, images=64)
+    prune(model, data, run_dir=tmp_path / "run", overwrite=True, **{**given, "recipe": RECIPE})
 
 
 def test_a_run_resumed_with_other_weights_is_refused(model, data, tmp_path):
@@ -176,10 +177,10 @@ def test_a_run_resumed_with_other_weights_is_refused(model, data, tmp_path):
         module = sys.modules["sentei.methods.prune"]  # the name in the package is that of the function
         patch.setattr(module, "save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prune(model, data, recipe=RECIPE, images=64, run_dir=tmp_path)
+            prune(model, data, method="l1", recipe=RECIPE, images=64, run_dir=tmp_path)
     torch.manual_seed(5)
     with pytest.raises(ConfigError, match="other settings: base_sha256"):
-        prune(build_model("digitsnet"), data, recipe=RECIPE, images=64, run_dir=tmp_path)
+        prune(build_model("digitsnet"), data, method="l1", recipe=RECIPE, images=64, run_dir=tmp_path)
 
 
 def test_a_refused_budget_leaves_no_folder(model, data, tmp_path):
@@ -206,11 +207,11 @@ def test_a_folder_with_other_files_is_refused_and_untouched(model, data, tmp_pat
 )
 def test_bad_settings_are_refused_at_once(given, message, model, data):
     with pytest.raises(ConfigError, match=message):
-        prune(model, data, **given)
+        prune(model, data, **{"method": "l1", **given})
 
 
 def test_no_validation_split_is_allowed_and_said(model):
-    summary = prune(model, load_data("digits", val=0), recipe=RECIPE, images=64).summary
+    summary = prune(model, load_data("digits", val=0), method="l1", recipe=RECIPE, images=64).summary
     assert summary["after_cut"]["val_accuracy"] is None
     assert summary["pruned"]["val_accuracy"] is None
     assert 0 <= summary["pruned"]["accuracy"] <= 1
