@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 
 import hypothesis
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from sentei.data import Data, load_data
 from tests import amount  # noqa: F401  registers the profiles
+from tests.forked import SUBPROCESS
 
 # Readline tells child processes, hence parallel test workers, the size of the terminal: tests have none.
 for name in ("COLUMNS", "LINES"):
@@ -31,6 +33,18 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  the global state is what third-party code draws from
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of searches come from the nursery; see tests/forked.py."""
+    monkeypatch.setattr("sentei.search.children.subprocess", SUBPROCESS)
+
+
+@pytest.fixture
+def really_started(monkeypatch: pytest.MonkeyPatch, _forked_workers: None) -> None:
+    """For tests of workers that are processes with an interpreter of their own."""
+    monkeypatch.setattr("sentei.search.children.subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")

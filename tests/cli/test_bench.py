@@ -19,7 +19,7 @@ SHORT = ("--seconds", 0.3)
 def halved(trained, tmp_path_factory) -> Path:
     """A finished run of `sentei prune`, to be left as it is."""
     folder = tmp_path_factory.mktemp("halved") / "half"
-    assert main([str(a) for a in ("prune", trained, "--macs", 0.5, "--run", folder, *QUICK)]) == 0
+    assert main([str(a) for a in ("prune", trained, "--method", "l1", "--macs", 0.5, "--run", folder, *QUICK)]) == 0
     return folder
 
 
@@ -79,7 +79,7 @@ def test_figures_are_added_and_go_with_the_run(sentei, half, trained):
     assert len(read_bench(base / BENCH)) == 1
     assert [entry["batch"] for entry in read_bench(half / BENCH)] == [4, 1]
     assert sentei("evaluate", half).code == 0  # the run is still one
-    assert sentei("prune", base, "--run", half, "--overwrite", "--macs", 0.6, *QUICK).code == 0
+    assert sentei("prune", base, "--method", "l1", "--run", half, "--overwrite", "--macs", 0.6, *QUICK).code == 0
     assert not (half / BENCH).exists()
     assert not list(half.glob(".*"))
 

@@ -45,7 +45,7 @@ def test_train_prune_evaluate_inspect(sentei, trained):
 
 
 def test_prune_takes_model_and_data_from_the_run(sentei, trained):
-    assert sentei("prune", trained, "--run", "x", "--steps", 2, *QUICK).code == 0
+    assert sentei("prune", trained, "--method", "l1", "--run", "x", "--steps", 2, *QUICK).code == 0
     config = yaml.safe_load(Path("x/config.yaml").read_text())
     assert config["resolved"]["data"]["data"] == "digits"
     assert config["resolved"]["method"] == "l1"
@@ -55,8 +55,9 @@ def test_prune_takes_model_and_data_from_the_run(sentei, trained):
 
 
 def test_options_reach_the_plan(sentei, trained):
-    done = sentei("prune", trained, "--run", "x", "--round-to", 1, "--max-ratio", 0.6, "--keep", "linear", "--params",
-                  0.6, "--scope", "local", "--seed", 3, "--score-images", 64, "--distill", *QUICK)  # fmt: skip
+    done = sentei("prune", trained, "--method", "l1", "--run", "x", "--round-to", 1, "--max-ratio", 0.6, "--keep",
+                  "linear", "--params", 0.6, "--scope", "local", "--seed", 3, "--score-images", 64, "--distill",
+                  *QUICK)  # fmt: skip
     assert done.code == 0, done.err
     summary = json.loads(Path("x/summary.json").read_text())
     assert summary["widths"]["conv4"] == [64, 64]
@@ -98,14 +99,14 @@ def test_weights_for_another_number_of_classes_are_trained_first(sentei):
     done = sentei("train", "digitsnet", "--data", "digits", "--weights", "seven.pt", "--run", "base", *QUICK)
     assert done.code == 0
     assert "new last layer linear" in done.out
-    assert sentei("prune", "base", "--run", "half", *QUICK).code == 0
+    assert sentei("prune", "base", "--method", "l1", "--run", "half", *QUICK).code == 0
 
 
 def test_weights_file_names_the_trained_network(sentei):
     torch.manual_seed(1)
     model = build_model("digitsnet")
     torch.save({"state_dict": model.state_dict()}, "w.pt")
-    done = sentei("prune", "digitsnet", "--data", "digits", "--weights", "w.pt", *QUICK)
+    done = sentei("prune", "digitsnet", "--method", "l1", "--data", "digits", "--weights", "w.pt", *QUICK)
     assert done.code == 0, done.err
     assert "Run directory: runs/digitsnet-digits-l1" in done.out
     assert sentei("evaluate", "digitsnet", "--data", "digits", "--weights", "w.pt").code == 0
@@ -143,7 +144,7 @@ def test_inspect_takes_a_shape(sentei):
 
 def test_output_fits_80_columns(sentei, trained, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    sentei("prune", trained, "--run", "x", *QUICK)
+    sentei("prune", trained, "--method", "l1", "--run", "x", *QUICK)
     out = sentei("resume", "x").out + sentei("inspect", "resnet20", "--groups").out
     tables = [line for line in out.splitlines() if "  " in line.strip() or "─" in line]
     assert tables

@@ -27,7 +27,7 @@ def pruned(tmp_path_factory, trained):
     from sentei.cli import main
 
     folder = tmp_path_factory.mktemp("damage") / "half"
-    assert main([str(a) for a in ("prune", trained, "--run", folder, *QUICK)]) == 0
+    assert main([str(a) for a in ("prune", trained, "--method", "l1", "--run", folder, *QUICK)]) == 0
     return folder
 
 

@@ -45,7 +45,8 @@ def test_example_own_model(sentei, tmp_path):
     assert done.code == 0, done.err
     done = sentei("prune", "own", "--trust", "--method", "taylor", "--macs", 0.4, "--epochs", 1, "--run", "small")
     assert done.code == 0, done.err
-    done = sentei("prune", "own", "--trust", "--method", "ista", "--macs", 0.7, "--epochs", 1, "--run", "own-ista")
+    ista = ("--method", "ista", "--macs", 0.7, "--sparse-epochs", 4)
+    done = sentei("prune", "own", "--trust", *ista, "--epochs", 1, "--run", "own-ista")
     assert done.code == 0, done.err
     assert (tmp_path / "own-ista/gammas.png").is_file()
     seen = sentei("inspect", f"{own}:net", "--groups")

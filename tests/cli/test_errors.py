@@ -37,7 +37,7 @@ def test_random_weights(sentei):
         sentei("prune", "digitsnet", "--data", "digits"),
         "random weights", "sentei train digitsnet --data digits", "--weights FILE", "--untrained",
     )  # fmt: skip
-    assert sentei("prune", "digitsnet", "--data", "digits", "--untrained", *QUICK).code == 0
+    assert sentei("prune", "digitsnet", "--method", "l1", "--data", "digits", "--untrained", *QUICK).code == 0
 
 
 def test_unreachable_budget_leaves_nothing(sentei, trained, tmp_path):
@@ -48,14 +48,14 @@ def test_unreachable_budget_leaves_nothing(sentei, trained, tmp_path):
 
 def test_settings_out_of_range(sentei, trained):
     refused(sentei("prune", trained, "--lr", -1.0), "Recipe.lr is -1.0; expected 0 or more")
-    refused(sentei("prune", trained, "--steps", 0), "steps is 0")
+    refused(sentei("prune", trained, "--method", "l1", "--steps", 0), "steps is 0")
     refused(sentei("prune", trained, "--keep", "conv9"), "conv9", "nearest")
     refused(sentei("inspect", "digitsnet", "--input", "a,b"), "1,3,224,224")
     refused(sentei("train", "digitsnet", "--data", "digits", "--device", "cuda:99"), "--device cuda:99")
 
 
 def test_a_finished_run_is_not_replaced_by_accident(sentei, trained, tmp_path):
-    run = ("prune", trained, "--run", "x", *QUICK)
+    run = ("prune", trained, "--method", "l1", "--run", "x", *QUICK)
     assert sentei(*run).code == 0
     before = (tmp_path / "x/model.safetensors").read_bytes()
     refused(sentei(*run), "x holds a finished run", "--overwrite")
@@ -66,7 +66,7 @@ def test_a_finished_run_is_not_replaced_by_accident(sentei, trained, tmp_path):
 
 
 def test_overwrite_that_is_refused_keeps_the_old_run(sentei, trained, tmp_path):
-    assert sentei("prune", trained, "--run", "x", *QUICK).code == 0
+    assert sentei("prune", trained, "--method", "l1", "--run", "x", *QUICK).code == 0
     refused(sentei("prune", "digitsnet", "--data", "nonsense", "--run", "x", "--overwrite"), "nonsense")
     assert (tmp_path / "x/summary.json").exists()
 
@@ -85,7 +85,7 @@ def test_resume_of_what_is_no_run(sentei, tmp_path):
 
 
 def test_a_pruned_run_is_not_pruned_again(sentei, trained):
-    assert sentei("prune", trained, "--run", "x", *QUICK).code == 0
+    assert sentei("prune", trained, "--method", "l1", "--run", "x", *QUICK).code == 0
     refused(sentei("prune", "x", "--run", "y"), "x is a pruned network already", "smaller budget")
 
 
@@ -94,7 +94,7 @@ def test_weights_with_a_run(sentei, trained):
 
 
 def test_damaged_files(sentei, trained, tmp_path):
-    assert sentei("prune", trained, "--run", "x", *QUICK).code == 0
+    assert sentei("prune", trained, "--method", "l1", "--run", "x", *QUICK).code == 0
     whole = (tmp_path / "x/model.safetensors").read_bytes()
     (tmp_path / "x/model.safetensors").write_bytes(whole[:-100])
     refused(sentei("evaluate", "x"), "truncated or altered")

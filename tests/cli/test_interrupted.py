@@ -15,17 +15,17 @@ import torch
 from sentei.cli import main
 from sentei.train.journal import Journal
 from tests.cli.conftest import QUICK, Killed
-from tests.forked import Popen
+from tests.forked import Parent, Popen
 
 RESULTS = ("model.safetensors", "plan.json")
-TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64, "--steps", 2)
+TINY = ("--epochs", 2, "--batch-size", 64, "--limit", 128, "--score-images", 64, "--method", "l1", "--steps", 2)
 
 
 def results(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in RESULTS if (folder / name).exists()]
 
 
-SEARCH = ("--method", "abc", "--round-to", 1, *TINY[:-2], "--evaluations")
+SEARCH = ("--method", "abc", "--round-to", 1, *TINY[:-4], "--evaluations")
 COMMANDS = {
     "train": ("train", "digitsnet", "--data", "digits", *QUICK),
     "prune": ("prune", "TRAINED", *TINY),
@@ -99,7 +99,7 @@ def test_kill_9_in_the_middle_of_a_search(trained, tmp_path):
     assert main([*arguments, "--run", str(tmp_path / "whole")]) == 0
     folder, workers = tmp_path / "killed", ("--executor", "process", "--processes", "2")
     command = [sys.executable, "-m", "sentei.cli", *arguments, *workers, "--run", folder]
-    first = Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=DEVNULL)
+    first = Parent(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=DEVNULL)
     wait_for(folder / "journal.jsonl", '"number": 4', first)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""`sentei launch` as a user runs it: real processes, found in a folder of their own."""
+"""`sentei launch` as a user runs it: processes with a folder of their own, in one test started by the interpreter."""
 
 import os
 import random
@@ -12,18 +12,17 @@ import pytest
 
 from sentei.cli.launch import split
 from sentei.runfiles import has_progress, is_finished, read_summary
-from tests.search.test_executors import _alive, _children, _wait_for
+from tests.forked import Parent, children
+from tests.search.test_executors import _alive, _wait_for
 
 TRAIN = ("train", "digitsnet", "--data", "digits", "--device", "cpu", "--batch-size", "60")
 TWO = ("launch", "--nproc-per-node", "2")
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 
 
-def started(folder: Path, *words: str, env=ENV) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sentei.cli", *words]
-    return subprocess.Popen(
-        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+def started(folder: Path, *words: str, popen=Parent) -> subprocess.Popen[str]:
+    command, pipe = [sys.executable, "-m", "sentei.cli", *words], subprocess.PIPE
+    return popen(command, cwd=folder, env=ENV, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def ended(process: subprocess.Popen[str], seconds: int = 180) -> tuple[int, str, str]:
@@ -36,11 +35,12 @@ def ended(process: subprocess.Popen[str], seconds: int = 180) -> tuple[int, str,
 
 def ranks(agent: int) -> list[int]:
     """The processes that an agent has started, in the order of their ranks."""
-    return sorted(_children(agent))
+    return children(agent)
 
 
 def test_two_processes_train_and_speak_once(tmp_path):
-    code, out, err = ended(started(tmp_path, *TWO, *TRAIN, "--epochs", "2", "--run", "runs/a"))
+    words = (*TWO, *TRAIN, "--epochs", "2", "--run", "runs/a")
+    code, out, err = ended(started(tmp_path, *words, popen=subprocess.Popen))
     assert (code, err) == (0, "")
     assert out.count("train 2/2") == 1
     assert out.count("Run directory: runs/a") == 1
@@ -49,6 +49,7 @@ def test_two_processes_train_and_speak_once(tmp_path):
     assert summary["accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_torchrun_itself_starts_a_run_too(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     given = ["-m", "sentei.cli", *TRAIN, "--epochs", "1", "--limit", "120", "--run", "runs/b", "--quiet"]
@@ -103,7 +104,8 @@ def killed(folder: Path, words, which: int, after: float) -> tuple[int, str, str
 
 
 def test_a_killed_process_ends_the_run_and_the_run_goes_on(tmp_path):
-    code, out, err = killed(tmp_path, (*TWO, *LONG), which=1, after=1.0)
+    words = (*TRAIN, "--epochs", "12", "--run", "runs/a")
+    code, out, err = killed(tmp_path, (*TWO, *words), which=1, after=0)
     assert code == 128 + signal.SIGKILL
     assert "Process 1 was ended by SIGKILL. What was stored is kept. Go on with:" in err
     assert "mended" not in err
@@ -111,8 +113,8 @@ def test_a_killed_process_ends_the_run_and_the_run_goes_on(tmp_path):
     assert not is_finished(tmp_path / "runs/a")
     code, out, err = ended(started(tmp_path, "resume", "runs/a"))  # in one
     assert (code, err) == (0, "")
-    assert "Going on with" in out or "train 25/25" in out
-    assert read_summary(tmp_path / "runs/a")["images_trained"]["train"] == 25 * 1200
+    assert "Going on with" in out or "train 12/12" in out
+    assert read_summary(tmp_path / "runs/a")["images_trained"]["train"] == 12 * 1200
 
 
 @pytest.mark.slow

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_interrupted import SEARCH, TINY, results, wait_for
-from tests.forked import Popen
-from tests.search.test_executors import _alive, _children
+from tests.forked import Parent, children
+from tests.search.test_executors import _alive
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def start(*arguments, **options) -> Popen:
+def start(*arguments, **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "sentei.cli", *map(str, arguments)]
-    return Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
+    return Parent(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
 
 
 PHASES = {
@@ -33,18 +33,18 @@ def test_a_signal_ends_everything_and_says_how_to_go_on(phase, trained, tmp_path
     number, command = PHASES[phase]
     process = start(*(trained if word == "BASE" else word for word in command), "--run", tmp_path / "x y")
     wait_for(tmp_path / "x y/journal.jsonl", f'"{phase}"', process)
-    children = _children(process.pid)
+    workers = children(process.pid)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     word, code = ("Terminated", 143) if number == signal.SIGTERM else ("Interrupted", 130)
     assert process.returncode == code, said
     assert said == f"\n{word}. Go on with:  sentei resume '{tmp_path}/x y'\n"
-    assert bool(children) == (phase == "evaluation")
+    assert bool(workers) == (phase == "evaluation")
     for _ in range(100):
-        if not any(map(_alive, children)):
+        if not any(map(_alive, workers)):
             break
         time.sleep(0.05)
-    assert not any(map(_alive, children))
+    assert not any(map(_alive, workers))
     assert {p.name for p in (tmp_path / "x y").iterdir()} >= {"config.yaml", "journal.jsonl"}
     assert not list((tmp_path / "x y").glob(".*"))
 

@@ -34,9 +34,9 @@ def test_amounts_that_are_none(text):
 
 
 def test_a_budget_in_percent(sentei, trained):
-    assert sentei("prune", trained, "--macs", "50%", "--run", "x", *QUICK).code == 0
+    assert sentei("prune", trained, "--method", "l1", "--macs", "50%", "--run", "x", *QUICK).code == 0
     assert json.loads(Path("x/summary.json").read_text())["budget"] == {"macs": 0.5}
-    refused = sentei("prune", trained, "--macs", "half", "--run", "y", *QUICK)
+    refused = sentei("prune", trained, "--method", "l1", "--macs", "half", "--run", "y", *QUICK)
     assert refused.code == 2
     assert refused.err.startswith("Error: 'half' is no amount")
 
@@ -45,17 +45,18 @@ def test_a_budget_in_percent(sentei, trained):
 def test_inspect_and_prune_agree_on_the_smallest_size(limits, sentei, trained):
     least = json.loads(sentei("inspect", trained, *limits, "--json").out)["smallest"]
     for name in ("macs", "params"):
-        refused = sentei("prune", trained, *limits, f"--{name}", least[name] - 1, "--run", "x", *QUICK)
+        limit = (f"--{name}", least[name] - 1)
+        refused = sentei("prune", trained, "--method", "l1", *limits, *limit, "--run", "x", *QUICK)
         assert refused.code == 2
         assert f"the smallest reachable are {least[name]:,} " in refused.err
         assert f"{least[name]:,}" in sentei("inspect", trained, *limits).out
-    done = sentei("prune", trained, *limits, "--macs", least["macs"], "--run", "x", *QUICK)
+    done = sentei("prune", trained, "--method", "l1", *limits, "--macs", least["macs"], "--run", "x", *QUICK)
     assert done.code == 0, done.err
     assert json.loads(Path("x/summary.json").read_text())["pruned"]["macs"] == least["macs"]
 
 
 def test_json_is_all_that_stands_on_stdout(sentei, trained):
-    pruned = sentei("prune", trained, "--run", "x", "--json", *QUICK)
+    pruned = sentei("prune", trained, "--method", "l1", "--run", "x", "--json", *QUICK)
     summary = json.loads(pruned.out)
     assert summary["run"] == "x"
     assert summary["pruned"]["macs"] <= 0.5 * summary["base"]["macs"]
@@ -67,7 +68,7 @@ def test_json_is_all_that_stands_on_stdout(sentei, trained):
     assert seen["params"] == summary["pruned"]["params"]
     assert {g["name"]: g["width"] for g in seen["groups"]}["conv2"] == summary["widths"]["conv2"][1]
     assert json.loads(sentei("resume", "x", "--json").out) == summary
-    refused = sentei("prune", trained, "--run", "x", "--json", *QUICK)
+    refused = sentei("prune", trained, "--method", "l1", "--run", "x", "--json", *QUICK)
     assert (refused.code, refused.out) == (2, "")
     fresh = sentei("train", "digitsnet", "--data", "digits", "--run", "y", "--json", *QUICK)
     assert json.loads(fresh.out)["params"] == 38_122
@@ -75,7 +76,7 @@ def test_json_is_all_that_stands_on_stdout(sentei, trained):
 
 def test_paths_with_spaces_are_quoted(sentei, trained):
     shutil.copytree(trained, "my base")
-    done = sentei("prune", "my base", "--run", "my half", *QUICK)
+    done = sentei("prune", "my base", "--method", "l1", "--run", "my half", *QUICK)
     assert "Next:  sentei evaluate 'my half'\n" in done.out
     word = shlex.split(next(line for line in done.out.splitlines() if line.startswith("Next:")))
     assert sentei(*word[2:]).code == 0
@@ -96,7 +97,7 @@ def test_typos_of_a_run_are_answered_as_such(verb, sentei, trained):
 
 
 def test_few_validation_images_and_small_differences_are_said(sentei, trained):
-    done = sentei("prune", trained, "--run", "x", *QUICK)
+    done = sentei("prune", trained, "--method", "l1", "--run", "x", *QUICK)
     assert "Only 180 validation images: an accuracy on them is off by up to 3.7 points (one standard error)" in done.out
     summary = json.loads(Path("x/summary.json").read_text())
     told = within_error(summary)
@@ -127,7 +128,8 @@ def test_a_model_of_torchvision_is_suggested_by_its_full_name(sentei):
 
 
 def test_a_damaged_finished_run_is_not_called_finished(sentei, trained, tmp_path):
-    assert sentei("prune", trained, "--run", "small", "--epochs", 1, "--limit", 128, "--score-images", 64).code == 0
+    quick = ("--epochs", 1, "--limit", 128, "--score-images", 64)
+    assert sentei("prune", trained, "--method", "l1", "--run", "small", *quick).code == 0
     assert "is finished already" in sentei("resume", "small").out
     weights = tmp_path / "small/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -153,7 +155,8 @@ def test_code_of_a_run_that_moved_is_named_again(sentei, tmp_path):
     (tmp_path / "mine.py").rename(tmp_path / "moved.py")
     assert "there is no file" in sentei("evaluate", "base", "--trust").err
     assert sentei("evaluate", "base", "--model", "moved.py:net").code == 0
-    done = sentei("prune", "base", "--model", "moved.py:net", "--run", "small", "--score-images", 64, *quick)
+    quick += ("--score-images", 64, "--method", "l1")
+    done = sentei("prune", "base", "--model", "moved.py:net", "--run", "small", *quick)
     assert done.code == 0, done.err
     assert "recorded the same" in sentei("evaluate", "small", "--model", "moved.py:net").out
     refused = sentei("evaluate", "resnet20", "--data", "digits", "--model", "moved.py:net")

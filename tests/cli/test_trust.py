@@ -52,7 +52,7 @@ def test_with_trust_it_runs(sentei, foreign):
     assert sentei("evaluate", "base", "--trust").code == 0
     assert foreign.exists()
     assert sentei("inspect", "base", "--trust").code == 0
-    assert sentei("prune", "base", "--trust", "--run", "half", *TINY).code == 0
+    assert sentei("prune", "base", "--method", "l1", "--trust", "--run", "half", *TINY).code == 0
     assert "names code" in sentei("evaluate", "half").err
 
 
@@ -91,12 +91,13 @@ def test_an_interrupted_run_says_how_to_go_on_with_its_code(sentei, tmp_path, mo
 
 def test_a_network_of_random_weights_from_a_file_is_refused(sentei, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-    refused = sentei("prune", "mine.py:net", "--data", "mine.py:images", *TINY)
+    refused = sentei("prune", "mine.py:net", "--method", "l1", "--data", "mine.py:images", *TINY)
     assert refused.code == 2
     assert "mine.py:net has random weights (0.weight differs from one call" in refused.err
     assert "--untrained" in refused.err
     assert not Path("runs").exists()
-    done = sentei("prune", "mine.py:net", "--data", "mine.py:images", "--untrained", "--run", "x", *TINY)
+    command = ("prune", "mine.py:net", "--method", "l1", "--data", "mine.py:images", "--untrained")
+    done = sentei(*command, "--run", "x", *TINY)
     assert done.code == 0, done.err
     assert "no better than guessing" in done.out
     assert json.loads(Path("x/summary.json").read_text())["warnings"]
@@ -109,7 +110,7 @@ def test_a_function_that_brings_trained_weights_is_accepted(sentei, tmp_path):
     assert sentei("train", "mine.py:net", "--data", "mine.py:images", "--run", "base", *TINY).code == 0
     torch.save(read_state("base/model.safetensors"), "w.pt")
     (tmp_path / "mine.py").write_text(trained)
-    done = sentei("prune", "mine.py:net", "--data", "mine.py:images", "--run", "x", *TINY)
+    done = sentei("prune", "mine.py:net", "--method", "l1", "--data", "mine.py:images", "--run", "x", *TINY)
     assert done.code == 0, done.err
     assert "Model mine.py:net: its own weights" in done.out
 

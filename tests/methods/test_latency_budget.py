@@ -146,8 +146,8 @@ def test_stage_tables_cannot_add_up_a_peak(data: Data, three: nn.Module) -> None
 
 def test_measured_for_real(data: Data, three: nn.Module, tmp_path: Path) -> None:
     result = sentei.prune(
-        three, data, budget=Budget(latency=1.0), timing=Timing("eager"), recipe=QUICK, constraints=ONE, images=64,
-        run_dir=tmp_path / "run",
+        three, data, method="l1", budget=Budget(latency=1.0), timing=Timing("eager"), recipe=QUICK, constraints=ONE,
+        images=64, run_dir=tmp_path / "run",
     )  # fmt: skip
     found = result.summary["latency"]
     assert found["dense_ms"] > 0 < found["small_ms"]

@@ -138,8 +138,8 @@ def test_multiples_hold_through_all_steps(model, data):
 
 
 def test_two_budgets_both_hold(model, data):
-    both = sentei.Budget(macs=0.7, params=9_000)
-    result = prune(model, data, method="l1", budget=both, recipe=RECIPE, images=64, steps=2)
+    limits = sentei.Budget(macs=0.7, params=9_000)
+    result = prune(model, data, method="l1", budget=limits, recipe=RECIPE, images=64, steps=2)
     cost = result.graph.cost(result.plan)
     assert cost.params <= 9_000
     assert cost.macs <= 0.7 * result.graph.cost().macs
@@ -148,8 +148,8 @@ def test_two_budgets_both_hold(model, data):
 def test_a_model_from_python_resumes_by_calling_again(model, data, tmp_path):
     from sentei.train import training
 
-    given = {"recipe": dataclasses.replace(RECIPE, epochs=3), "images": 64}
-    whole = prune(model, data, method="l1", **given).model
+    given = {"method": "l1", "recipe": dataclasses.replace(RECIPE, epochs=3), "images": 64}
+    whole = prune(model, data, **given).model
     calls = []
     original = training.Training.save
 
@@ -161,15 +161,15 @@ def test_a_model_from_python_resumes_by_calling_again(model, data, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Training, "save", stop_after_the_first_epoch)
         with pytest.raises(KeyboardInterrupt):
-            prune(model, data, run_dir=tmp_path / "run", method="l1", **given)
+            prune(model, data, run_dir=tmp_path / "run", **given)
     with pytest.raises(ConfigError, match="other settings: method is 'l1' there, 'l2' now"):
-        prune(model, data, run_dir=tmp_path / "run", method="l2", **given)
-    result = prune(model, data, run_dir=tmp_path / "run", method="l1", **given)
+        prune(model, data, run_dir=tmp_path / "run", **{**given, "method": "l2"})
+    result = prune(model, data, run_dir=tmp_path / "run", **given)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), result.model.state_dict().values(),
                                                  strict=True))  # fmt: skip
     with pytest.raises(ConfigError, match="finished run"):
-        prune(model, data, run_dir=tmp_path / "run", method="l1", **given)
-    prune(model, data, run_dir=tmp_path / "run", method="l1", overwrite=True, recipe=RECIPE, images=64)
+        prune(model, data, run_dir=tmp_path / "run", **given)
+    prune(model, data, run_dir=tmp_path / "run", overwrite=True, **{**given, "recipe": RECIPE})
 
 
 def test_a_run_resumed_with_other_weights_is_refused(model, data, tmp_path):
@@ -201,13 +201,13 @@ def test_a_folder_with_other_files_is_refused_and_untouched(model, data, tmp_pat
     ("given", "message"),
     [
         ({"method": "tailor"}, "did you mean 'taylor'"),
-        ({"method": "l1", "steps": 0}, "steps is 0; expected 1 or more"),
-        ({"method": "l1", "scope": "universal"}, "expected 'global' or 'local'"),
+        ({"steps": 0}, "steps is 0; expected 1 or more"),
+        ({"scope": "universal"}, "expected 'global' or 'local'"),
     ],
 )
 def test_bad_settings_are_refused_at_once(given, message, model, data):
     with pytest.raises(ConfigError, match=message):
-        prune(model, data, **given)
+        prune(model, data, **{"method": "l1", **given})
 
 
 def test_no_validation_split_is_allowed_and_said(model):

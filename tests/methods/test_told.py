@@ -20,7 +20,8 @@ def test_fine_tuning_that_makes_it_worse_is_warned_of(data, monkeypatch):
     values = iter([0.8, 0.3])
     monkeypatch.setattr("sentei.methods.common.pruning.Pruning.value", lambda self, model: next(values))
     told = []
-    result = sentei.prune(build_model("digitsnet"), data, recipe=Recipe(epochs=1, limit=128, lr=0.5), say=told.append)
+    recipe = Recipe(epochs=1, limit=128, lr=0.5)
+    result = sentei.prune(build_model("digitsnet"), data, method="l1", recipe=recipe, say=told.append)
     assert "validation accuracy 80.00% after the cut, 30.00% now" in result.summary["warnings"][-1]
     assert any("fine-tuning has made the network worse" in line for line in told)
     assert repr(result).startswith("PruneResult(l1: 4")

@@ -220,7 +220,8 @@ def test_a_run_made_from_python_tells_how_to_load_it(tmp_path, data: Data):
     from sentei import prune
     from sentei.train import Recipe
 
-    prune(build_model("digitsnet"), data, run_dir=tmp_path / "x", recipe=Recipe(epochs=1, limit=64), images=64)
+    recipe = Recipe(epochs=1, limit=64)
+    prune(build_model("digitsnet"), data, method="l1", run_dir=tmp_path / "x", recipe=recipe, images=64)
     (code,) = blocks_of(tmp_path / "x", Code)
     assert "model = ...  # the dense network" in code.text
     assert "looks untrained" not in report(tmp_path / "x")
@@ -390,8 +391,8 @@ def test_the_command_writes_the_page_into_the_run(copied, sentei):
     assert (folder / "report.html").read_bytes() == first
     assert sentei("report", folder.parent, "--out", "sub/all.html").code == 0
     assert Path("sub/all.html").read_text().startswith("<!doctype html>")
-    again = ("prune", "digitsnet", "--data", "digits", "--untrained", "--run", folder, "--overwrite", "--epochs", 0)
-    assert sentei(*again).code == 0
+    again = ("prune", "digitsnet", "--data", "digits", "--method", "l1", "--untrained", "--epochs", 0)
+    assert sentei(*again, "--run", folder, "--overwrite").code == 0
     assert not (folder / "report.html").exists()
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
@@ -14,7 +13,7 @@ from sentei.errors import ConfigError, SearchError
 from sentei.search import Colony, Job, Search, Store, open_executor
 from sentei.search.processes import Processes, Worker
 from sentei.search.testing import small_space
-from tests.forked import Popen
+from tests.forked import Parent, children
 from tests.search.fakes import Fake
 
 JOBS = [Job(i, (i, 1, 2)) for i in range(7)]
@@ -60,6 +59,7 @@ def test_an_evaluator_that_cannot_be_opened_is_said_at_once(tmp_path):
         outcomes("process", evaluator, 2)
 
 
+@pytest.mark.usefixtures("really_started")
 def test_a_worker_that_died_while_it_was_idle_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "calendar.py").write_text("raise ImportError('shadowed')")
     monkeypatch.chdir(tmp_path)  # what lies here must not shadow the worker's modules
@@ -95,17 +95,12 @@ def test_no_worker_outlives_a_parent_that_was_killed(tmp_path):
     """)
     )
     path = os.pathsep.join(p for p in [*sys.path, os.getcwd()] if p)
-    parent = Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": path})
-    worker = _wait_for(lambda: _children(parent.pid))[0]
+    parent = Parent([sys.executable, script], env={**os.environ, "PYTHONPATH": path})
+    worker = _wait_for(lambda: children(parent.pid))[0]
     time.sleep(0.2)
     parent.kill()
     parent.wait()
     assert _wait_for(lambda: not _alive(worker))
-
-
-def _children(pid):
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()
-    return [int(p) for p in found]
 
 
 def _alive(pid):
@@ -188,7 +183,7 @@ def test_a_killed_raylet_ends_in_a_clear_error_and_keeps_what_was_measured(ray, 
         run = executor.run([Job(i, (i, 1, 2)) for i in range(200)])
         first = next(run)
         driver = executor.executor.driver.process
-        raylets = [pid for pid in _children(driver.pid) if _name(pid) == "raylet"]
+        raylets = [pid for pid in children(driver.pid) if _name(pid) == "raylet"]
         assert raylets
         for pid in raylets:
             os.kill(pid, signal.SIGKILL)

@@ -103,7 +103,7 @@ def test_searches_need_validation_data() -> None:
 
 def test_a_task_without_test_data_is_pruned_all_the_same() -> None:
     part = sentei.Data.of(train=batches(2, 0), val=batches(1, 1))
-    done = sentei.prune(Stereo(), part, task=Depth(), recipe=ONE, images=32)
+    done = sentei.prune(Stereo(), part, task=Depth(), method="l1", recipe=ONE, images=32)
     assert done.summary["pruned"]["rmse"] is None
     assert done.summary["pruned"]["val_rmse"] > 0
 

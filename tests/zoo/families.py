@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import Bottleneck
 
 from sentei.models import build_model
@@ -33,6 +35,9 @@ QUICK = {"resnet18": 64, "sentei:vgg16": 32, "mobilenet_v2": 64, "mobilenet_v3_s
 """One model of each family, with an input size that keeps the quick suite quick."""
 SHALLOW: dict[str, Callable[[], nn.Module]] = {
     "densenet121": lambda: models.DenseNet(block_config=(3, 3, 3, 3)),
+    "shufflenet_v2_x0_5": lambda: models.ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 1024]),
+    "regnet_y_400mf": lambda: models.RegNet(BlockParams.from_init_params(6, 48, 60, 2.09, 8, se_ratio=0.25)),
+    "timm:convnext_atto": lambda: timm.create_model("convnext_atto", depths=(1, 1, 2, 1)),
     "resnext50_32x4d": lambda: models.ResNet(Bottleneck, [1, 2, 1, 1], groups=32, width_per_group=4),
 }
 """The same with fewer blocks, where they repeat each other; the slow suite takes them whole."""
@@ -41,15 +46,13 @@ SHALLOW: dict[str, Callable[[], nn.Module]] = {
 def build(name: str, size: int | None = None) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """A model with random weights that hide nothing, and one image. `sentei:NAME`, `timm:NAME`, else torchvision."""
     torch.manual_seed(0)
-    if name.startswith("sentei:"):
+    if size is not None and name in SHALLOW:
+        model, shape = SHALLOW[name](), (3, size, size)
+    elif name.startswith("sentei:"):
         model, shape = build_model(name.removeprefix("sentei:")), (3, 32, 32)
     elif name.startswith("timm:"):
-        import timm
-
         model = timm.create_model(name.removeprefix("timm:"), pretrained=False)
         shape = model.default_cfg["input_size"]
-    elif size is not None and name in SHALLOW:
-        model, shape = SHALLOW[name](), (3, size, size)
     else:
         kwargs: dict[str, Any] = {"weights_backbone": None} if name in SEGMENTATION else {}
         model = models.get_model(name, weights=None, **kwargs, **NO_INIT.get(name, {}))

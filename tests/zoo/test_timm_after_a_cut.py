@@ -15,11 +15,14 @@ from tests.proof import random_plan
 from tests.zoo.families import reveal
 
 CLASSIFIERS = (
-    "resnet18", "convnext_atto", "efficientnet_b0", "mobilenetv3_small_050", "regnetx_002", "densenet121", "vgg11",
-    "repvgg_a0", "vit_tiny_patch16_224",
+    "resnet18", "convnext_atto", "efficientnet_b0", "mobilenetv3_small_050", "regnetx_002", "densenet121", "repvgg_a0",
 )  # fmt: skip
 WITH_FEATURES = ("resnet18", "convnext_atto", "regnetx_002", "efficientnet_b0")
-FUSED = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "repghostnet_050")
+FUSED = ("repvgg_a0", "fastvit_t8")
+
+
+def and_slowly(fast: tuple[str, ...], *others: str) -> list:
+    return [*fast, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
 
 
 def halved(name: str, size: int) -> nn.Module:
@@ -30,7 +33,7 @@ def halved(name: str, size: int) -> nn.Module:
     return cut(model, graph, random_plan(graph, 1, 0.5)).eval()
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", and_slowly(CLASSIFIERS, "vgg11", "vit_tiny_patch16_224"))
 def test_a_cut_network_gets_a_new_classifier(name: str) -> None:
     small = halved(name, 224 if name == "vgg11" else 64)
     small.reset_classifier(7)
@@ -49,7 +52,7 @@ def test_a_cut_network_tells_the_widths_of_its_features(name: str) -> None:
     assert [info["num_chs"] for info in small.feature_info][-len(found) :] == found
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", and_slowly(FUSED, "mobileone_s0", "repghostnet_050"))
 def test_a_cut_network_is_fused_and_computes_the_same(name: str) -> None:
     small = halved(name, 64)
     x = torch.randn(2, 3, 64, 64)
