@@ -14,7 +14,9 @@ def test_the_method_that_is_taken_is_named_with_what_it_takes(options, method, s
     assert done.code == 0, done.err
     assert f"No method is named: {method}, " in done.out
     assert "It takes 256 training images, " in done.out
-    assert read_summary(tmp_path / f"runs/base-{method}")["method"] == method
+    assert "; the original network teaches the small one" in done.out
+    summary = read_summary(tmp_path / f"runs/base-{method}")
+    assert (summary["method"], summary["settings"]["distill"]) == (method, True)
 
 
 def test_a_run_goes_on_with_the_method_that_it_began_with(sentei, trained, dying, monkeypatch):

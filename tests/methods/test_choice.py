@@ -21,7 +21,8 @@ def test_without_a_method_the_best_is_taken_and_with_fast_the_best_one_shot(digi
         result = prune(digitsnet, data, fast=fast, recipe=RECIPE, images=64, say=lines.append, **options)
         choice = choose(fast)
         assert result.summary["method"] == choice.method
-        assert lines[0] == f"No method is named: {choice.method}, {choice.why}"
+        assert lines[0] == choice.told(True)
+        assert result.summary["settings"]["distill"]
         (takes,) = (line for line in lines if line.startswith("It takes"))
         assert f"It takes {result.summary['images_trained']['total']:,} training images" in takes
     assert isinstance(METHODS[choose(fast=True).method], OneShot)

@@ -43,6 +43,7 @@ from sentei.report.tables import before_after, search_table, widths_table, withi
 from sentei.runfiles import CONFIG, is_started
 from sentei.runs import JustFinished
 from sentei.schema import validated
+from sentei.tasks import Task
 from sentei.tasks.task import shown
 from sentei.train import Recipe
 
@@ -97,7 +98,7 @@ class Prune:
     """Images that may go through training steps in all, a search that trains, sparse training and supernets included;
     the fine-tuning gets what the method leaves, in place of --epochs."""
     distill: bool = False
-    """Fine-tune with the original network as the teacher."""
+    """Fine-tune with the original network as the teacher. Without --method it is, where the task can."""
     untrained: bool = False
     """Prune a network with random weights after all."""
     overwrite: bool = False
@@ -128,7 +129,7 @@ class Prune:
         bare = random_parameter(dense)
         options.refuse_untrained(dense, bare)
         announce(self.model, dense, data, task, bare)
-        options = options.picked(data)
+        options = options.picked(data, task)
         with suppress(JustFinished), watched(self.folder, self.output):
             prune(
                 model,
@@ -163,12 +164,13 @@ class Prune:
         permit_run(self.model, saved, self.trust, self.images, self.code)
         return replace(self, images=self.images.filled(saved.data))
 
-    def picked(self, data: Data) -> Prune:
-        """With the method that is taken where none is named."""
+    def picked(self, data: Data, task: Task) -> Prune:
+        """With what is chosen where no method is named."""
         if self.method:
             return self
         name = choose(self.fast, len(data.val) > 0).method
-        return replace(self, method=name, how=self.how if name == choose(self.fast).method else METHODS[name])
+        how = self.how if name == choose(self.fast).method else METHODS[name]
+        return replace(self, method=name, distill=self.distill or task.imitates, how=how)
 
     def source(self) -> tuple[str, str | None]:
         """Reference and weights file, with absolute paths."""

@@ -105,7 +105,8 @@ def prune(
         fast: take the best of those that neither search nor train before they cut.
         budget: half the MACs if nothing is given; a method that decides the size itself takes none.
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
-        distill: fine-tune with the original network as a teacher (`recipe.distill_weight`, `recipe.temperature`).
+        distill: fine-tune with the original network as a teacher, of outputs (`recipe.distill_weight`,
+            `recipe.temperature`) and of features (`recipe.hint_weight`). Without a method it is, where the task can.
         images: training images that recalibrate BatchNorm, and from which scores are computed.
         total_images: images that may go through training steps in all, whatever for: a search that trains, sparse
             training, a supernet, cuts on the way. The final fine-tuning gets what is left, in place of the recipe's
@@ -138,7 +139,7 @@ def prune(
     pruning.checkpoint_minutes = checkpoint_minutes
     with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
         if method is None:
-            pruning.say(choose(fast, len(pruning.data.val) > 0).told)
+            pruning.say(choose(fast, len(pruning.data.val) > 0).told(pruning.distill))
         return _result(pruning, chosen, told=method is None)
 
 
@@ -166,6 +167,7 @@ def prepared(
     if fast and method is not None:
         raise ConfigError(f"fast picks the method, and method is {method!r}; leave one of them out")
     name, chosen = method_of(method or choose(fast, len(data.val) > 0).method, options)
+    task = task_of(task, data.name)
     if budget is not None:
         refuse_other(budget)
         if not chosen.budgeted:
@@ -179,9 +181,9 @@ def prepared(
         budget or Budget(macs=0.5 if chosen.budgeted else 1.0),
         constraints,
         recipe if seed is None else replace(recipe, seed=seed),
-        task_of(task, data.name),
+        task,
         optimizer,
-        distill,
+        distill or (method is None and task.imitates),
         images,
         total_images,
         timing=timing or Timing(),
