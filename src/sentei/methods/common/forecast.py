@@ -18,7 +18,7 @@ def forecast(pruning: Pruning, method: Method) -> str:
     """Training images, samples that structures are judged by, and about how long that takes here.
 
     >>> forecast(pruning, method)  # doctest: +SKIP
-    '450,000 training images, 600,000 more to judge structures by, about 40 minutes on this machine'
+    '450,000 training images, up to 600,000 more to judge structures by, about 40 minutes on this machine'
     """
     recipe, data = pruning.recipe, pruning.data
     before, judged = sum(method.trains_on(data, recipe).values()), method.judges_on(data)
@@ -26,7 +26,7 @@ def forecast(pruning: Pruning, method: Method) -> str:
     step, forward = pace(pruning)
     parts = [f"{total:,} training images"]
     parts += [f"{before:,} of them before the fine-tuning"] if before else []
-    parts += [f"{judged:,} more to judge structures by"] if judged else []
+    parts += [f"up to {judged:,} more to judge structures by"] if judged else []
     return f"{', '.join(parts)}, about {lasting(total * step + judged * forward)} on this machine"
 
 
