@@ -139,6 +139,7 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", label, half, 4) for label in order)
     yield from (Row("half", "resnet20", label, half, 4, hints=10.0) for label in HINTED)
     yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in ("uniform", "taylor"))
+    yield from (Row("half", "resnet20", "uniform", half, 1, hints=weight) for weight in (0.0, 10.0, 30.0, 100.0))
     yield from (Row("half", "resnet20", "uniform", half, 4, lr=lr) for lr in (0.05, 0.1))
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
     yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in SIX)
