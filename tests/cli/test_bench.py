@@ -33,7 +33,7 @@ def half(halved, tmp_path) -> Path:
     return folder
 
 
-RUNTIMES = ["eager", "onnxruntime", "openvino", pytest.param("compile", marks=pytest.mark.slow)]
+RUNTIMES = ["eager", "onnxruntime", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "compile"))]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -55,7 +55,7 @@ def test_each_epoch_leaves_one_line_and_the_bar_names_its_times(tmp_path):
     assert re.search(r"\d s spent, (\d+ s|-) left", written)
 
 
-@pytest.mark.parametrize("columns", [80, 140])
+@pytest.mark.parametrize("columns", [80, pytest.param(140, marks=pytest.mark.slow)])
 def test_the_live_table_of_ista_leaves_no_orphans(columns, trained, tmp_path):
     command = ("prune", trained, "--method", "ista", "--sparse-epochs", 3, "--rho", 0.001, "--score-images", 64)
     code, lines, written = on_terminal((*command, "--epochs", 1, *QUICK, "--run", tmp_path / "x"), columns)

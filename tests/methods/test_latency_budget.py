@@ -136,7 +136,7 @@ def table_macs(model: nn.Module, data: Data) -> int:
 
 def test_a_table_of_another_runtime_is_refused(data: Data, three: nn.Module, table: Path) -> None:
     with pytest.raises(ConfigError, match="measured in eager with 1 threads; asked for is eager with 2"):
-        sentei.prune(three, data, budget=Budget(latency=0.5), timing=Timing("eager", 2, str(table)))
+        sentei.prune(three, data, method="l1", budget=Budget(latency=0.5), timing=Timing("eager", 2, str(table)))
 
 
 def test_stage_tables_cannot_add_up_a_peak(data: Data, three: nn.Module) -> None:

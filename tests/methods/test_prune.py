@@ -27,7 +27,7 @@ def model():
     return build_model("digitsnet")
 
 
-SHORT = {method: {"evaluations": 16} for method in ("abc", "evolution", "random_search")}
+SHORT = {method: {"evaluations": 4} for method in ("abc", "evolution", "random_search")}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -41,5 +41,5 @@ def test_every_method_prunes_for_a_task_of_ones_own_and_survives_a_kill(model, m
 
 def test_a_task_without_imitation_refuses_to_distil(model, tmp_path):
     with pytest.raises(ConfigError, match="does not say how to imitate"):
-        sentei.prune(model, data(), task=Depth(), distill=True, run_dir=tmp_path / "x")
+        sentei.prune(model, data(), task=Depth(), method="l1", distill=True, run_dir=tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -45,14 +45,19 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     return max(float((one[n].double() - other[n].double()).abs().max()) for n in one)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+CHANGES = {
+    "even": {},
+    "uneven": {"batch_size": 61, "limit": 1220},
+    "clipped-averaged": {"clip_grad": 0.5, "ema_decay": 0.9, "accumulate": 1},
+}
+FAST, SLOW = {"even": 2, "uneven": 3, "clipped-averaged": 2}, {"even": 3, "uneven": 2, "clipped-averaged": 3}
+
+
 @pytest.mark.parametrize(
-    "change",
-    [{}, {"batch_size": 61, "limit": 1220}, {"clip_grad": 0.5, "ema_decay": 0.9, "accumulate": 1}],
-    ids=["even", "uneven", "clipped-averaged"],
+    ("change", "count"), [*FAST.items(), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW.items())]
 )
 def test_several_processes_train_to_the_weights_of_one(digits, tmp_path, count, change):
-    recipe = replace(TWENTY, **change)
+    recipe = replace(TWENTY, **CHANGES[change])
     alone = trained(digits, recipe)
     found = together(count, tmp_path, trained, digits, recipe)
     assert apart(alone, found[0]) < 1e-6
