@@ -51,7 +51,7 @@ def exported(model, example, path, **more) -> sentei.Exported:
     [
         ("resnet18", {"batch": "dynamic", "image": "dynamic"}),
         ("mobilenet_v2", {}),
-        pytest.param("shufflenet_v2_x1_0", {}, marks=pytest.mark.slow),
+        ("shufflenet_v2_x0_5", {}),
     ],
 )
 def test_onnx_computes_what_the_network_computes(name, free, tmp_path):

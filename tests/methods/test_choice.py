@@ -57,8 +57,8 @@ def test_a_forecast_counts_what_is_trained_before_the_fine_tuning_and_leaves_the
     stages = {"method": "stagewise", "supernet_epochs": 2, "evaluations": 10, "candidates": 3, "table_images": 50}
     told = forecast(*pruning(three, data, **stages))
     judged = 10 * 50 + 3 * (1000 + 180)
-    before = "6,000 training images, 2,400 of them before the fine-tuning"
-    assert told.startswith(f"{before}, up to {judged:,} more to judge structures by, about ")
+    trained = "6,000 training images, 2,400 of them before the fine-tuning"
+    assert told.startswith(f"{trained}, up to {judged:,} more to judge structures by, about ")
     assert forecast(*pruning(three, data, **stages, total_images=3000)).startswith("3,000 training images, 2,400 of")
     told = forecast(*pruning(three, data, method="abc", evaluations=7))
     assert told.startswith(f"3,600 training images, up to {7 * 1180:,} more to judge structures by, about ")
