@@ -33,9 +33,19 @@ def test_a_run_goes_on_with_the_method_that_it_began_with(sentei, trained, dying
 def test_fast_and_a_method_exclude_each_other(sentei, trained):
     refused = sentei("prune", trained, "--fast", "--method", "taylor")
     assert refused.code == 2
-    assert "--fast picks the method; leave it out, or --method taylor" in refused.err
+    assert "--fast picks the method itself: leave out --fast, or leave out --method taylor" in refused.err
 
 
-def test_options_of_the_method_that_is_not_taken_are_refused(sentei, trained):
-    assert "method l1 has no option --evaluations" in sentei("prune", trained, "--fast", "--evaluations", 4).err
-    assert "method abc has no option --steps" in sentei("prune", trained, "--steps", 2).err
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (("--fast", "--evaluations", 4), "method l1 (which is taken with --fast) has no option --evaluations"),
+        (("--steps", 2), "method abc (which is taken where --method names none) has no option --steps"),
+    ],
+)
+def test_options_of_the_method_that_is_not_taken_are_refused(given, text, sentei, trained):
+    assert f"{text}; it belongs to " in sentei("prune", trained, *given).err
+
+
+def test_a_weight_of_zero_leaves_the_teacher_out(sentei, trained):
+    assert "teaches" not in sentei("prune", trained, "--fast", "--distill-weight", 0, *SMALL).out

@@ -81,7 +81,7 @@ def test_paths_with_spaces_are_quoted(sentei, trained):
     word = shlex.split(next(line for line in done.out.splitlines() if line.startswith("Next:")))
     assert sentei(*word[2:]).code == 0
     assert "sentei inspect 'my half' --groups" in sentei("inspect", "my half").out
-    assert "Next:  sentei prune 'my base' --method" in sentei("resume", "my base").out
+    assert "Next:  sentei prune 'my base' --macs" in sentei("resume", "my base").out
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "inspect", "prune", "resume"])

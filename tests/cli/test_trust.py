@@ -21,7 +21,7 @@ def foreign(sentei, tmp_path):
     (tmp_path / "mine.py").write_text(MARKED)
     done = sentei("train", "mine.py:net", "--data", "mine.py:images", "--run", "base", *TINY)
     assert done.code == 0, done.err
-    assert "Next:  sentei prune base --trust --method l1" in done.out
+    assert "Next:  sentei prune base --trust --macs 0.5" in done.out
     (tmp_path / "ran").unlink()
     return tmp_path / "ran"
 

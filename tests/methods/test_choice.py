@@ -26,6 +26,10 @@ def test_without_a_method_the_best_is_taken_and_with_fast_the_best_one_shot(digi
         (takes,) = (line for line in lines if line.startswith("It takes"))
         assert f"It takes {result.summary['images_trained']['total']:,} training images" in takes
     assert isinstance(METHODS[choose(fast=True).method], OneShot)
+    alone = prune(digitsnet, data, fast=True, distill=False, recipe=RECIPE, images=64)
+    assert not alone.summary["settings"]["distill"]
+    with pytest.raises(ConfigError, match=r"has no option 'evaluations'; it belongs to abc, evolution"):
+        prune(digitsnet, data, fast=True, evaluations=4)
 
 
 def test_a_method_that_is_named_is_taken_without_a_word(digitsnet, data):

@@ -98,7 +98,8 @@ class Prune:
     """Images that may go through training steps in all, a search that trains, sparse training and supernets included;
     the fine-tuning gets what the method leaves, in place of --epochs."""
     distill: bool = False
-    """Fine-tune with the original network as the teacher. Without --method it is, where the task can."""
+    """Fine-tune with the original network as the teacher. Without --method it is, where the task says how to imitate
+    one (those built in for classes and masks do); --distill-weight 0 leaves that out."""
     untrained: bool = False
     """Prune a network with random weights after all."""
     overwrite: bool = False
@@ -119,7 +120,7 @@ class Prune:
 
     def execute(self) -> None:
         if self.fast and self.method:
-            raise ConfigError(f"--fast picks the method; leave it out, or --method {self.method}")
+            raise ConfigError(f"--fast picks the method itself: leave out --fast, or leave out --method {self.method}")
         budget, constraints = self.budget(), self.limits.constraints()
         begin(self.folder, self.overwrite)
         options = self.filled()
@@ -141,7 +142,7 @@ class Prune:
                 run_dir=self.folder,
                 recipe=self.recipe,
                 constraints=constraints,
-                distill=self.distill,
+                distill=self.distill or None,
                 images=self.score_images,
                 timing=self.clock.timing(),
                 total_images=self.total_images,
@@ -233,10 +234,15 @@ def refuse_options_of_others(argv: Sequence[str], method: str) -> None:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         owners = [n for n, m in METHODS.items() if name in {f.name for f in fields(m)}]  # type: ignore[arg-type]
         if word.startswith("--") and owners and name not in known:
+            taken = "" if word_behind(argv, "--method") else f" (which is taken {_when(argv)})"
             raise ConfigError(
-                f"method {method} has no option {word.partition('=')[0]}; it belongs to {', '.join(owners)}. "
+                f"method {method}{taken} has no option {word.partition('=')[0]}; it belongs to {', '.join(owners)}. "
                 f"See:  sentei prune --method {method} --help"
             )
+
+
+def _when(argv: Sequence[str]) -> str:
+    return "with --fast" if "--fast" in argv else "where --method names none"
 
 
 def prune_with(method: str) -> type[Prune]:

@@ -140,4 +140,4 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
     out.add_row("parameters", count(summary["params"]))
     screen().print(out)
     say(f"Run directory: {folder}")
-    say(f"Next:  sentei prune {quoted(folder)}{trust_flag(folder)} --method l1 --macs 0.5")
+    say(f"Next:  sentei prune {quoted(folder)}{trust_flag(folder)} --macs 0.5")

@@ -73,7 +73,7 @@ def prune(
     run_dir: str | Path | None = None,
     recipe: Recipe = FINE_TUNE,
     constraints: Constraints = DEFAULT_CONSTRAINTS,
-    distill: bool = False,
+    distill: bool | None = None,
     images: int = 2048,
     total_images: int | None = None,
     seed: int | None = None,
@@ -106,7 +106,8 @@ def prune(
         budget: half the MACs if nothing is given; a method that decides the size itself takes none.
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
         distill: fine-tune with the original network as a teacher, of outputs (`recipe.distill_weight`,
-            `recipe.temperature`) and of features (`recipe.hint_weight`). Without a method it is, where the task can.
+            `recipe.temperature`) and of features (`recipe.hint_weight`). Unless given, only without a method, where the
+            task can.
         images: training images that recalibrate BatchNorm, and from which scores are computed.
         total_images: images that may go through training steps in all, whatever for: a search that trains, sparse
             training, a supernet, cuts on the way. The final fine-tuning gets what is left, in place of the recipe's
@@ -139,7 +140,8 @@ def prune(
     pruning.checkpoint_minutes = checkpoint_minutes
     with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
         if method is None:
-            pruning.say(choose(fast, len(pruning.data.val) > 0).told(pruning.distill))
+            taught = pruning.distill and pruning.recipe.distill_weight > 0
+            pruning.say(choose(fast, len(pruning.data.val) > 0).told(taught))
         return _result(pruning, chosen, told=method is None)
 
 
@@ -153,7 +155,7 @@ def prepared(
     budget: Budget | None = None,
     recipe: Recipe = FINE_TUNE,
     constraints: Constraints = DEFAULT_CONSTRAINTS,
-    distill: bool = False,
+    distill: bool | None = None,
     images: int = 2048,
     total_images: int | None = None,
     seed: int | None = None,
@@ -183,7 +185,7 @@ def prepared(
         recipe if seed is None else replace(recipe, seed=seed),
         task,
         optimizer,
-        distill or (method is None and task.imitates),
+        method is None and task.imitates if distill is None else distill,
         images,
         total_images,
         timing=timing or Timing(),

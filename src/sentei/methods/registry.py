@@ -48,6 +48,8 @@ def method_of(given: str | Method, options: Mapping[str, Any]) -> tuple[str, Met
             if option in limits:
                 told = f"sentei.Budget({option}={options[option]!r})"
                 raise ConfigError(f"{option} is a limit of the budget, no option of {name}: give budget={told}")
+            if owners := [n for n, m in METHODS.items() if option in {f.name for f in fields(m)}]:  # type: ignore[arg-type]
+                raise ConfigError(f"method {name} has no option {option!r}; it belongs to {', '.join(owners)}")
             near = difflib.get_close_matches(option, known, n=1, cutoff=0)
             raise ConfigError(f"method {name} has no option {option!r}; did you mean {near[0]!r}? It has {known}")
     return name, replace(method, **options).resolved()  # type: ignore[type-var]

@@ -48,7 +48,8 @@ class Recipe:
     temperature: float = 4.0
     """Softens both sides of the teacher's term."""
     hint_weight: float = 10.0
-    """Weight of the distance to the teacher's features, where a cut network is distilled from the one that it was."""
+    """Weight of the distance to the teacher's features, where a cut network is distilled from the one that it was; 0
+    compares outputs alone. Without a teacher, or with a distill_weight of 0, it has no effect."""
     bf16: bool | None = None
     """Autocast to bfloat16; None switches it on where the hardware computes in it."""
     channels_last: bool = True
