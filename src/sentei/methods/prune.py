@@ -142,7 +142,7 @@ def prune(
         if method is None:
             taught = pruning.distill and pruning.recipe.distill_weight > 0
             pruning.say(choose(fast, len(pruning.data.val) > 0).told(taught))
-        return _result(pruning, chosen, told=method is None)
+        return _result(pruning, chosen, foretold=method is None)
 
 
 def prepared(
@@ -253,13 +253,13 @@ def identity(pruning: Pruning, method: Method) -> dict[str, Any]:
     }
 
 
-def _result(pruning: Pruning, method: Method, told: bool) -> PruneResult:
-    """`told`: say what it will take."""
+def _result(pruning: Pruning, method: Method, foretold: bool) -> PruneResult:
+    """`foretold`: say before what it will take."""
     with pruning.timed("trace"):
         pruning.graph = pruning.trace()
     pruning.say(f"Traced {pruning.source or type(pruning.base).__name__}: {pruning.graph}")
     pruning.rehearse()
-    if told:
+    if foretold:
         pruning.say(f"It takes {decided(lambda: forecast(pruning, method))}")
     if pruning.budget.timed:
         with pruning.timed("latency"):

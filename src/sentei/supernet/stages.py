@@ -23,6 +23,7 @@ from sentei.graph import labels as lab
 from sentei.graph.copying import rebuilt
 from sentei.graph.dispatch import Dispatcher
 from sentei.graph.forward import run
+from sentei.graph.graph import HasKeep
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
 from sentei.graph.part import part_of
@@ -44,6 +45,11 @@ class Boundary:
     """Where its channels are."""
     units: np.ndarray
     """The unit of each channel, in the numbering of the graph's grouping; -1 where a channel belongs to none."""
+
+    def kept(self, graph: ChannelGraph, plan: HasKeep) -> Tensor | None:
+        """Channels that are left here of the full network's, int64; None where all are."""
+        kept = (self.units < 0) | graph.kept_units(plan)[self.units]
+        return None if kept.all() else torch.from_numpy(np.flatnonzero(kept))
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,13 +108,7 @@ class SortedNet:
         """Channels at boundary i that a narrow network has; None where it has all."""
         if not np.isin(self.stages.between[i], self.space.genes).any():
             return None
-        grouping, units = self.graph.grouping, self.stages.boundaries[i].units
-        place = np.zeros(len(grouping.group_of), np.int64)
-        for g in self.stages.between[i]:
-            place[grouping.units[g]] = np.arange(len(grouping.units[g]))
-        group = np.where(units >= 0, grouping.group_of[units], -1)
-        kept = (group < 0) | (place[units] < np.asarray(widths)[group])
-        return None if kept.all() else torch.from_numpy(np.flatnonzero(kept))
+        return self.stages.boundaries[i].kept(self.graph, self.prefix(widths))
 
 
 @dataclass(frozen=True, eq=False)
