@@ -14,9 +14,8 @@ def test_the_method_that_is_taken_is_named_with_what_it_takes(options, method, s
     assert done.code == 0, done.err
     assert f"No method is named: {method}, " in done.out
     assert "It takes 256 training images, " in done.out
-    assert "; the original network teaches the small one" in done.out
     summary = read_summary(tmp_path / f"runs/base-{method}")
-    assert (summary["method"], summary["settings"]["distill"]) == (method, True)
+    assert summary["method"] == method
 
 
 def test_a_run_goes_on_with_the_method_that_it_began_with(sentei, trained, dying, monkeypatch):
@@ -47,5 +46,18 @@ def test_options_of_the_method_that_is_not_taken_are_refused(given, text, sentei
     assert f"{text}; it belongs to " in sentei("prune", trained, *given).err
 
 
-def test_a_weight_of_zero_leaves_the_teacher_out(sentei, trained):
-    assert "teaches" not in sentei("prune", trained, "--fast", "--distill-weight", 0, *SMALL).out
+@pytest.mark.parametrize(
+    ("options", "taught"), [((), True), (("--distill",), True), (("--no-distill",), False), (("--distill-weight", 0), False)]
+)
+def test_the_original_network_teaches_unless_told_otherwise(options, taught, sentei, trained, tmp_path):
+    done = sentei("prune", trained, "--method", "l1", *options, *SMALL, "--run", "x")
+    assert done.code == 0, done.err
+    assert ("Fine-tuning, taught by the original network" in done.out) == taught
+    assert ("method l1, taught by the original" in done.out) == taught
+    assert read_summary(tmp_path / "x")["taught"] == taught
+
+
+def test_with_and_without_a_teacher_exclude_each_other(sentei, trained):
+    refused = sentei("prune", trained, "--distill", "--no-distill")
+    assert refused.code == 2
+    assert "--distill and --no-distill exclude each other: leave one of them out" in refused.err

@@ -21,7 +21,7 @@ def test_without_a_method_the_best_is_taken_and_with_fast_the_best_one_shot(digi
         result = prune(digitsnet, data, fast=fast, recipe=RECIPE, images=64, say=lines.append, **options)
         choice = choose(fast)
         assert result.summary["method"] == choice.method
-        assert lines[0] == choice.told(True)
+        assert lines[0] == choice.told()
         assert result.summary["settings"]["distill"]
         (takes,) = (line for line in lines if line.startswith("It takes"))
         assert f"It takes {result.summary['images_trained']['total']:,} training images" in takes
@@ -72,6 +72,7 @@ def test_a_forecast_counts_what_is_trained_before_the_fine_tuning_and_leaves_the
 
 def test_a_forecast_is_shorter_for_a_smaller_network_and_longer_with_a_teacher(three, data, monkeypatch):
     monkeypatch.setattr("sentei.methods.common.forecast._step", lambda *_: 0.16)
-    asked = ({"budget": sentei.Budget(macs=0.25)}, {}, {"distill": True}, {"budget": sentei.Budget(params=0.5)})
+    alone = {"distill": False}
+    asked = ({"budget": sentei.Budget(macs=0.25), **alone}, alone, {}, {"budget": sentei.Budget(params=0.5), **alone})
     times = [pace(pruning(three, data, method="l1", **given)[0])[0] for given in asked]
     assert times == pytest.approx([0.0025, 0.005, 0.01 * (0.5 + 1 / 3), 0.01], rel=1e-6)

@@ -49,7 +49,7 @@ def same(a, b):
         {"stages": ("a",)},
         {"rule": "sandwich", "search": "abc"},
         pytest.param({"rule": "random-path", "search": "evolution"}, marks=pytest.mark.slow),
-        pytest.param({"search": "random", "start": "scratch", "imitate": False}, marks=pytest.mark.slow),
+        pytest.param({"search": "random", "start": "scratch"}, marks=pytest.mark.slow),
         {"full_epochs": 1, "memory_mb": 1},
     ],
 )

@@ -23,6 +23,7 @@ from sentei.cli.options import (
     Limits,
     Output,
     Preset,
+    Teacher,
     TimingOptions,
     Trust,
     default_folder,
@@ -86,8 +87,7 @@ class Compare:
     limits: Limits = field(default_factory=Limits)
     score_images: Annotated[int, tyro.conf.arg(metavar="N")] = 2048
     """Training images for BatchNorm recalibration and for scores that need data."""
-    distill: bool = False
-    """Fine-tune with the original network as the teacher."""
+    teacher: Teacher = field(default_factory=Teacher)
     workers: Workers = field(default_factory=Workers)
     code: Code = None
     trust: Trust = False
@@ -165,7 +165,7 @@ class Compare:
             task=task,
             recipe=self.recipe,
             constraints=self.limits.constraints(),
-            distill=self.distill,
+            distill=self.teacher.wanted,
             images=self.score_images,
             timing=self.clock.timing(),
             workers=self.workers,
@@ -204,7 +204,7 @@ class Compare:
         kind = prune_with(method)
         return kind(
             self.what[0], self.images, method=method, weights=self.weights, limits=self.limits,
-            score_images=self.score_images, distill=self.distill, code=self.code, trust=self.trust, recipe=self.recipe,
+            score_images=self.score_images, teacher=self.teacher, code=self.code, trust=self.trust, recipe=self.recipe,
             how=method_of(method, options)[1],
         )  # fmt: skip
 

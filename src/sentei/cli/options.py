@@ -250,6 +250,26 @@ class TimingOptions:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """Whether the original network teaches the pruned one."""
+
+    distill: Annotated[bool, tyro.conf.arg(help_behavior_hint="(the default where the task says how to)")] = False
+    """Fine-tune with the original network as the teacher; a task that does not say how to imitate one is refused. Those
+    built in for classes and masks do."""
+    no_distill: bool = False
+    """Fine-tune without a teacher."""
+
+    def __post_init__(self) -> None:
+        if self.distill and self.no_distill:
+            raise ConfigError("--distill and --no-distill exclude each other: leave one of them out")
+
+    @property
+    def wanted(self) -> bool | None:
+        """None where it is left to the task."""
+        return True if self.distill else False if self.no_distill else None
+
+
+@dataclass(frozen=True)
 class Dense:
     """A dense model as a command names it: how to build it again, and where its weights are."""
 

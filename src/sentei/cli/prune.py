@@ -20,6 +20,7 @@ from sentei.cli.options import (
     OptionalAmount,
     Preset,
     Ref,
+    Teacher,
     TimingOptions,
     TrainingOutput,
     Trust,
@@ -43,7 +44,6 @@ from sentei.report.tables import before_after, search_table, widths_table, withi
 from sentei.runfiles import CONFIG, is_started
 from sentei.runs import JustFinished
 from sentei.schema import validated
-from sentei.tasks import Task
 from sentei.tasks.task import shown
 from sentei.train import Recipe
 
@@ -97,9 +97,7 @@ class Prune:
     total_images: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Images that may go through training steps in all, a search that trains, sparse training and supernets included;
     the fine-tuning gets what the method leaves, in place of --epochs."""
-    distill: bool = False
-    """Fine-tune with the original network as the teacher. Without --method it is, where the task says how to imitate
-    one (those built in for classes and masks do); --distill-weight 0 leaves that out."""
+    teacher: Teacher = field(default_factory=Teacher)
     untrained: bool = False
     """Prune a network with random weights after all."""
     overwrite: bool = False
@@ -130,7 +128,7 @@ class Prune:
         bare = random_parameter(dense)
         options.refuse_untrained(dense, bare)
         announce(self.model, dense, data, task, bare)
-        options = options.picked(data, task)
+        options = options.picked(data)
         with suppress(JustFinished), watched(self.folder, self.output):
             prune(
                 model,
@@ -142,7 +140,7 @@ class Prune:
                 run_dir=self.folder,
                 recipe=self.recipe,
                 constraints=constraints,
-                distill=self.distill or None,
+                distill=self.teacher.wanted,
                 images=self.score_images,
                 timing=self.clock.timing(),
                 total_images=self.total_images,
@@ -165,13 +163,13 @@ class Prune:
         permit_run(self.model, saved, self.trust, self.images, self.code)
         return replace(self, images=self.images.filled(saved.data))
 
-    def picked(self, data: Data, task: Task) -> Prune:
+    def picked(self, data: Data) -> Prune:
         """With what is chosen where no method is named."""
         if self.method:
             return self
         name = choose(self.fast, len(data.val) > 0).method
         how = self.how if name == choose(self.fast).method else METHODS[name]
-        return replace(self, method=name, distill=self.distill or task.imitates, how=how)
+        return replace(self, method=name, how=how)
 
     def source(self) -> tuple[str, str | None]:
         """Reference and weights file, with absolute paths."""
@@ -205,7 +203,7 @@ class Prune:
         own = {name: getattr(self, name) for name in OPTIONS}
         limits = {**asdict(self.limits), "keep": list(self.limits.keep)}
         clock = {**asdict(self.clock), "latency_table": absolute_or_none(self.clock.latency_table)}
-        options = {**own, "limits": limits, "clock": clock, "weights": self.source()[1]}
+        options = {**own, "limits": limits, "clock": clock, "teacher": asdict(self.teacher), "weights": self.source()[1]}
         return command_of(
             "prune", resolved_ref(self.model), dense, self.images, recipe=self.recipe.to_dict(), options=options,
             how=settings_of(self.how.resolved()),
@@ -218,7 +216,7 @@ class Prune:
         return validated(kind, {**saved.options, **given}, folder / CONFIG)
 
 
-OPTIONS = ("method", *(f.name for f in fields(Budget)), "score_images", "total_images", "distill", "untrained")
+OPTIONS = ("method", *(f.name for f in fields(Budget)), "score_images", "total_images", "untrained")
 
 
 def method_named(argv: Sequence[str]) -> str:
@@ -229,7 +227,7 @@ def method_named(argv: Sequence[str]) -> str:
 def refuse_options_of_others(argv: Sequence[str], method: str) -> None:
     """ConfigError, naming whose it is, for an option that another method has and this one has not."""
     own = type(METHODS.get(method, METHODS[choose().method]))
-    known = {f.name for kind in (Prune, DataOptions, Limits, TimingOptions, Recipe, own) for f in fields(kind)}  # type: ignore[arg-type]
+    known = {f.name for kind in (Prune, DataOptions, Limits, Teacher, TimingOptions, Recipe, own) for f in fields(kind)}  # type: ignore[arg-type]
     for word in argv:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         owners = [n for n, m in METHODS.items() if name in {f.name for f in fields(m)}]  # type: ignore[arg-type]

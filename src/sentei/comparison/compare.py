@@ -50,7 +50,7 @@ def compare(
     task: Task | str | None = None,
     recipe: Recipe = TRAINING,
     constraints: Constraints = DEFAULT_CONSTRAINTS,
-    distill: bool = False,
+    distill: bool | None = None,
     images: int = 2048,
     timing: Timing | None = None,
     workers: Workers | None = None,

@@ -12,9 +12,8 @@ class Choice:
     method: str
     why: str
 
-    def told(self, distil: bool) -> str:
-        teacher = "; the original network teaches the small one" if distil else ""
-        return f"No method is named: {self.method}, {self.why}{teacher}"
+    def told(self) -> str:
+        return f"No method is named: {self.method}, {self.why}"
 
 
 BEST = Choice("abc", "which kept as much as any other, or more, in every comparison at equal training")

@@ -106,8 +106,8 @@ def prune(
         budget: half the MACs if nothing is given; a method that decides the size itself takes none.
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
         distill: fine-tune with the original network as a teacher, of outputs (`recipe.distill_weight`,
-            `recipe.temperature`) and of features (`recipe.hint_weight`). Unless given, only without a method, where the
-            task can.
+            `recipe.temperature`) and of features (`recipe.hint_weight`). Unless given, where the task says how to
+            imitate one.
         images: training images that recalibrate BatchNorm, and from which scores are computed.
         total_images: images that may go through training steps in all, whatever for: a search that trains, sparse
             training, a supernet, cuts on the way. The final fine-tuning gets what is left, in place of the recipe's
@@ -140,8 +140,7 @@ def prune(
     pruning.checkpoint_minutes = checkpoint_minutes
     with Run.open(run_dir, identity(pruning, chosen), command, overwrite) as pruning.run:
         if method is None:
-            taught = pruning.distill and pruning.recipe.distill_weight > 0
-            pruning.say(choose(fast, len(pruning.data.val) > 0).told(taught))
+            pruning.say(choose(fast, len(pruning.data.val) > 0).told())
         return _result(pruning, chosen, foretold=method is None)
 
 
@@ -185,7 +184,7 @@ def prepared(
         recipe if seed is None else replace(recipe, seed=seed),
         task,
         optimizer,
-        method is None and task.imitates if distill is None else distill,
+        task.imitates if distill is None else distill,
         images,
         total_images,
         timing=timing or Timing(),
@@ -275,7 +274,10 @@ def _result(pruning: Pruning, method: Method, foretold: bool) -> PruneResult:
         warnings = [*warnings, over]
         pruning.say(f"Warning: {over}.")
     tuning, last_limit = pruning.tuning()
-    tuned = pruning.fit(found.model, tuning, "finetune", found.teacher, last_limit, found.plan)
+    taught = pruning.taught and tuning.epochs > 0
+    if taught:
+        pruning.say("Fine-tuning, taught by the original network ...")
+    tuned = pruning.fit(found.model, tuning, "finetune", last_limit, found.plan)
     if pruning.run.folder is not None:
         save(tuned, found.plan, pruning.run.folder, source=pruning.source, forward=pruning.task.part)
     final = pruning.run.once("final", lambda: _measure(pruning, tuned), together=True)
@@ -283,7 +285,7 @@ def _result(pruning: Pruning, method: Method, foretold: bool) -> PruneResult:
         warnings = [*warnings, worse]
         pruning.say(f"Warning: {worse}.")
     summary = agreed(_summary(pruning, method, found, {**final, "base_val": value}, warnings))
-    summary |= {"epochs": tuning.epochs}
+    summary |= {"epochs": tuning.epochs, "taught": taught}
     pruning.run.finish(summary)
     return PruneResult(tuned, found.plan, pruning.graph, summary)
 

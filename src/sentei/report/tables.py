@@ -63,7 +63,9 @@ def percent(value: float | None) -> str:
 def before_after(summary: Mapping[str, Any]) -> Table:
     """The metric, MACs and parameters of the network before and after pruning."""
     base, pruned = summary["base"], summary["pruned"]
-    out = table(f"{summary['model']} on {summary['data']}, method {summary['method']}", "", "before", "after", "change")
+    taught = ", taught by the original" if summary.get("taught") else ""
+    title = f"{summary['model']} on {summary['data']}, method {summary['method']}{taught}"
+    out = table(title, "", "before", "after", "change")
     metric, share = summary["metric"]["name"], summary["metric"]["percent"]
     for name, key in ((f"test {metric}", metric), (f"validation {metric}", f"val_{metric}")):
         a, b = base[key], pruned[key]

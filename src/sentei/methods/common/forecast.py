@@ -39,7 +39,7 @@ def pace(pruning: Pruning) -> tuple[float, float]:
     whole = min(_step(pruning, batch) for _ in range(2)) / max(pruning.task.count(batch), 1)
     full = max(pruning.graph.cost().macs, 1)
     share = min(1.0, pruning.budget.resolve(pruning.graph).get("macs", full) / full)
-    return whole * (share + pruning.distill / 3), whole * share / 3
+    return whole * (share + pruning.taught / 3), whole * share / 3
 
 
 def _step(pruning: Pruning, batch: object) -> float:

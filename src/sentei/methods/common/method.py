@@ -28,8 +28,6 @@ class Found:
     """One record for each cut, as `Pruning.cut` returns them."""
     report: dict[str, Any] = field(default_factory=dict)
     """What the summary says beyond that: plain values."""
-    teacher: nn.Module | None = None
-    """A network to distil from in the fine-tuning."""
     again: Callable[[Budget, str], Found] | None = None
     """The same under another budget, without searching or training anew; the text names what is stored of it."""
 

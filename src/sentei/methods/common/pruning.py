@@ -102,6 +102,15 @@ class Pruning:
         other.budget = budget
         return other
 
+    @property
+    def taught(self) -> bool:
+        """Whether what is trained imitates the original network."""
+        return self.distill and self.recipe.distill_weight > 0
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        return self.base if self.taught else None
+
     # -- one cut
 
     def cut(self, model: nn.Module, graph: ChannelGraph, plan: Plan, combined: Plan | None = None) -> dict[str, Any]:
@@ -159,17 +168,15 @@ class Pruning:
         model: nn.Module,
         recipe: Recipe,
         name: str,
-        teacher: nn.Module | None = None,
         last_limit: int | None = None,
         plan: Plan | None = None,
     ) -> nn.Module:
         """Train a network in place. `plan` is how the dense one was cut to it: with a teacher, features are shared."""
-        teacher = self.base if self.distill else teacher
         hints = None
-        if teacher is self.base and plan is not None and recipe.hint_weight > 0:
+        if self.taught and plan is not None and recipe.hint_weight > 0:
             hints = self._hints(plan, f"{name}-hints")
         found = fit(
-            model, self.data, recipe, task=self.task, run_dir=self.run.folder, name=name, teacher=teacher,
+            model, self.data, recipe, task=self.task, run_dir=self.run.folder, name=name, teacher=self.teacher,
             hints=hints, optimizer=self.optimizer, last_limit=last_limit,
             progress=self.progress, checkpoint_minutes=self.checkpoint_minutes,
         )  # fmt: skip

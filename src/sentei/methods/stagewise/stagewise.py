@@ -95,8 +95,6 @@ class Stagewise(InWorkers):
     """Validation images for its accuracy."""
     start: Literal["supernet", "scratch"] = "supernet"
     """Where the final network starts: from its slice of the supernet, or from new random weights as in the paper."""
-    imitate: bool = True
-    """In the final training, imitate the original network too (distillation)."""
     pending: int | None = field(default=None, metadata=WHETHER)
     """With search abc, evolution or random: propose a structure as soon as one returns, with so many out at any time,
     instead of batch by batch. The result then depends on the order of answers, which the run keeps. A resumed run may
@@ -181,9 +179,8 @@ class Stagewise(InWorkers):
         pruning.tell_cut(done)
         if self.start == "scratch":
             reinitialise(network, pruning.recipe.seed)
-        teacher = pruning.base if self.imitate and pruning.task.imitates else None
         again = partial(self._again, pruning, net, widths, told)
-        return Found(network, plan, [done], {"stagewise": told}, teacher, again)
+        return Found(network, plan, [done], {"stagewise": told}, again)
 
     def _again(
         self, pruning: Pruning, net: SortedNet, widths: np.ndarray, told: dict[str, Any], budget: Budget, name: str
