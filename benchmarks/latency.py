@@ -4,9 +4,9 @@
 
 Random weights (seed 0), one image of 3x224x224, one thread, method uniform with default settings, no training. A row
 tells the error of the table on the networks that it was calibrated on, predicted and measured milliseconds after the
-first cut and after the last, and how many cuts that took. Beside them plans at half the MACs, drawn at random: how
-well their measured times are foretold by the table, and by their MACs (rank correlation). Results go to a file, one
-line of JSON each; what is there is not done again. Measure on an idle machine.
+first cut and after the last, and how many cuts that took; or why it was refused. Beside them plans at half the MACs,
+drawn at random: how well their measured times are foretold by the table, and by their MACs (rank correlation). Results
+go to a file, one line of JSON each; what is there is not done again. Measure on an idle machine.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torchvision
 from scipy.stats import spearmanr
 
 import sentei
+from sentei.errors import BudgetError
 from sentei.machine import machine
 from sentei.plan.allocate import plan_from_widths
 from sentei.search.space import budgeted
@@ -54,8 +55,9 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
         done.append(row)
         print(shown(row), flush=True)
-    near = sum(abs(row["used"] - 1) <= 0.03 for row in done if row["runtime"] == given.runtime)
-    print(f"within 3 % of half the time: {near} of {sum(row['runtime'] == given.runtime for row in done)}")
+    here = [row for row in done if row["runtime"] == given.runtime]
+    near = sum(abs(row["used"] - 1) <= 0.03 for row in here if "used" in row)
+    print(f"within 3 % of half the time: {near} of {len(here)}")
 
 
 def measured(name: str, runtime: str, plans: int) -> dict[str, Any]:
@@ -63,10 +65,13 @@ def measured(name: str, runtime: str, plans: int) -> dict[str, Any]:
     options = {"init_weights": True} if name == "googlenet" else {}
     model = getattr(torchvision.models, name)(weights=None, **options).eval()
     batch = torch.randn(2, 3, 224, 224), torch.tensor([1, 2])
-    result = sentei.prune(
-        model, sentei.Data.of(train=[batch], val=[], test=[]), method="uniform", budget=sentei.Budget(latency=0.5),
-        recipe=Recipe(epochs=0), images=2, timing=sentei.Timing(runtime), say=print,
-    )  # fmt: skip
+    try:
+        result = sentei.prune(
+            model, sentei.Data.of(train=[batch], val=[], test=[]), method="uniform", budget=sentei.Budget(latency=0.5),
+            recipe=Recipe(epochs=0), images=2, timing=sentei.Timing(runtime), say=print,
+        )  # fmt: skip
+    except BudgetError as error:
+        return {"refused": str(error)}
     found = result.summary["latency"]
     row = {
         "error": found["error"], "step": found["step"], "dense_ms": found["dense_ms"],
@@ -99,6 +104,8 @@ def ranked(model: torch.nn.Module, graph: sentei.ChannelGraph, runtime: str, pla
 
 
 def shown(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return f"| {row['network']} | {row['refused']} |"
     rank = f" | {row['rank']:+.2f} | {row['rank_macs']:+.2f} | {row['plan_error']:.1%}" if "rank" in row else ""
     return (
         f"| {row['network']} | {row['dense_ms']:.1f} | {row['measured_ms']:.1f} | {row['first'] / 2:.1%} | "
