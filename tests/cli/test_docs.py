@@ -17,7 +17,11 @@ PAGES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("page", PAGES)
+LONG = {"docs/own-loop.md"}
+"""The programs own_loop_* in examples/ are tried in any case."""
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * (p in LONG)) for p in PAGES])
 def test_python_blocks_run(page, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), flags=re.M | re.S)
     assert blocks

@@ -1,4 +1,4 @@
-"""`sentei launch` as a user runs it: processes with a folder of their own, in one test started by the interpreter."""
+"""`sentei launch` as a user runs it: processes with a folder of their own, in a slow test started by the interpreter."""
 
 import os
 import random
@@ -38,9 +38,10 @@ def ranks(agent: int) -> list[int]:
     return children(agent)
 
 
-def test_two_processes_train_and_speak_once(tmp_path):
+@pytest.mark.parametrize("popen", [Parent, pytest.param(subprocess.Popen, marks=pytest.mark.slow)])
+def test_two_processes_train_and_speak_once(popen, tmp_path):
     words = (*TWO, *TRAIN, "--epochs", "2", "--run", "runs/a")
-    code, out, err = ended(started(tmp_path, *words, popen=subprocess.Popen))
+    code, out, err = ended(started(tmp_path, *words, popen=popen))
     assert (code, err) == (0, "")
     assert out.count("train 2/2") == 1
     assert out.count("Run directory: runs/a") == 1

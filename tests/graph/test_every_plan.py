@@ -33,12 +33,12 @@ def every_plan_is_right(seed: int) -> None:
         assert_right(network.model, graph, any_plan(graph, PLANS * seed + k), network.inputs)
 
 
-@pytest.mark.parametrize("seed", range(30, 60))
+@pytest.mark.parametrize("seed", range(30, 48))
 def test_every_plan_is_a_right_cut(seed: int) -> None:
     every_plan_is_right(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [*range(30), *range(60, 700)])
+@pytest.mark.parametrize("seed", [*range(30), *range(48, 700)])
 def test_every_plan_is_a_right_cut_many(seed: int) -> None:
     every_plan_is_right(seed)

@@ -26,8 +26,8 @@ from tests.random_networks import Drawn, networks
 SEEDS = st.integers(0, 2**16)
 PATIENT = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 # The same examples on every run, so that CI is stable; the slow suite looks at many more, also the same each time.
-QUICK = settings(max_examples=24, derandomize=True, deadline=None, database=None, suppress_health_check=PATIENT)
-FEW = settings(QUICK, max_examples=12)
+QUICK = settings(max_examples=16, derandomize=True, deadline=None, database=None, suppress_health_check=PATIENT)
+FEW = settings(QUICK, max_examples=8)
 # No shrinking there, which can take longer than the search: `build(recipe)` gives the network of a failure.
 SLOW = settings(QUICK, max_examples=600, phases=[Phase.generate])
 

@@ -144,6 +144,7 @@ def test_stage_tables_cannot_add_up_a_peak(data: Data, three: nn.Module) -> None
         sentei.prune(three, data, method="stagewise", budget=Budget(memory=0.5), **OPTIONS["stagewise"])
 
 
+@pytest.mark.slow
 def test_measured_for_real(data: Data, three: nn.Module, tmp_path: Path) -> None:
     result = sentei.prune(
         three, data, method="l1", budget=Budget(latency=1.0), timing=Timing("eager"), recipe=QUICK, constraints=ONE,

@@ -28,11 +28,12 @@ def model():
 
 
 SHORT = {method: {"evaluations": 4} for method in ("abc", "evolution", "random_search")}
+SHORT["stagewise"] = {"supernet_epochs": 1}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_meets_the_budget_and_proves_its_cut(method, model, data):
-    result = prune(model, data, method=method, recipe=RECIPE, images=128, **SHORT.get(method, {}))
+def test_every_method_meets_the_budget_and_proves_its_cut(method, digitsnet, data):
+    result = prune(digitsnet, data, method=method, recipe=RECIPE, images=128, **SHORT.get(method, {}))
     cost, full = result.graph.cost(result.plan), result.graph.cost()
     assert 0.4 * full.macs < cost.macs <= 0.5 * full.macs
     assert sum(p.numel() for p in result.model.parameters()) == cost.params == result.summary["pruned"]["params"]
@@ -42,7 +43,7 @@ def test_every_method_meets_the_budget_and_proves_its_cut(method, model, data):
 def test_the_given_model_is_left_as_it_is(model, data):
     before = {name: t.clone() for name, t in model.state_dict().items()}
     model.train()
-    prune(model, data, method="l1", recipe=RECIPE, images=128, distill=True)
+    prune(model, data, method="l1", recipe=RECIPE, images=128)
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert model.conv1.weight.is_contiguous()
@@ -64,7 +65,7 @@ def test_files_hold_the_result(model, data, tmp_path):
     assert summary["base"]["accuracy"] == evaluate(model, data.test).value
     assert summary["widths"]["conv2"] == [32, loaded.conv2.out_channels]
     events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
-    assert [e.get("phase", e.get("name")) for e in events] == ["cut1", "finetune", "final"]
+    assert [e.get("phase", e.get("name")) for e in events] == ["cut1", "finetune-hints", "finetune", "final"]
 
 
 def test_the_test_set_is_read_only_at_the_end_and_scores_come_from_training_images(model, data):

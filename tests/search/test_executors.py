@@ -59,6 +59,7 @@ def test_an_evaluator_that_cannot_be_opened_is_said_at_once(tmp_path):
         outcomes("process", evaluator, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("really_started")
 def test_a_worker_that_died_while_it_was_idle_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "calendar.py").write_text("raise ImportError('shadowed')")

@@ -211,6 +211,7 @@ def test_runtimes_by_name(monkeypatch):
     assert default_runtime() == "eager"
 
 
+@pytest.mark.slow
 def test_signals_are_survived_once_two_networks_in_openvino_are_gone():
     pytest.importorskip("openvino")
     script = textwrap.dedent("""

@@ -217,13 +217,13 @@ def test_full_network_statistics_are_those_of_its_own_pass(net):
 
 def test_training_makes_narrow_networks_work():
     data, model = load_data("digits"), Three()
-    fit(model, data, Recipe(epochs=6, batch_size=64, lr=0.1), progress=False)
+    fit(model, data, Recipe(epochs=4, batch_size=64, lr=0.1), progress=False)
     net = supernet(model, torch.zeros(1, *data.input_shape))
     accuracy = SubnetMetric.of(net, data, images=180, recalibrate=500)
     widths = [net.tiny, *(drawn(net, i) for i in range(2))]
     distance = StageDistances.of(net, data, 180)
     before = [(accuracy(w)["val_accuracy"], distance(w)) for w in widths]
-    result = fit(net.model, data, Recipe(epochs=6, batch_size=64, lr=0.05), objective=SupernetLoss(net), progress=False)
+    result = fit(net.model, data, Recipe(epochs=3, batch_size=64, lr=0.05), objective=SupernetLoss(net), progress=False)
     distance = StageDistances.of(net, data, 180)
     now = [(accuracy(w)["val_accuracy"], distance(w)) for w in widths]
     assert all(a > b + 0.05 for (a, _), (b, _) in zip(now, before, strict=True))

@@ -131,7 +131,7 @@ def test_segmentation_is_counted_over_all(tmp_path):
 
 
 def test_a_run_of_two_goes_on_in_three_and_in_one(digits, tmp_path):
-    recipe = replace(TWENTY, epochs=4, batch_size=240)
+    recipe = replace(TWENTY, epochs=4, batch_size=240, limit=480)
     whole = trained(digits, recipe)
 
     class Stop(Exception):

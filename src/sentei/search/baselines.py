@@ -18,7 +18,7 @@ class RandomSearch(Strategy):
         cycle = 0
         while True:
             cycle += 1
-            drawn = (self.fresh(lambda: self.space.random(self.rng)) for _ in range(BATCH))
+            drawn = (self.fresh(lambda: self.space.random(self.rng)) for _ in range(self.room(BATCH)))
             found = [s for s in drawn if s is not None]
             if not found:
                 return
@@ -52,7 +52,7 @@ class Evolution(Strategy):
         self.elite: list[tuple[float, Levels]] = []
 
     def steps(self) -> Steps:
-        first = (self.fresh(lambda: self.space.random(self.rng)) for _ in range(self.population))
+        first = (self.fresh(lambda: self.space.random(self.rng)) for _ in range(self.room(self.population)))
         brood, generation = [s for s in first if s is not None], 0
         while brood:
             phase = "evolution" if generation else "first"
@@ -60,7 +60,8 @@ class Evolution(Strategy):
             told = [*self.elite, *zip(fitness.tolist(), brood, strict=True)]
             self.elite = sorted(told, key=lambda pair: -pair[0])[: self.parents]
             generation += 1
-            bred = (self.fresh(self._mutated if i % 2 == 0 else self._crossed) for i in range(self.population))
+            room = self.room(self.population)
+            bred = (self.fresh(self._mutated if i % 2 == 0 else self._crossed) for i in range(room))
             brood = [s for s in bred if s is not None]
 
     def draft(self) -> Draft:

@@ -69,7 +69,7 @@ class Colony(Strategy):
         self._scouted: set[int] = set()
 
     def steps(self) -> Steps:
-        self.sources = [s for s in (self.fresh(self._scout) for _ in range(self.n)) if s is not None]
+        self.sources = [s for s in (self.fresh(self._scout) for _ in range(self.room(self.n))) if s is not None]
         self.fitness = yield Batch("sources", 0, self.sources)
         self.trials = np.zeros(len(self.sources), np.int64)
         cycle = 0

@@ -138,6 +138,10 @@ class Strategy(ABC):
         self.exhausted = True
         return None
 
+    def room(self, most: int) -> int:
+        """How many structures may still be proposed, up to some number."""
+        return most if self.evaluations is None else min(most, self.evaluations - self.proposed)
+
     def _advance(self, values: np.ndarray | None) -> None:
         self._batch = None
         left = None if self.evaluations is None else self.evaluations - self.proposed

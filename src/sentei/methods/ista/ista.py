@@ -163,7 +163,7 @@ class _Search:
         minutes = pruning.checkpoint_minutes
         trained = fit(
             sparsifier.model, pruning.data, recipe, task=pruning.task, name=f"ista {number}",
-            run_dir=None if minutes is None else pruning.run.folder, teacher=pruning.teacher,
+            run_dir=None if minutes is None else pruning.run.folder,
             after_step=after_step, plain=list(sparsifier.parameters), optimizer=pruning.optimizer,
             checkpoint_minutes=minutes, beside=sparsifier, journal=False, progress=False,
         )  # fmt: skip
