@@ -47,7 +47,8 @@ def test_options_of_the_method_that_is_not_taken_are_refused(given, text, sentei
 
 
 @pytest.mark.parametrize(
-    ("options", "taught"), [((), True), (("--distill",), True), (("--no-distill",), False), (("--distill-weight", 0), False)]
+    ("options", "taught"),
+    [((), True), (("--distill",), True), (("--no-distill",), False), (("--distill-weight", 0), False)],
 )
 def test_the_original_network_teaches_unless_told_otherwise(options, taught, sentei, trained, tmp_path):
     done = sentei("prune", trained, "--method", "l1", *options, *SMALL, "--run", "x")

@@ -1,4 +1,4 @@
-"""`sentei launch` as a user runs it: processes with a folder of their own, in a slow test started by the interpreter."""
+"""`sentei launch` as a user runs it: processes with a folder of their own; slow tests start the interpreter."""
 
 import os
 import random

@@ -40,6 +40,19 @@ def test_a_search_meets_the_budget_and_reports_itself(method, digitsnet, data, t
     assert evaluate(loaded, data.test).value == result.summary["pruned"]["accuracy"]
 
 
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_search_begins_where_rankings_lead(warm, digitsnet, data, tmp_path):
+    given = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "evaluations": 3}
+    result = prune(digitsnet, data, method="abc", run_dir=tmp_path / "run", warm=warm, **given)
+    records = [json.loads(line) for line in (tmp_path / "run/journal.jsonl").read_text().splitlines()]
+    tried = [r["widths"] for r in records if r["event"] == "evaluation"]
+    given = {name: value for name, value in given.items() if name != "evaluations"}
+    rankings = [prune(digitsnet, data, method=name, **given) for name in ("uniform", "l1", "taylor")]
+    wanted = [r.graph.widths(r.plan) for r in rankings]
+    assert (np.abs(np.subtract(tried, wanted)).max() <= 1) == warm  # what a ranking leaves of the budget is used
+    assert result.summary["settings"]["warm"] == warm
+
+
 def test_the_paper_s_search_is_limited_by_alpha_and_hands_over_trained_weights(digitsnet, data):
     options = {**QUICK, "recipe": dataclasses.replace(RECIPE, epochs=0), "evaluations": 200}
     result = prune(digitsnet, data, method="abc", paper=True, alpha=0.5, fitness_images=256, **options)

@@ -149,7 +149,7 @@ def test_a_structure_that_fails_is_passed_over(model, graph):
         return None if small[0].out_channels % 2 else first_width(small)
 
     said = []
-    assert graph.widths(search(model, graph, picky, say=said.append))[0] in range(0, 33, 2)
+    assert graph.widths(search(model, graph, picky, warm=False, say=said.append))[0] in range(0, 33, 2)
     assert any(" failed: " in line for line in said)
 
 

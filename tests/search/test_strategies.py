@@ -29,6 +29,19 @@ class TestRandomSearch(SteadyConformance):
         return RandomSearch(space, **options)
 
 
+@pytest.mark.parametrize("kind", [Colony, Evolution, RandomSearch])
+def test_a_search_begins_with_the_structures_that_it_is_given(kind):
+    space = small_space(budget=True)
+    given = list(dict.fromkeys(space.random(np.random.default_rng(seed)) for seed in range(3)))
+    batchwise, steady = kind(space), kind(space)
+    for strategy in (batchwise, steady):
+        strategy.begin_with([*given, given[0]])
+    assert batchwise.ask().structures[: len(given)] == given
+    proposed = [steady.propose().levels for _ in range(8)]
+    assert proposed[: len(given)] == given
+    assert len(set(proposed)) == 8
+
+
 class Script:
     """Random numbers that were written down beforehand."""
 

@@ -203,7 +203,8 @@ class Prune:
         own = {name: getattr(self, name) for name in OPTIONS}
         limits = {**asdict(self.limits), "keep": list(self.limits.keep)}
         clock = {**asdict(self.clock), "latency_table": absolute_or_none(self.clock.latency_table)}
-        options = {**own, "limits": limits, "clock": clock, "teacher": asdict(self.teacher), "weights": self.source()[1]}
+        teacher, weights = asdict(self.teacher), self.source()[1]
+        options = {**own, "limits": limits, "clock": clock, "teacher": teacher, "weights": weights}
         return command_of(
             "prune", resolved_ref(self.model), dense, self.images, recipe=self.recipe.to_dict(), options=options,
             how=settings_of(self.how.resolved()),

@@ -21,8 +21,9 @@ from sentei.methods.common.genes import Genes
 from sentei.methods.common.method import deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Say, silent
 from sentei.methods.common.searching import WidthSearch
+from sentei.methods.common.starts import starting_points
 from sentei.methods.registry import METHODS, method_of
-from sentei.plan import Budget, Constraints, Plan
+from sentei.plan import Budget, Constraints, Plan, criterion
 from sentei.runs import Run
 from sentei.search import Inheritance
 from sentei.search.inherit import Inherit
@@ -34,7 +35,7 @@ from sentei.train.checkpoint import digest
 from sentei.train.evaluate import device_of
 
 Evaluate = Callable[[nn.Module], Any]
-OWN = ("evaluations", "genes", "inherit", "pending", "executor", "processes", "worker_cpus", "worker_gpus")
+OWN = ("evaluations", "genes", "inherit", "warm", "pending", "executor", "processes", "worker_cpus", "worker_gpus")
 """Settings of every width search that have a meaning here; the others are about data and recipes."""
 PAPER = ("paper", "alpha")
 
@@ -50,6 +51,7 @@ def search_widths(
     constraints: Constraints = DEFAULT_CONSTRAINTS,
     genes: Genes = "all",
     inherit: Inherit = "l1",
+    warm: bool = True,
     seed: int = 0,
     run_dir: str | Path | None = None,
     overwrite: bool = False,
@@ -89,6 +91,7 @@ def search_widths(
         genes: groups whose width is searched, "all" or "inner" (inside branches; residual streams stay whole).
         inherit: units that a structure takes over, those of the largest weights ("l1") or BatchNorm scales
             ("bn_scale"), or "random" ones.
+        warm: begin with uniform widths and those of a global ranking by l1, beside random ones.
         seed: decides everything random.
         overwrite: replace what is in `run_dir`.
         executor: where structures are evaluated, "here", "process" (worker processes) or "ray". The plan does not
@@ -105,8 +108,8 @@ def search_widths(
     fails, naming the first reason.
     """
     how = _method(method, {
-        "evaluations": evaluations, "genes": genes, "inherit": inherit, "executor": executor, "processes": processes,
-        "pending": pending,
+        "evaluations": evaluations, "genes": genes, "inherit": inherit, "warm": warm, "executor": executor,
+        "processes": processes, "pending": pending,
     }, options)  # fmt: skip
     if not callable(evaluate):
         raise ConfigError(f"evaluate is a {type(evaluate).__name__}; expected a function of the cut network")
@@ -116,7 +119,8 @@ def search_widths(
     say = say or silent
     with Run.open(run_dir, _identity(evaluator, method, how, budget, constraints), None, overwrite) as run:
         say(f"Searching {len(space)} genes ({space.size:.1e} structures before the budget) by {name_of(evaluate)} ...")
-        found = decided(lambda: how.search(space, evaluator, seed, run.journal, evaluator.told, progress))
+        starts = starting_points(space, graph, budget, constraints, [criterion("l1")(model, graph)]) if warm else []
+        found = decided(lambda: how.search(space, evaluator, seed, run.journal, evaluator.told, progress, starts))
     failed = f", {found.report['failed']} failed" if found.report["failed"] else ""
     say(f"Best of {found.report['evaluations']} structures{failed}: {evaluator.told(found.fitness)}")
     how.tell_exhausted(found, graph, constraints, say)

@@ -12,20 +12,20 @@ BATCH = 16
 
 
 class RandomSearch(Strategy):
-    """Independent random structures on the budget, in batches of 16."""
+    """Independent random structures on the budget, after those that it is to begin with, in batches of 16."""
 
     def steps(self) -> Steps:
         cycle = 0
         while True:
             cycle += 1
-            drawn = (self.fresh(lambda: self.space.random(self.rng)) for _ in range(self.room(BATCH)))
+            drawn = (self.fresh(self.opening) for _ in range(self.room(BATCH)))
             found = [s for s in drawn if s is not None]
             if not found:
                 return
             yield Batch("random", cycle, found)
 
     def draft(self) -> Draft:
-        return "random", 1 + self.proposed // BATCH, self.fresh(lambda: self.space.random(self.rng)), -1
+        return "random", 1 + self.proposed // BATCH, self.fresh(self.opening), -1
 
 
 class Evolution(Strategy):
@@ -52,7 +52,7 @@ class Evolution(Strategy):
         self.elite: list[tuple[float, Levels]] = []
 
     def steps(self) -> Steps:
-        first = (self.fresh(lambda: self.space.random(self.rng)) for _ in range(self.room(self.population)))
+        first = (self.fresh(self.opening) for _ in range(self.room(self.population)))
         brood, generation = [s for s in first if s is not None], 0
         while brood:
             phase = "evolution" if generation else "first"
@@ -67,7 +67,7 @@ class Evolution(Strategy):
     def draft(self) -> Draft:
         generation = self.proposed // self.population
         if not generation or not self.elite:
-            return "first", generation, self.fresh(lambda: self.space.random(self.rng)), -1
+            return "first", generation, self.fresh(self.opening), -1
         return "evolution", generation, self.fresh(self._crossed if self.proposed % 2 else self._mutated), -1
 
     def learned(self, proposal: Proposal, fitness: float) -> None:

@@ -69,7 +69,7 @@ class Colony(Strategy):
         self._scouted: set[int] = set()
 
     def steps(self) -> Steps:
-        self.sources = [s for s in (self.fresh(self._scout) for _ in range(self.room(self.n))) if s is not None]
+        self.sources = [s for s in (self.fresh(self.opening) for _ in range(self.room(self.n))) if s is not None]
         self.fitness = yield Batch("sources", 0, self.sources)
         self.trials = np.zeros(len(self.sources), np.int64)
         cycle = 0
@@ -145,7 +145,7 @@ class Colony(Strategy):
 
     def draft(self) -> Draft | None:
         if len(self.sources) < self.n:
-            return "sources", 0, self.fresh(self._scout), -1
+            return "sources", 0, self.fresh(self.opening), -1
         for j in np.flatnonzero(self.trials > self.abandon_after).tolist():
             if j not in self._scouted:
                 self._scouted.add(j)

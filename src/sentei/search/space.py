@@ -98,6 +98,11 @@ class Space:
         target[self.genes] = (upper - lower).astype(np.float64) * (inside - below) + lower
         return self.levels(self.onto_budget(target))
 
+    def near(self, widths: np.ndarray) -> Levels:
+        """The structure on the budget whose proportions are those of some widths of all groups, as far as may be."""
+        assert self.onto_budget is not None
+        return self.levels(self.onto_budget(np.asarray(widths, np.float64)))
+
     def random(self, rng: np.random.Generator) -> Levels:
         """Each gene drawn evenly over its full range, then brought onto the budget."""
         return self.nearest(rng.integers(self.sizes).astype(np.float64))

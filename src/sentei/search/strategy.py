@@ -10,7 +10,8 @@ room for one, `learn` each answer when it comes. What it then knows follows from
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,7 @@ class Strategy(ABC):
         self.exhausted = False
         """Whether structures that were not proposed before have run out."""
         self._seen: set[Levels] = set()
+        self._openings: deque[Levels] = deque()
         self._steps = self.steps()
         self._batch: Batch | None = None
         self._started = False
@@ -81,6 +83,14 @@ class Strategy(ABC):
     @abstractmethod
     def steps(self) -> Steps:
         """Yield batches, receive float [len(batch)] for each; return when there is nothing left to propose."""
+
+    def begin_with(self, structures: Iterable[Levels]) -> None:
+        """Structures to propose before any random one; to be called before the first is asked for."""
+        self._openings.extend(structures)
+
+    def opening(self) -> Levels:
+        """The next of the structures to begin with, and random ones after them."""
+        return self._openings.popleft() if self._openings else self.space.random(self.rng)
 
     def ask(self) -> Batch | None:
         """The batch to evaluate next, the same until `tell` is called; None at the end."""

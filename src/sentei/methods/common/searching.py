@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Self, get_args
@@ -17,8 +17,9 @@ from sentei.graph import ChannelGraph
 from sentei.methods.common.genes import Genes, searched_groups
 from sentei.methods.common.method import WHETHER, Found, InWorkers, Method
 from sentei.methods.common.pruning import Pruning, Say
+from sentei.methods.common.starts import starting_points
 from sentei.methods.common.timing import clock
-from sentei.plan import Budget, Constraints, Plan, note_on_use, rescaler
+from sentei.plan import Budget, Constraints, Plan, criterion, note_on_use, rescaler
 from sentei.search import (
     Evaluator,
     Inheritance,
@@ -34,6 +35,7 @@ from sentei.search import (
 )
 from sentei.search.inherit import Inherit
 from sentei.search.jobs import Where
+from sentei.search.space import Levels
 from sentei.search.steady import SteadySearch
 from sentei.search.view import SearchView
 from sentei.surgery import cut
@@ -41,6 +43,8 @@ from sentei.train import Recipe
 from sentei.train.journal import Journal
 
 Fitness = Literal["recalibrate", "train"]
+RANKINGS = ("l1", "taylor")
+"""Criteria whose structures a search begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,8 @@ class WidthSearch(InWorkers):
     """Training images for the BatchNorm statistics of a structure."""
     validation_images: int = 2000
     """Validation images on which a structure is measured after recalibration."""
+    warm: bool = True
+    """Begin with the structures of uniform, l1 and taylor, beside random ones; with --paper it has no effect."""
     pending: int | None = field(default=None, metadata=WHETHER)
     """Propose a structure as soon as one returns, with so many out at any time, instead of batch by batch: no worker
     waits for another. The result then depends on the order of answers, which the run keeps. A resumed run may have
@@ -138,7 +144,8 @@ class WidthSearch(InWorkers):
         )
         told = pruning.task.told_fitness
         how = pruning.recipe.seed, pruning.run.journal, told, pruning.progress
-        found = decided(lambda: self.search(space, evaluator, *how))
+        starts = self.starts(pruning, space)
+        found = decided(lambda: self.search(space, evaluator, *how, starts))
         best = f"Best of {found.report['evaluations']} structures: {told(found.fitness)} on the images of the search"
         pruning.say(best)
         self.tell_exhausted(found, pruning.graph, pruning.constraints, pruning.say)
@@ -175,10 +182,25 @@ class WidthSearch(InWorkers):
         journal: Journal | None,
         told: Callable[[float], str],
         progress: bool,
+        starts: Sequence[Levels] = (),
     ) -> SearchResult:
-        """Search the space with this evaluator. `told` shows a fitness."""
+        """Search the space with this evaluator, from `starts` on. `told` shows a fitness."""
         view = SearchView(self.expected(), progress, told)
-        return run_search(self.strategy(space, seed), evaluator, journal, self, view, self.halving, self.pending)
+        strategy = self.strategy(space, seed)
+        strategy.begin_with(starts)
+        return run_search(strategy, evaluator, journal, self, view, self.halving, self.pending)
+
+    def starts(self, pruning: Pruning, space: Space) -> list[Levels]:
+        """Structures to begin with; none where the search has no budget, or they are not wanted."""
+        if not self.warm or space.onto_budget is None:
+            return []
+        given = pruning.graph, pruning.budget, pruning.constraints
+        rankings = (
+            criterion(name)(pruning.base, pruning.graph, batches=pruning.scoring(), step=pruning.step)
+            for name in RANKINGS
+        )
+        found = pruning.run.once("starts", lambda: {"levels": starting_points(space, *given, rankings)})
+        return [tuple(levels) for levels in found["levels"]]
 
     def tell_exhausted(self, found: SearchResult, graph: ChannelGraph, constraints: Constraints, say: Say) -> None:
         """Say so if there were fewer structures than evaluations."""
