@@ -33,7 +33,7 @@ COMMANDS = {
 }
 
 
-STRIDES = {"train": 3, "prune": 3, "search": 5}
+STRIDES = {"train": 5, "prune": 5, "search": 7}
 """Odd, so that deaths before and after a write take turns."""
 
 

@@ -74,8 +74,8 @@ def spied(data: Data) -> Iterator[tuple[Data, Spy]]:
     hook.remove()
 
 
-ALIKE = ("random", "l2", "bn_scale", "fpgm")
-"""These cut once by a score that trains nothing, as uniform and l1 do."""
+ALIKE = ("random", "l2", "bn_scale", "fpgm", "evolution", "random_search")
+"""These cut once by a score that trains nothing, as uniform and l1 do, or search as abc does."""
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in ALIKE)) for c in CASES])
