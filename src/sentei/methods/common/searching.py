@@ -194,13 +194,17 @@ class WidthSearch(InWorkers):
         """Structures to begin with; none where the search has no budget, or they are not wanted."""
         if not self.warm or space.onto_budget is None:
             return []
-        given = pruning.graph, pruning.budget, pruning.constraints
-        rankings = (
-            criterion(name)(pruning.base, pruning.graph, batches=pruning.scoring(), step=pruning.step)
-            for name in RANKINGS
-        )
-        found = pruning.run.once("starts", lambda: {"levels": starting_points(space, *given, rankings)})
+        found = pruning.run.once("starts", lambda: self._ranked(pruning, space))
+        pruning.seconds["score"] = found["seconds"]["score"]
         return [tuple(levels) for levels in found["levels"]]
+
+    def _ranked(self, pruning: Pruning, space: Space) -> dict[str, Any]:
+        model, graph = pruning.base, pruning.graph
+        seconds: dict[str, float] = {}
+        with clock(seconds, "score"):
+            scores = (criterion(n)(model, graph, batches=pruning.scoring(), step=pruning.step) for n in RANKINGS)
+            levels = starting_points(space, graph, pruning.budget, pruning.constraints, scores)
+        return {"levels": levels, "seconds": seconds}
 
     def tell_exhausted(self, found: SearchResult, graph: ChannelGraph, constraints: Constraints, say: Say) -> None:
         """Say so if there were fewer structures than evaluations."""
