@@ -37,7 +37,8 @@ SEARCHES = ("abc", "evolution", "random_search", "abc_train")
 def options(method: str, given: argparse.Namespace) -> dict[str, Any]:
     """The settings of a method that are not its defaults."""
     short = {"fitness": "train", "inherit": "random", "fitness_epochs": 1, "fitness_images": given.short_images}
-    return ({"evaluations": given.evaluations} if method in SEARCHES else {}) | (short if method == "abc_train" else {})
+    search = {"evaluations": given.evaluations, "warm": False}
+    return (search if method in SEARCHES else {}) | (short if method == "abc_train" else {})
 
 
 def outcome(
@@ -53,6 +54,7 @@ def outcome(
             run_dir=folder,
             recipe=recipe,
             source=given.model,
+            distill=False,
             say=lambda line: print(f"  {line}", flush=True),
             progress=True,
             **options(method, given),

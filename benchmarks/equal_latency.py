@@ -4,9 +4,10 @@
 
 The network with ImageNet weights gets a new last layer of ten classes and is trained on --images. `latency`
 prunes it to --latency of its milliseconds (ONNX Runtime, one thread, one image); `macs` prunes it to the share of the
-MACs whose network takes just as long, found by cutting and measuring, half an interval at a time. The same method,
-fine-tuning and seeds for both. At the end all networks are timed side by side. A tenth of train/ is the validation
-split; val/ is the test set, read once a run. Repeat the command after a kill: it goes on where it stopped.
+MACs whose network takes just as long, found by cutting and measuring, half an interval at a time. The same method, the
+same seeds and the same fine-tuning, without a teacher, for both. At the end all networks are timed side by side. A
+tenth of train/ is the validation split; val/ is the test set, read once a run. Repeat the command after a kill: it goes
+on where it stopped.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def pruned(
     if not is_finished(folder):
         sentei.prune(
             model, data, method=method, budget=budget, run_dir=folder, recipe=recipe, source=MODEL,
-            timing=sentei.Timing(RUNTIME), say=lambda line: print(f"  {line}", flush=True),
+            distill=False, timing=sentei.Timing(RUNTIME), say=lambda line: print(f"  {line}", flush=True),
         )  # fmt: skip
     return read_summary(folder)
 

@@ -52,6 +52,7 @@ def half(model: nn.Module, data: Data, method: str, macs: float, recipe: Recipe,
             run_dir=folder,
             recipe=recipe,
             source=MODEL,
+            distill=False,
             say=lambda line: print(line, flush=True),
             progress=True,
         )

@@ -55,7 +55,7 @@ def pruned(folder: Path, model: nn.Module, data: Data, method: Any, budget: Budg
     if not is_finished(folder):
         sentei.prune(
             model, data, method=method, budget=budget, run_dir=folder, recipe=recipe, constraints=FREE, source=SOURCE,
-            say=lambda line: print(f"  {line}", flush=True), progress=True,
+            distill=False, say=lambda line: print(f"  {line}", flush=True), progress=True,
         )  # fmt: skip
     return read_summary(folder)
 

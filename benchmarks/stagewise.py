@@ -84,7 +84,7 @@ def compare(model: nn.Module, data: Data, options: argparse.Namespace) -> None:
 def settings_of(method: str, options: argparse.Namespace, supernet: str | None) -> Iterator[tuple[str, Any]]:
     """Options of each method. Both searches look at the same groups: those inside branches."""
     if method == "abc":
-        yield from {"evaluations": options.evaluations, "genes": "inner"}.items()
+        yield from {"evaluations": options.evaluations, "genes": "inner", "warm": False}.items()
     if method == "stagewise":
         yield from {"evaluations": options.evaluations, "genes": "inner", "supernet": supernet}.items()
         yield from {"supernet_epochs": options.supernet_epochs, "stages": tuple(options.stages)}.items()
@@ -99,7 +99,7 @@ def pruned(
     say(f"\n{method} at {budget:.0%} of the MACs, seed {seed}")
     return sentei.prune(
         model, data, method=method, budget=Budget(macs=budget), run_dir=folder, seed=seed, source=options.model,
-        recipe=Recipe(epochs=options.epochs, lr=options.lr, limit=options.limit),
+        recipe=Recipe(epochs=options.epochs, lr=options.lr, limit=options.limit, hint_weight=0),
         constraints=replace(DEFAULT_CONSTRAINTS, round_to=options.round_to), distill=True, say=say, progress=True,
         **extra,
     ).summary  # fmt: skip

@@ -28,7 +28,7 @@ from sentei.threads import set_threads
 from sentei.train import Recipe, fit
 from sentei.train.checkpoint import save_weights
 
-SEARCH = {"evaluations": 24, "calibration_images": 96, "validation_images": 87}
+SEARCH = {"evaluations": 24, "calibration_images": 96, "validation_images": 87, "warm": False}
 JOBS: dict[str, dict[str, Any]] = {
     "segmentation": {
         "model": dense_models.lraspp,
@@ -89,7 +89,8 @@ def main() -> None:
                 try:
                     sentei.prune(
                         model, data, task=task, method=method, budget=sentei.Budget(macs=budget), run_dir=run,
-                        recipe=job["tune"], images=128, say=lambda line: print(line, flush=True), progress=True, **own,
+                        recipe=job["tune"], images=128, distill=method == "stagewise" and task.imitates,
+                        say=lambda line: print(line, flush=True), progress=True, **own,
                     )  # fmt: skip
                 except sentei.SenteiError as error:
                     print(f"{method} at {budget:.0%}: {error}", flush=True)

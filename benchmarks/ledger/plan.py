@@ -37,6 +37,7 @@ CONTENDERS: dict[str, Contender] = {
     "taylor": Contender("taylor"),
     "fpgm": Contender("fpgm"),
     "abc": Contender("abc"),
+    "abc cold": Contender("abc", {"warm": False}),
     "abc --paper": Contender("abc", {"paper": True, "fitness_epochs": 1, "fitness_images": 2000}),
     "evolution": Contender("evolution"),
     "random_search": Contender("random_search"),
@@ -129,7 +130,7 @@ SIX = ("uniform", "taylor", "abc", "stagewise", "ista", "tp bn global")
 """Those that are repeated with other seeds: uniform, the best ranking, the three methods, the best peer."""
 HINTED = ("uniform", "abc", "taylor", "stagewise")
 """Those whose features can be compared with the dense network's: it is known which channels they have kept."""
-DEFAULT = "taylor"
+DEFAULT = "abc"
 BEST_PEER = "tp bn global"
 
 
