@@ -92,6 +92,22 @@ def test_one_that_is_as_fast_as_predicted_is_cut_once(
     assert 0.48 < found["share"] <= 0.5
 
 
+def test_between_a_network_that_is_too_slow_and_one_that_is_too_fast_lies_the_next(
+    data: Data, three: nn.Module, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(pruning: Any, small: nn.Module) -> dict[str, Any]:
+        share = 1.9 * pruning.trace(small).cost().macs / (dense := pruning.graph.cost().macs) - 0.4
+        return {"dense_ms": 1e-6 * dense, "small_ms": 1e-6 * dense * share, "share": share}
+
+    monkeypatch.setattr(latency, "_timed", timed)
+    found = prune(three, data, "l1", table).summary["latency"]
+    used = [t["used"] for t in found["tries"]]
+    assert used[0] > 1 + NEAR
+    assert used[1] < 1 - NEAR
+    assert abs(used[2] - 1) <= NEAR
+    assert found["share"] == 0.5 * used[2]
+
+
 def test_the_nearest_is_kept_where_none_is_within_reach(
     data: Data, three: nn.Module, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

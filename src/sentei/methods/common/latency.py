@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,8 @@ def in_steps(constraints: Constraints, table: LatencyTable) -> Constraints:
 def within_time(pruning: Pruning, found: Found) -> Found:
     """The network as its method cut it or, where it is not as fast as the limit, as it cuts it under another one.
 
-    Measured beside the full network; the limit is moved by what was missed, at most three times.
+    Measured beside the full network; the limit is moved by what was missed, at most three times, and once there are
+    networks on both sides of it to the place between the nearest two.
     """
     graph, table = pruning.graph, pruning.table
     assert table is not None
@@ -84,13 +85,13 @@ def within_time(pruning: Pruning, found: Found) -> Found:
         )
         if abs(record["used"] - 1) <= NEAR or number > TRIES or found.again is None:
             break
-        asked *= min(max(1 / record["used"], 0.7), 1.3)
+        asked = _nearer(asked, [record for _, record in tries])
         try:
             other = found.again(pruning.budget.in_milliseconds(asked), f"again{number}")
         except BudgetError as error:
             pruning.say(f"  Nearer to it is out of reach: {error}")
             break
-        if graph.cost(other.plan) == cost:
+        if any(graph.cost(other.plan) == graph.cost(known.plan) for known, _ in tries):
             break
         found = other
     best, record = max(tries, key=_preferred)
@@ -102,6 +103,16 @@ def within_time(pruning: Pruning, found: Found) -> Found:
         "error": table.error, "tries": [_plain(r) for _, r in tries], "versions": dict(table.versions),
     }  # fmt: skip
     return replace(best, report={**best.report, "latency": told})
+
+
+def _nearer(asked: float, records: Sequence[Mapping[str, Any]]) -> float:
+    """Milliseconds to ask for next, after what came of those before."""
+    low = max((r for r in records if r["used"] <= 1), key=lambda r: r["used"], default=None)
+    high = min((r for r in records if r["used"] > 1), key=lambda r: r["used"], default=None)
+    if low and high and low["predicted_ms"] < high["predicted_ms"]:
+        way = (1 - low["used"]) / (high["used"] - low["used"])
+        return float(low["predicted_ms"] + way * (high["predicted_ms"] - low["predicted_ms"]))
+    return asked * min(max(1 / records[-1]["used"], 0.7), 1.3)
 
 
 def _preferred(tried: tuple[Found, dict[str, Any]]) -> tuple[bool, float]:
