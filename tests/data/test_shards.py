@@ -5,6 +5,8 @@ import json
 import re
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import webdataset
 import yaml
 from PIL import Image
 
-from sentei.data import Augment, Data, Split, load_data, shards
+from sentei.data import Augment, Data, Split, load_data, shardahead, shards
 from sentei.data.shards import ShardSplit, mixed
 from sentei.data.splits import Part
 from sentei.errors import DataError
@@ -278,9 +280,33 @@ def test_piped_shards_are_fetched_once(tmp_path: Path) -> None:
     assert log.read_text() == "x\n" * 2
 
 
+def test_shards_are_fetched_before_they_are_wanted_but_not_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "WINDOW", 1)
+    make_shards(tmp_path, [5] * 20)
+    log, listed = tmp_path / "log", tmp_path / "list.yaml"
+    pipe = f"pipe:echo x >> {log}; cat {tmp_path}/ids-train-{{000..019}}.tar"
+    listed.write_text(yaml.safe_dump({"train": pipe, "val": pipe}))
+    data = load(f"webdataset:{listed}", val=0)
+    for path in (log, *(tmp_path / "cache" / "shards").glob("*.tar")):
+        path.unlink()
+    batches = data.train.batches(5, **EPOCH)
+    first = numbers(next(batches)[0])
+    until = time.monotonic() + 20
+    while len(log.read_text().splitlines()) < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert 5 <= len(log.read_text().splitlines()) <= 9
+    assert sorted([*first, *sum((numbers(x) for x, _ in batches), [])]) == list(range(100))
+    assert len(log.read_text().splitlines()) == 20
+    assert not [thread for thread in threading.enumerate() if thread.name == "shards" and thread.is_alive()]
+
+
 def test_the_cache_keeps_to_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for twice the shards that are mixed: each is fetched once an epoch."""
     monkeypatch.setattr(shards, "WINDOW", 3)
+    monkeypatch.setattr(shardahead, "AHEAD", 1)
     make_shards(tmp_path, [5] * 20)
     size = (tmp_path / "ids-train-000.tar").stat().st_size
     monkeypatch.setenv("SENTEI_CACHE_GIB", str(6.5 * size / 2**30))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -126,6 +127,11 @@ class SampleSplit(ABC, Generic[S]):
         """Indices of the samples of an epoch; see `epoch_order`."""
         return epoch_order(len(self), batch_size, train, limit, generator)
 
+    @contextmanager
+    def ahead(self, order: Tensor) -> Iterator[Callable[[int], None]]:
+        """Get ready what some samples will need, in their order; the function hears how many were read by now."""
+        yield lambda read: None
+
     def batches(
         self,
         batch_size: int,
@@ -155,10 +161,13 @@ class SampleSplit(ABC, Generic[S]):
             generator=generator,  # else the loader draws from, and so disturbs, the global one
             pin_memory=self.device.type == "cuda",
         )
-        for batch in loader:
-            if isinstance(batch, Broken):
-                raise DataError(batch.text)
-            yield self.finish(batch)
+        batches = iter(loader)  # this forks the workers, before there is any thread
+        with self.ahead(pieces.order[start * batch_size :]) as read:
+            for number, batch in enumerate(batches, 1):
+                if isinstance(batch, Broken):
+                    raise DataError(batch.text)
+                read(number * batch_size)
+                yield self.finish(batch)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from sentei.data.dataset import Data, describe
 from sentei.data.folder import ClassSplit
 from sentei.data.rows import Rows
 from sentei.data.samples import decoded, divided_by_class
+from sentei.data.shardahead import fetched_ahead
 from sentei.data.shardfiles import ShardFiles
 from sentei.data.shardindex import indices_of
-from sentei.data.shardlist import HOW, shards_of
+from sentei.data.shardlist import HOW, is_remote, shards_of
 from sentei.data.sources import Statistics
 from sentei.data.splits import content_of, training_batches
 from sentei.data.subset import ALL, Subset
@@ -124,6 +126,15 @@ class ShardSplit(ClassSplit[Sample]):
             return super().order(batch_size, train, limit, generator)
         count = training_batches(min(limit or len(self), len(self)), batch_size) * batch_size
         return mixed(self.samples.places[:, 0], WINDOW, generator)[:count]
+
+    @contextmanager
+    def ahead(self, order: Tensor) -> Iterator[Callable[[int], None]]:
+        files = self.samples.files
+        if not any(map(is_remote, files.sources)):
+            yield lambda read: None
+            return
+        with fetched_ahead(files, self.samples.places[order, 0].numpy()) as read:
+            yield read
 
     @staticmethod
     def read(sample: Sample) -> tuple[Image, int]:
