@@ -88,7 +88,7 @@ def test_onnx_computes_what_the_network_computes(name, free, tmp_path):
     assert all(torch.equal(t, before[k]) for k, t in small.state_dict().items())
 
 
-@pytest.mark.parametrize("room", [0, 1])
+@pytest.mark.parametrize("room", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_weights_that_an_onnx_file_cannot_hold_lie_beside_it(room, tmp_path, monkeypatch):
     """With a lower limit, so that no gigabytes are needed; one byte more of room, and all is in one file."""
     onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")

@@ -82,7 +82,7 @@ def silenced(model: nn.Module, graph: sentei.ChannelGraph, plan: sentei.Plan) ->
 # -- the graph
 
 
-@settings(max_examples=examples(4))
+@settings(max_examples=examples(2))
 @given(networks(), SEEDS)
 def test_a_part_that_is_the_whole_changes_nothing(network: Drawn, seed: int):
     model, inputs = network.model, network.inputs
