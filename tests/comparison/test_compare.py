@@ -384,6 +384,15 @@ def test_latencies_that_were_not_measured_alike_are_warned_of(made):
     assert timed(rows) is None
 
 
+def test_a_teacher_for_some_only_is_warned_of(made):
+    old, alone = made("old", summary()), made("alone", summary(taught=False))
+    taught = made("taught", summary(taught=True))
+    (told,) = warnings_of(rows_of([old, alone, taught]))
+    assert told.startswith("Only some were taught by the dense network")
+    assert f"not taught ({alone}); taught ({taught})" in told
+    assert warnings_of(rows_of([old, taught])) == []
+
+
 def budgeted(ms):
     return summary(
         latency={"runtime": "onnxruntime", "threads": 1, "dense_ms": 8.0, "small_ms": ms, "predicted_ms": ms},

@@ -45,6 +45,8 @@ class Row:
     latency: Mapping[str, Any] | None = None
     """ms, ms_low, ms_high, and the conditions; None where it was not measured. `by` is "prune" for what was measured
     because a budget limits it, None for `sentei bench`."""
+    taught: bool | None = None
+    """Whether the dense network was the teacher of a pruned one; None where the run has not noted it."""
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -104,7 +106,7 @@ def _row(name: str, summary: Mapping[str, Any], latency: Mapping[str, Any]) -> R
         name, "pruned", summary["method"], summary, summary["pruned"], summary["base"], images, seconds,
         latency.get("small"),
     )  # fmt: skip
-    return replace(found, dense=dense)
+    return replace(found, dense=dense, taught=summary.get("taught"))
 
 
 def _network(
@@ -216,10 +218,13 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
     timed = _apart([r for r in rows if r.latency], lambda r: _told_conditions(r.latency or {}))
     strangers = [r.name for r in rows if r.role == "dense" and r.dense is None]
     pruned = [r for r in rows if r.role == "pruned"]
+    known = [r for r in pruned if r.taught is not None]
+    taught = _apart(known, lambda r: "taught" if r.taught else "not taught")
     found = {
         f"The data differ, so that the metrics say nothing about each other: {data}": data,
         f"The metrics differ and cannot be compared: {metrics}": metrics,
         f"The dense networks differ, and a better result may come from a better start: {dense}": dense,
+        f"Only some were taught by the dense network, which may matter more than the method: {taught}": taught,
         f"Not the network that was pruned: {', '.join(strangers)}": strangers and pruned,
         f"The latencies were not measured alike and cannot be compared: {timed}": timed,
     }

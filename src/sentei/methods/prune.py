@@ -173,7 +173,8 @@ def prepared(
         refuse_other(budget)
         if not chosen.budgeted:
             raise ConfigError(
-                f"with these settings {name} takes no budget, its own settings decide the size; got {budget}"
+                f"with these settings {name} takes no budget, its own settings decide the size: leave out "
+                f"{' and '.join(budget.limits)}"
             )
     pruning = Pruning(
         name,
@@ -306,9 +307,10 @@ def _worse(pruning: Pruning, cut: float | None, tuned: float | None) -> str | No
     task, recipe = pruning.task, pruning.recipe
     if cut is None or tuned is None or task.fitness(cut) - task.fitness(tuned) <= WORSE * abs(cut):
         return None
+    features = ", or without the teacher's features (hint_weight 0)" if pruning.taught and recipe.hint_weight else ""
     return (
         f"fine-tuning has made the network worse: validation {task.metric} {task.told(cut)} after the cut, "
-        f"{task.told(tuned)} now. More epochs or another learning rate ({recipe.lr:g}) may help"
+        f"{task.told(tuned)} now. More epochs or another learning rate ({recipe.lr:g}) may help{features}"
     )
 
 

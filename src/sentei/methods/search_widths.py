@@ -91,7 +91,8 @@ def search_widths(
         genes: groups whose width is searched, "all" or "inner" (inside branches; residual streams stay whole).
         inherit: units that a structure takes over, those of the largest weights ("l1") or BatchNorm scales
             ("bn_scale"), or "random" ones.
-        warm: begin with uniform widths and those of a global ranking by l1, beside random ones.
+        warm: begin with uniform widths and those of a global ranking by l1 beside random ones (`sentei.prune` knows the
+            loss, and adds a ranking by taylor).
         seed: decides everything random.
         overwrite: replace what is in `run_dir`.
         executor: where structures are evaluated, "here", "process" (worker processes) or "ray". The plan does not

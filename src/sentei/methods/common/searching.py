@@ -76,7 +76,8 @@ class WidthSearch(InWorkers):
     validation_images: int = 2000
     """Validation images on which a structure is measured after recalibration."""
     warm: bool = True
-    """Begin with the structures of uniform, l1 and taylor, beside random ones; with --paper it has no effect."""
+    """Begin with the structures of uniform, l1 and taylor beside random ones, not with random ones alone. With --paper
+    it has no effect."""
     pending: int | None = field(default=None, metadata=WHETHER)
     """Propose a structure as soon as one returns, with so many out at any time, instead of batch by batch: no worker
     waits for another. The result then depends on the order of answers, which the run keeps. A resumed run may have
