@@ -109,6 +109,7 @@ def starts(data_root: Path | None, name: str, out: Path, seeds: int, evaluations
     evaluator = Recalibrate(model, graph, data)
     scores = [criterion(n)(model, graph, batches=data.train.batches(64, limit=2048)) for n in RANKINGS]
     where = starting_points(space, graph, budget, limits, scores)
+    print("Where rankings lead: " + ", ".join(f"{evaluator(space.widths(s))['fitness']:.2%}" for s in where) + "\n")
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     for seed in range(seeds):
         for warm in (True, False):

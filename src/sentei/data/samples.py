@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -127,10 +127,9 @@ class SampleSplit(ABC, Generic[S]):
         """Indices of the samples of an epoch; see `epoch_order`."""
         return epoch_order(len(self), batch_size, train, limit, generator)
 
-    @contextmanager
-    def ahead(self, order: Tensor) -> Iterator[Callable[[int], None]]:
+    def ahead(self, order: Tensor) -> AbstractContextManager[Callable[[int], None]]:
         """Get ready what some samples will need, in their order; the function hears how many were read by now."""
-        yield lambda read: None
+        return nullcontext(lambda read: None)
 
     def batches(
         self,

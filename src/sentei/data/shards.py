@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -127,14 +127,10 @@ class ShardSplit(ClassSplit[Sample]):
         count = training_batches(min(limit or len(self), len(self)), batch_size) * batch_size
         return mixed(self.samples.places[:, 0], WINDOW, generator)[:count]
 
-    @contextmanager
-    def ahead(self, order: Tensor) -> Iterator[Callable[[int], None]]:
-        files = self.samples.files
-        if not any(map(is_remote, files.sources)):
-            yield lambda read: None
-            return
-        with fetched_ahead(files, self.samples.places[order, 0].numpy()) as read:
-            yield read
+    def ahead(self, order: Tensor) -> AbstractContextManager[Callable[[int], None]]:
+        if not any(map(is_remote, self.samples.files.sources)):
+            return super().ahead(order)
+        return fetched_ahead(self.samples.files, self.samples.places[order, 0].numpy())
 
     @staticmethod
     def read(sample: Sample) -> tuple[Image, int]:

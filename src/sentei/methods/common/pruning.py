@@ -17,7 +17,8 @@ from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
 from sentei.methods.common.hints import hints_of, variances
 from sentei.methods.common.timing import clock
-from sentei.plan import Budget, Constraints, Plan
+from sentei.plan import Budget, Constraints, Plan, criterion
+from sentei.plan.criteria import Scores
 from sentei.runs import Run
 from sentei.speed.latency import LatencyTable, Timing
 from sentei.surgery.check import check
@@ -231,6 +232,10 @@ class Pruning:
     def scoring(self, images: int | None = None) -> Iterator[Any]:
         """Training batches from which scores are computed."""
         return self.data.train.batches(self.recipe.batch_size, limit=images or self.images)
+
+    def scores(self, name: str, model: nn.Module, graph: ChannelGraph) -> Scores:
+        """Scores of the units of a network, the original one or a cut one, by a criterion."""
+        return criterion(name)(model, graph, batches=self.scoring(), step=self.step, seed=self.recipe.seed)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -19,7 +19,7 @@ from sentei.methods.common.method import WHETHER, Found, InWorkers, Method
 from sentei.methods.common.pruning import Pruning, Say
 from sentei.methods.common.starts import starting_points
 from sentei.methods.common.timing import clock
-from sentei.plan import Budget, Constraints, Plan, criterion, note_on_use, rescaler
+from sentei.plan import Budget, Constraints, Plan, note_on_use, rescaler
 from sentei.search import (
     Evaluator,
     Inheritance,
@@ -200,11 +200,10 @@ class WidthSearch(InWorkers):
         return [tuple(levels) for levels in found["levels"]]
 
     def _ranked(self, pruning: Pruning, space: Space) -> dict[str, Any]:
-        model, graph = pruning.base, pruning.graph
         seconds: dict[str, float] = {}
         with clock(seconds, "score"):
-            scores = (criterion(n)(model, graph, batches=pruning.scoring(), step=pruning.step) for n in RANKINGS)
-            levels = starting_points(space, graph, pruning.budget, pruning.constraints, scores)
+            scores = (pruning.scores(name, pruning.base, pruning.graph) for name in RANKINGS)
+            levels = starting_points(space, pruning.graph, pruning.budget, pruning.constraints, scores)
         return {"levels": levels, "seconds": seconds}
 
     def tell_exhausted(self, found: SearchResult, graph: ChannelGraph, constraints: Constraints, say: Say) -> None:

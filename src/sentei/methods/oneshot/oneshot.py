@@ -115,8 +115,7 @@ class OneShot(Method):
 
     def _scores(self, pruning: Pruning, model: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
         pruning.say(f"Scoring {sum(g.width for g in graph.groups if not g.frozen):,} units by {self.criterion} ...")
-        score = criterion(self.criterion)
-        return score(model, graph, batches=pruning.scoring(), step=pruning.step, seed=pruning.recipe.seed)
+        return pruning.scores(self.criterion, model, graph)
 
     def budget_of(self, pruning: Pruning, step: int) -> Budget:
         """Limits fall geometrically from the full model to the budget: full * (limit / full) ** (step / steps)."""
