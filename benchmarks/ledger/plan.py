@@ -82,6 +82,8 @@ class Row:
     lr: float = 0.02
     hints: float = 0.0
     """Weight of the teacher's features in that distillation."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """What else of `sentei.train.Recipe` is not as it is for the others."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the method in place of the contender's own."""
     epoch: int = EPOCH
@@ -96,7 +98,7 @@ class Row:
     @property
     def name(self) -> str:
         budget = "-".join(f"{what}{share:g}" for what, share in self.limits.items())
-        own = "".join(f"-{key}{value}" for key, value in self.options.items())
+        own = "".join(f"-{key}{value}" for key, value in {**self.options, **self.recipe}.items())
         rate = "" if self.lr == 0.02 else f"-lr{self.lr:g}"
         taught = (f"hinted{self.hints:g}" if self.hints else "distilled") if self.distill else "plain"
         label = self.contender.replace(" ", "-")
@@ -113,7 +115,7 @@ class Row:
             "network": self.network, "contender": self.contender, "method": self.how.method,
             "options": dict(self.how.options), "limit": self.limit, "budget": dict(self.limits),
             "epochs": self.epochs, "distill": self.distill, "seed": self.seed, "lr": self.lr,
-            **({"hints": self.hints} if self.hints else {}),
+            **({"hints": self.hints} if self.hints else {}), **({"recipe": dict(self.recipe)} if self.recipe else {}),
         }  # fmt: skip
 
 
@@ -130,6 +132,14 @@ SIX = ("uniform", "taylor", "abc", "stagewise", "ista", "tp bn global")
 """Those that are repeated with other seeds: uniform, the best ranking, the three methods, the best peer."""
 HINTED = ("uniform", "abc", "taylor", "stagewise")
 """Those whose features can be compared with the dense network's: it is known which channels they have kept."""
+RECIPES: tuple[dict[str, Any], ...] = (
+    {"lr": 0.05},
+    {"recipe": {"batch_size": 64}},
+    {"recipe": {"distill_weight": 0.9}},
+    {"recipe": {"ema_decay": 0.998}},
+    {"hints": 30.0},
+)
+"""Ways to fine-tune beside that of the tables."""
 DEFAULT = "abc"
 BEST_PEER = "tp bn global"
 
@@ -141,6 +151,7 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", label, half, 4, hints=10.0) for label in HINTED)
     yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in ("uniform", "taylor"))
     yield from (Row("half", "resnet20", "uniform", half, 1, hints=weight) for weight in (0.0, 10.0, 30.0, 100.0))
+    yield from (Row("half", "resnet20", "uniform", half, 4, **{"hints": 10.0, **how}) for how in RECIPES)
     yield from (Row("half", "resnet20", "uniform", half, 4, lr=lr) for lr in (0.05, 0.1))
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
     yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in SIX)

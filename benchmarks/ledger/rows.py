@@ -45,7 +45,7 @@ def made(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, Any]
 
 
 def recipe_of(row: Row) -> Recipe:
-    return Recipe(epochs=row.epochs, lr=row.lr, limit=row.limit, seed=row.seed, hint_weight=row.hints)
+    return Recipe(epochs=row.epochs, lr=row.lr, limit=row.limit, seed=row.seed, hint_weight=row.hints, **row.recipe)
 
 
 def total_images(row: Row, data: Data) -> int:

@@ -115,9 +115,13 @@ def test_tables_state_seeds_spread_images_and_ties():
 
 def test_one_cut_fine_tuned_in_several_ways_is_a_table_with_the_best_on_validation_first():
     tried = [line(ROW, 0.88), line(replace(ROW, lr=0.1), 0.87), line(replace(ROW, distill=False), 0.89)]
+    tried.append(line(replace(ROW, recipe={"batch_size": 64}), 0.86))
     found = tables([*tried, line(replace(ROW, contender="abc"), 0.9)]).partition("fine-tuned in several ways")[2]
     rows = [row for row in found.splitlines() if row.startswith("| resnet20")]
-    assert [row.split(" | ")[5:7] for row in rows] == [["nothing", "0.02"], ["outputs", "0.02"], ["outputs", "0.1"]]
+    assert [row.split(" | ")[5:7] for row in rows] == [
+        ["nothing", "learning rate 0.02"], ["outputs", "learning rate 0.02"], ["outputs", "learning rate 0.1"],
+        ["outputs", "learning rate 0.02, batch_size 64"],
+    ]  # fmt: skip
     assert "abc" not in found
 
 
