@@ -50,9 +50,8 @@ def _comparisons(lines: Iterable[Line]) -> Iterable[str]:
 
 def _ground(line: Line) -> tuple[Any, ...]:
     row = line["row"]
-    recipe = tuple(row.get("recipe", {}).items())
     kind = row["network"], -row["budget"].get("macs", 0), row["epochs"], not row["distill"]
-    return *kind, row["lr"], row.get("hints", 0.0), recipe
+    return *kind, _recipe(row), row.get("hints", 0.0)
 
 
 def _by_contender(lines: Iterable[Line]) -> Experiments:
@@ -63,15 +62,14 @@ def _by_contender(lines: Iterable[Line]) -> Experiments:
 
 
 def comparison(key: tuple[Any, ...], experiments: Experiments) -> str:
-    network, macs, epochs, plain, lr, hints, recipe = key
+    network, macs, epochs, plain, recipe, hints = key
     some = next(iter(experiments.values()))[0]
     ordered = sorted(experiments, key=lambda label: -_mean(experiments[label], "test"))
     teacher = "the dense network as teacher" + (f", of features too (weight {hints:g})" if hints else "")
     taught = "without a teacher" if plain else teacher
     title = (
-        f"**{network}, {-macs:.0%} of the MACs, {epochs} x 45,000 training images in all, {taught}** (learning rate "
-        f"{lr}{_settings(recipe)}; dense {some['dense']['test']:.2%} test, {some['dense']['macs'] / 1e6:.2f} M MACs, "
-        f"{some['dense']['params']:,} parameters)"
+        f"**{network}, {-macs:.0%} of the MACs, {epochs} x 45,000 training images in all, {taught}** ({recipe}; "
+        f"dense {some['dense']['test']:.2%} test, {some['dense']['macs'] / 1e6:.2f} M MACs, {some['dense']['params']:,} parameters)"
     )
     head = "| | n | val, cut | val | test | to uniform | MACs | parameters | images before fine-tuning | seconds |"
     rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
@@ -152,8 +150,8 @@ def _recipes(lines: Iterable[Line]) -> Iterable[str]:
     head = "| network | MACs | epochs | contender | seed | taught | recipe | val | test |"
     rule = "| --- | ---: | ---: | --- | ---: | --- | --- | ---: | ---: |"
     body = [
-        f"| {network} | {-macs:.0%} | {epochs} | {label} | {seed} | {_taught(line['row'])} | learning rate "
-        f"{line['row']['lr']}{_settings(line['row'].get('recipe', {}).items())} | {line['val']:.2%} | {line['test']:.2%} |"
+        f"| {network} | {-macs:.0%} | {epochs} | {label} | {seed} | {_taught(line['row'])} | {_recipe(line['row'])} | "
+        f"{line['val']:.2%} | {line['test']:.2%} |"
         for (network, macs, epochs, label, seed), tried in several.items()
         for line in tried
     ]
@@ -161,8 +159,8 @@ def _recipes(lines: Iterable[Line]) -> Iterable[str]:
     yield "\n".join(["**The same cut, fine-tuned in several ways**", "", head, rule, *body, "", where])
 
 
-def _settings(recipe: Iterable[tuple[str, Any]]) -> str:
-    return "".join(f", {name} {value}" for name, value in recipe)
+def _recipe(row: dict[str, Any]) -> str:
+    return f"learning rate {row['lr']}" + "".join(f", {name} {value}" for name, value in row.get("recipe", {}).items())
 
 
 def _taught(row: dict[str, Any]) -> str:
