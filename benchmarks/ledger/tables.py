@@ -69,7 +69,8 @@ def comparison(key: tuple[Any, ...], experiments: Experiments) -> str:
     taught = "without a teacher" if plain else teacher
     title = (
         f"**{network}, {-macs:.0%} of the MACs, {epochs} x 45,000 training images in all, {taught}** ({recipe}; "
-        f"dense {some['dense']['test']:.2%} test, {some['dense']['macs'] / 1e6:.2f} M MACs, {some['dense']['params']:,} parameters)"
+        f"dense {some['dense']['test']:.2%} test, {some['dense']['macs'] / 1e6:.2f} M MACs, "
+        f"{some['dense']['params']:,} parameters)"
     )
     head = "| | n | val, cut | val | test | to uniform | MACs | parameters | images before fine-tuning | seconds |"
     rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
