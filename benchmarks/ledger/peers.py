@@ -122,7 +122,8 @@ def sparse_learning(model: nn.Module, data: Data, pruner: Any, epochs: int, fold
     """Trains in place, with the group lasso of the tool; the images that it took."""
     if hasattr(pruner, "update_regularizer"):
         pruner.update_regularizer()
-    how = Recipe(epochs=epochs, lr=0.01, schedule="constant", seed=recipe.seed, batch_size=recipe.batch_size)
+    how = Recipe(epochs=epochs, lr=0.01, schedule="constant", seed=recipe.seed, batch_size=recipe.batch_size,
+                 limit=recipe.limit)  # fmt: skip
     return fit(model, data, how, run_dir=folder, name="sparse", objective=Regularized(pruner), progress=False).images
 
 

@@ -133,11 +133,15 @@ SIX = ("uniform", "taylor", "abc", "stagewise", "ista", "tp bn global")
 HINTED = ("uniform", "abc", "taylor", "stagewise")
 """Those whose features can be compared with the dense network's: it is known which channels they have kept."""
 RECIPES: tuple[dict[str, Any], ...] = (
-    {"lr": 0.05},
-    {"recipe": {"batch_size": 64}},
-    {"recipe": {"distill_weight": 0.9}},
-    {"recipe": {"ema_decay": 0.998}},
+    {"hints": 10.0},
     {"hints": 30.0},
+    {"distill": False},
+    {"lr": 0.05},
+    {"lr": 0.1},
+    {"hints": 10.0, "lr": 0.05},
+    {"hints": 10.0, "recipe": {"batch_size": 64}},
+    {"hints": 10.0, "recipe": {"distill_weight": 0.9}},
+    {"hints": 10.0, "recipe": {"ema_decay": 0.998}},
 )
 """Ways to fine-tune beside that of the tables."""
 DEFAULT = "abc"
@@ -148,20 +152,20 @@ def _rows() -> Iterator[Row]:
     half, third = {"macs": 0.5}, {"macs": 0.3}
     order = ("uniform", "taylor", "abc", BEST_PEER, "stagewise", "ista")
     yield from (Row("half", "resnet20", label, half, 4) for label in order)
-    yield from (Row("half", "resnet20", label, half, 4, hints=10.0) for label in HINTED)
-    yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in ("uniform", "taylor"))
+    yield from (Row("half", "resnet20", "uniform", half, 4, **how) for how in RECIPES)
     yield from (Row("half", "resnet20", "uniform", half, 1, hints=weight) for weight in (0.0, 10.0, 30.0, 100.0))
-    yield from (Row("half", "resnet20", "uniform", half, 4, **{"hints": 10.0, **how}) for how in RECIPES)
-    yield from (Row("half", "resnet20", "uniform", half, 4, lr=lr) for lr in (0.05, 0.1))
+    yield Row("long", "resnet20", DEFAULT, half, 8, hints=10.0)
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
-    yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in SIX)
-    yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in SIX)
-    yield from (Row("third", "resnet20", label, third, 4, seed=seed) for seed in (0, 1, 2) for label in SIX)
-    yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed) for seed in (0, 1, 2))
     yield from (Row("resnet56", "resnet56", label, half, 6) for label in ("uniform", DEFAULT, BEST_PEER))
+    yield Row("fidelity", "resnet20", "fidelity", half, 2, distill=False)
+    yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in SIX)
+    yield from (Row("third", "resnet20", label, third, 4) for label in SIX)
     for share in (0.63, 0.32):
         yield Row("points", "resnet20", "ista", {"params": share}, 25, options={"sparse_epochs": 40, "growth": 1.25})
+    yield from (Row("half", "resnet20", label, half, 4, hints=10.0) for label in HINTED)
+    yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0) for seed in (1, 2))
+    yield from (Row("third", "resnet20", label, third, 4, seed=seed) for seed in (1, 2) for label in SIX)
+    yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in SIX)
     for count in (20, 80, 320):
         for method in ("abc", "evolution", "random_search"):
             yield Row("search", "resnet20", f"{method} {count}", half, 4)
-    yield Row("fidelity", "resnet20", "fidelity", half, 2, distill=False)
