@@ -6,10 +6,11 @@
 train      a step of `sentei.train.fit`, SGD with momentum
 ista       the same with the proximal step of `sentei.Sparsifier`
 supernet   a step of the stage-wise supernet: full network, narrowest and one random one
+evaluate   the metric on 500 images
 Each is a process of its own: two steps on batches of random images, random weights. The peak is the largest
 resident size during the steps less that before the first, when the network is there; the time is that of the second
-step. "told" is what sentei says before it starts, less the network itself: gradients, momentum and activations (for
-the supernet activations alone).
+step, for evaluate that of all images. "told" is what sentei reckons with before it starts, less the network itself:
+gradients, momentum and activations (for the supernet and to evaluate activations alone).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 NETWORKS = ("resnet50", "resnet101")
-PHASES = ("train", "ista", "supernet")
+PHASES = ("train", "ista", "supernet", "evaluate")
 SAVING: dict[str, dict[str, Any]] = {
     "nothing": {},
     "half": {"memory": 0.5},
@@ -56,7 +57,7 @@ def main() -> None:
 def run(out: Path, batch: int) -> None:
     for network, phase, saving in product(NETWORKS, PHASES, SAVING):
         done = [(r["network"], r["phase"], r["saving"]) for r in rows(out)]
-        if (network, phase, saving) in done or (phase, saving) == ("supernet", "recompute"):
+        if (network, phase, saving) in done or (saving == "recompute" and phase in ("supernet", "evaluate")):
             continue
         again = [sys.executable, __file__, "--out", str(out), "--batch", str(batch), "--one", network, phase, saving]
         answer = subprocess.run(again, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
@@ -157,6 +158,29 @@ def supernet(network: str, images: list[Any], limit: int | None, again: bool) ->
     return timed(lambda note: fit(net.model, pruning.data, pruning.recipe, after_step=note(None), **how)), told, 0
 
 
+def evaluate(network: str, images: list[Any], limit: int | None, again: bool) -> Any:
+    import torch
+
+    from sentei.data.splits import Augment, TensorSplit
+    from sentei.tasks import Classification
+    from sentei.train import evaluate
+    from sentei.train.passes import at_once, bytes_of, peak_bytes
+
+    pruning, _ = prepared(network, images)
+    pixels, labels = torch.zeros(500, 224, 224, 3, dtype=torch.uint8), torch.zeros(500, dtype=torch.long)
+    split = TensorSplit(pixels, labels, (0.5,) * 3, (0.5,) * 3, Augment())
+    model, size, task = pruning.base.eval(), bytes_of(pruning.base) / MB, Classification()
+    batch = at_once(model, split, 500, task, limit)
+    told = batch * (peak_bytes(model, images[0][0][:1]) + images[0][0][0].nbytes) / MB
+
+    def step() -> float:
+        started = time.perf_counter()
+        evaluate(model, split, memory_mb=limit)
+        return time.perf_counter() - started
+
+    return step, told, size
+
+
 def timed(fitted: Any) -> Any:
     """What trains and returns the seconds between the two steps."""
     moments: list[float] = []
@@ -180,6 +204,7 @@ PREPARED: dict[str, Any] = {
     "train": train,
     "ista": lambda *how: train(*how, sparse=True),
     "supernet": supernet,
+    "evaluate": evaluate,
 }
 
 

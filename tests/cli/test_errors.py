@@ -47,7 +47,7 @@ def test_unreachable_budget_leaves_nothing(sentei, trained, tmp_path):
 
 
 def test_settings_out_of_range(sentei, trained):
-    refused(sentei("prune", trained, "--lr", -1.0), "Recipe.lr is -1.0; expected 0 or more")
+    refused(sentei("prune", trained, "--lr", -1.0), "lr is -1.0; expected 0 or more")
     refused(sentei("prune", trained, "--method", "l1", "--steps", 0), "steps is 0")
     refused(sentei("prune", trained, "--keep", "conv9"), "conv9", "nearest")
     refused(sentei("inspect", "digitsnet", "--input", "a,b"), "1,3,224,224")

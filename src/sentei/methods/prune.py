@@ -297,7 +297,7 @@ def _before(pruning: Pruning) -> tuple[float | None, list[str]]:
     data, task = pruning.data, pruning.task
     if not len(data.val):
         return None, data.notes
-    found = evaluate(pruning.base, data.val, task=task)
+    found = evaluate(pruning.base, data.val, task=task, memory_mb=pruning.recipe.train_memory_mb)
     doubt = task.doubt(found.figures, found.images)
     return found.value, [*data.notes, *([doubt] if doubt else [])]
 
@@ -317,14 +317,14 @@ def _worse(pruning: Pruning, cut: float | None, tuned: float | None) -> str | No
 def _measure(pruning: Pruning, tuned: nn.Module) -> dict[str, Any]:
     """The only place where the test set is read."""
     seconds: dict[str, float] = {}
-    data, task = pruning.data, pruning.task
+    data, task, memory = pruning.data, pruning.task, pruning.recipe.train_memory_mb
     if len(data.test):
         pruning.say(f"Measuring both networks on {len(data.test):,} test images ...")
     with clock(seconds, "evaluate"):
         found = {
-            "base_test": figures_of(pruning.base, data.test, task),
+            "base_test": figures_of(pruning.base, data.test, task, memory),
             "pruned_val": pruning.value(tuned),
-            "pruned_test": figures_of(tuned, data.test, task),
+            "pruned_test": figures_of(tuned, data.test, task, memory),
         }
     return {**found, "seconds": seconds}
 

@@ -32,7 +32,7 @@ from sentei.surgery.cut import cut
 from sentei.tasks.task import shown
 from sentei.threads import computed_on
 from sentei.train.checkpoint import digest
-from sentei.train.evaluate import device_of
+from sentei.train.passes import device_of
 
 Evaluate = Callable[[nn.Module], Any]
 OWN = ("evaluations", "genes", "inherit", "warm", "pending", "executor", "processes", "worker_cpus", "worker_gpus")

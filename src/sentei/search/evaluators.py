@@ -20,6 +20,7 @@ from sentei.tasks import Task
 from sentei.train import FitResult, Recipe, fit, recalibrate
 from sentei.train.evaluate import CLASSIFICATION, measured
 from sentei.train.optimizers import Factory, factory_name
+from sentei.train.passes import STATISTICS, at_once
 from sentei.train.recipe import bf16_supported
 
 CALIBRATION = 32
@@ -53,7 +54,7 @@ class Recalibrate:
 
     Li et al. 2020 (EagleEye, arXiv 2007.02491) found this closer to the final accuracy than the accuracy right after
     the cut. The images for both steps are the same for every structure, and kept in memory if they fit. `bf16` computes
-    in bfloat16; None does where the hardware has it.
+    in bfloat16; None does where the hardware has it. Passes have as many images as `memory_mb` (1,024) holds.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Recalibrate:
         calibration_images: int = 1000,
         validation_images: int = 2000,
         bf16: bool | None = None,
+        memory_mb: int | None = None,
         seed: int = 0,
     ) -> None:
         check_validation(data, task, validation_images)
@@ -83,8 +85,9 @@ class Recalibrate:
         }
         self.model, self.graph, self.task = model, graph, task
         self.inheritance = Inheritance(model, graph, inherit, seed)
-        self.calibration = held(data.train, 250, train=True, seed=seed, limit=calibration_images)
-        self.validation = held(data.val, 500, limit=validation_images)
+        batch = at_once(model, data.train, 250, task, memory_mb, STATISTICS)
+        self.calibration = held(data.train, batch, train=True, seed=seed, limit=calibration_images)
+        self.validation = held(data.val, at_once(model, data.val, 500, task, memory_mb), limit=validation_images)
         self.device = data.device
 
     def network(self, widths: np.ndarray) -> nn.Module:

@@ -25,7 +25,7 @@ from sentei.graph.copying import rebuilt
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
 from sentei.speed.profiles import EagerProfile, OnnxRuntimeProfile, OpenVinoProfile, Profile
-from sentei.train.evaluate import evaluating
+from sentei.train.passes import evaluating
 
 Pass = Callable[[], Any]
 """One forward pass on inputs that are at hand."""

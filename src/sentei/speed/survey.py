@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentei.graph.inputs import Inputs
 from sentei.graph.outputs import output_tensors
-from sentei.train.evaluate import evaluating
+from sentei.train.passes import evaluating
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from sentei.data import Data, Split
 from sentei.data.held import held
 from sentei.supernet.training import SortedNet, Target, detached, full_pass, stage_losses
 from sentei.train import recalibrate
-from sentei.train.evaluate import device_of, evaluating, measured
+from sentei.train.evaluate import measured
+from sentei.train.passes import STATISTICS, at_once, device_of, evaluating
 from sentei.train.recipe import bf16_supported
 
 BATCH = 250
@@ -105,11 +106,15 @@ class SubnetMetric:
 
     @classmethod
     def of(
-        cls, net: SortedNet, data: Data, images: int, recalibrate: int, seed: int = 0, bf16: bool | None = None
-    ) -> SubnetMetric:
-        """`recalibrate` training images, augmented as in training, and `images` of the validation split."""
-        first = held(data.train, min(BATCH, recalibrate), train=True, seed=seed, limit=recalibrate)
-        return cls(net, first, held(data.val, 500, limit=images), _bf16(data, bf16))
+        cls, net: SortedNet, data: Data, images: int, recalibrate: int, seed: int = 0, bf16: bool | None = None,
+        memory_mb: int | None = None,
+    ) -> SubnetMetric:  # fmt: skip
+        """`recalibrate` training images, augmented as in training, and `images` of the validation split; passes have as
+        many of them as `memory_mb` (1,024) holds."""
+        batch = at_once(net.model, data.train, min(BATCH, recalibrate), net.task, memory_mb, STATISTICS)
+        first = held(data.train, batch, train=True, seed=seed, limit=recalibrate)
+        second = held(data.val, at_once(net.model, data.val, 500, net.task, memory_mb), limit=images)
+        return cls(net, first, second, _bf16(data, bf16))
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:

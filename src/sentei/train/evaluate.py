@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,11 @@ from sentei.distributed import agreed, part, processes, sharing, summed
 from sentei.errors import DataError, TrainError
 from sentei.tasks import Classification, Task
 from sentei.tasks.task import Figures, checked_figures, plainly
+from sentei.train.passes import at_once, device_of, evaluating
 
 CLASSIFICATION = Classification()
+LARGEST = 500
+"""Samples of a batch at most."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ def evaluate(
     split: Split,
     *,
     task: Task = CLASSIFICATION,
-    batch_size: int = 500,
+    batch_size: int | None = None,
+    memory_mb: int | None = None,
     bf16: bool = False,
     limit: int | None = None,
     finite: bool = True,
@@ -51,11 +55,13 @@ def evaluate(
 
     Several processes share the samples where the task allows it. The model must already be where the split's batches
     are. ``limit`` measures only so many samples, evenly spaced
-    where the split can. Raises DataError for an empty split, TrainError if the task's `measure` fails, or returns no
+    where the split can. Batches have as many samples as `memory_mb` (1,024) holds, up to 500, unless `batch_size` says
+    how many. Raises DataError for an empty split, TrainError if the task's `measure` fails, or returns no
     finite metric (with ``finite=False`` the metric only has to be there).
     """
     if len(split) == 0:
         raise DataError("Cannot evaluate on an empty split. Load the data with a validation split (val above 0).")
+    batch_size = batch_size or at_once(model, split, LARGEST, task, memory_mb)
     if processes() == 1:
         return measured(model, split.batches(batch_size, limit=limit), task, bf16, finite)
     if not (task.measures_parts and _divisible(split, batch_size, limit)):
@@ -105,19 +111,3 @@ def check_device(model: nn.Module, task: Task, batch: Any) -> None:
             f"the model is on {device_of(model)}, its inputs on {', '.join(map(str, found))}: move the model, or give "
             "the data's device (Data.of(..., device=...), load_data(..., device=...))"
         )
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode and afterwards back into the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -15,7 +15,7 @@ from sentei.data.batches import pieces_of
 from sentei.distributed import average_gradients, processes, summed
 from sentei.errors import ConfigError
 from sentei.tasks import Task
-from sentei.train.evaluate import evaluating
+from sentei.train.passes import evaluating
 from sentei.train.recipe import Recipe
 from sentei.train.recompute import Recomputed, blocks
 from sentei.train.synced import SyncedNorms

@@ -16,11 +16,9 @@ from sentei.distributed import processes
 from sentei.errors import TrainError
 from sentei.tasks import Task
 from sentei.tasks.task import run_part
-from sentei.train.evaluate import evaluating
+from sentei.train.passes import MB, bytes_of, evaluating
 from sentei.train.recipe import Recipe
 from sentei.train.recompute import Recomputed, blocks
-
-MB = 2**20
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,8 @@ def memory_of(model: nn.Module, batch: Any, task: Task, recipe: Recipe, teacher:
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     copies = 1 + (2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)) + int(processes() > 1)
-    networks = _size(model) * (1 + (recipe.ema_decay is not None)) + (_size(teacher) if teacher is not None else 0)
+    networks = bytes_of(model) * (1 + (recipe.ema_decay is not None)) + bytes_of(teacher)
     return Memory(networks + copies * trained, training_bytes(model, batch, task, recipe.recompute))
-
-
-def _size(model: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def training_bytes(model: nn.Module, batch: Any, task: Task, recompute: bool = False) -> int:

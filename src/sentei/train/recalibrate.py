@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sentei.errors import DataError, TrainError
 from sentei.tasks import Task
 from sentei.tasks.task import called
-from sentei.train.evaluate import CLASSIFICATION, evaluating
+from sentei.train.evaluate import CLASSIFICATION
+from sentei.train.passes import evaluating
 from sentei.train.synced import SyncedNorms
 
 

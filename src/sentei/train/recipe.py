@@ -60,7 +60,8 @@ class Recipe:
     """Pieces that a batch is computed in, one after another, to take less memory; each has BatchNorm statistics of its
     own."""
     train_memory_mb: int | None = None
-    """Let a step take about so much memory, in each process: batches are computed in as many pieces as that needs."""
+    """Let a step take about so much memory, in each process: batches are computed in as many pieces as that needs.
+    Passes that measure, or take statistics, have batches that fit too; of 1,024 MB where nothing is said."""
     recompute: bool = False
     """Keep only what goes into each block, and compute the rest again for the gradients: less memory, more time."""
     sync_norm: bool = False
@@ -107,7 +108,7 @@ class Recipe:
         }
         for name, (valid, expected) in rules.items():
             if not valid:
-                raise ConfigError(f"Recipe.{name} is {getattr(self, name)!r}; expected {expected}.")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
     def lr_at(self, step: int, steps_per_epoch: int, last_steps: int | None = None) -> float:
         """Learning rate of a step, counted from 0 over the run: a pure function, so resuming is exact.

@@ -23,11 +23,12 @@ from sentei.errors import CheckpointError, ConfigError, TrainError
 from sentei.layout import arranged, training_layout
 from sentei.tasks import Task
 from sentei.tasks.task import called, checked_loss, loss_of, plainly
-from sentei.train.evaluate import check_device, evaluate, evaluating
+from sentei.train.evaluate import check_device, evaluate
 from sentei.train.gradients import Gradients
 from sentei.train.hints import Hints
 from sentei.train.memory import memory_of
 from sentei.train.optimizers import Factory, Optimizers, factory_name
+from sentei.train.passes import evaluating
 from sentei.train.progress import Progress
 from sentei.train.recipe import Recipe
 from sentei.train.stored import Record, Stored
@@ -123,7 +124,7 @@ class Training:
     def rehearse(self) -> None:
         """Measure one batch before any work, for what can go wrong there."""
         if not self.history and self.recipe.epochs and len(self.data.val):
-            evaluate(self.measured, self.data.val, task=self.task, limit=1, finite=False)
+            evaluate(self.measured, self.data.val, task=self.task, batch_size=1, limit=1, finite=False)
 
     def fit_into_memory(self, shown: bool) -> None:
         """Compute batches in as many pieces as the memory that is allowed needs; an objective knows its own."""
@@ -151,7 +152,8 @@ class Training:
         if self.objective is not None:
             record |= self.objective.measured()
         if len(self.data.val):
-            found = evaluate(self.measured, self.data.val, task=self.task, bf16=self.bf16)
+            memory = self.recipe.train_memory_mb
+            found = evaluate(self.measured, self.data.val, task=self.task, memory_mb=memory, bf16=self.bf16)
             others = {f"val_{name}": value for name, value in found.figures.items() if name != self.task.metric}
             record |= {self.task.key: found.value, **others}
         seconds = time.perf_counter() - started

@@ -9,7 +9,7 @@ import torch
 from sentei.methods.common.method import Method
 from sentei.methods.common.pruning import Pruning
 from sentei.tasks.task import loss_of
-from sentei.train.evaluate import evaluating
+from sentei.train.passes import evaluating
 
 SAMPLES = 16
 

@@ -12,8 +12,8 @@ from sentei.graph import ChannelGraph
 from sentei.plan import Plan
 from sentei.supernet.stages import feature_ends
 from sentei.tasks.task import called
-from sentei.train.evaluate import evaluating
 from sentei.train.hints import Hint, Hints
+from sentei.train.passes import evaluating
 
 
 def hints_of(model: nn.Module, graph: ChannelGraph, plan: Plan) -> list[Hint]:

@@ -26,9 +26,10 @@ from sentei.surgery.cut import cut
 from sentei.tasks import Task
 from sentei.tasks.task import loss_of
 from sentei.train import Recipe, evaluate, fit, recalibrate
-from sentei.train.evaluate import CLASSIFICATION, evaluating
+from sentei.train.evaluate import CLASSIFICATION
 from sentei.train.hints import Hints
 from sentei.train.optimizers import Factory
+from sentei.train.passes import STATISTICS, at_once, evaluating
 from sentei.train.training import refuse_teacher
 
 Say = Callable[[str], None]
@@ -212,12 +213,16 @@ class Pruning:
         return replace(self.recipe, epochs=whole + (part > 0)), part or None
 
     def recalibrate(self, model: nn.Module) -> None:
-        batches = self.data.train.batches(256, train=True, limit=self.images, part=part())
+        train, most = self.data.train, self.recipe.train_memory_mb
+        batch = at_once(model, train, 256, self.task, most, STATISTICS)
+        batches = train.batches(batch, train=True, limit=self.images, part=part())
         recalibrate(model, batches, self.task, shared=processes() > 1)
 
     def value(self, model: nn.Module) -> float | None:
         """The metric on validation data; None where there are none."""
-        return evaluate(model, self.data.val, task=self.task).value if len(self.data.val) else None
+        if not len(self.data.val):
+            return None
+        return evaluate(model, self.data.val, task=self.task, memory_mb=self.recipe.train_memory_mb).value
 
     def rehearse(self) -> None:
         """TrainError, before any work, if the task has no loss for a training batch that could be minimised."""

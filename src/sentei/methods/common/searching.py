@@ -197,6 +197,7 @@ class WidthSearch(InWorkers):
             return []
         found = pruning.run.once("starts", lambda: self._ranked(pruning, space))
         pruning.seconds["score"] = found["seconds"]["score"]
+        pruning.say(f"  Beginning with the structures of uniform, {' and '.join(RANKINGS)}, and with random ones")
         return [tuple(levels) for levels in found["levels"]]
 
     def _ranked(self, pruning: Pruning, space: Space) -> dict[str, Any]:
@@ -229,7 +230,7 @@ class WidthSearch(InWorkers):
         return Recalibrate(
             base, graph, data, task=pruning.task, inherit=self.inherit or "l1",
             calibration_images=self.calibration_images, validation_images=self.validation_images,
-            bf16=pruning.recipe.bf16, seed=seed,
+            bf16=pruning.recipe.bf16, memory_mb=pruning.recipe.train_memory_mb, seed=seed,
         )  # fmt: skip
 
     def expected(self) -> int:

@@ -18,9 +18,9 @@ def measured_task(task: Task) -> dict[str, Any]:
     return {"task": task.name, "metric": metric}
 
 
-def figures_of(model: nn.Module, split: Split, task: Task) -> dict[str, float]:
+def figures_of(model: nn.Module, split: Split, task: Task, memory_mb: int | None = None) -> dict[str, float]:
     """What a network measures on a split; nothing on an empty one."""
-    return evaluate(model, split, task=task).figures if len(split) else {}
+    return evaluate(model, split, task=task, memory_mb=memory_mb).figures if len(split) else {}
 
 
 def tested(figures: Mapping[str, float], task: Task) -> dict[str, Any]:

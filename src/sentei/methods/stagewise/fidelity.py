@@ -220,7 +220,7 @@ class _Comparison:
             return Recalibrate(
                 context.base, context.graph, context.data, task=context.task, calibration_images=how.calibration_images,
                 validation_images=how.validation_images, bf16=context.recipe.bf16,
-                seed=context.recipe.seed,
+                memory_mb=context.recipe.train_memory_mb, seed=context.recipe.seed,
             )  # fmt: skip
         net = self.net("stagewise" if proxy == "stagewise-distance" else proxy)
         if proxy == "stagewise-distance":

@@ -288,7 +288,7 @@ class Stagewise(InWorkers):
     def metric(self, pruning: Pruning, net: SortedNet) -> SubnetMetric:
         return SubnetMetric.of(
             net, pruning.data, images=self.validation_images, recalibrate=self.calibration_images,
-            seed=pruning.recipe.seed, bf16=pruning.recipe.bf16,
+            seed=pruning.recipe.seed, bf16=pruning.recipe.bf16, memory_mb=pruning.recipe.train_memory_mb,
         )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from sentei.surgery.cut import cut
 from sentei.tasks import Task, task_of
 from sentei.tasks.pairs import Pairs
 from sentei.train import recalibrate
-from sentei.train.evaluate import device_of
+from sentei.train.passes import device_of
 
 
 class Supernet(nn.Module):
