@@ -95,6 +95,8 @@ def test_runs_side_by_side(compared, trained, sentei):
     assert found["runs"][1]["images"]["total"] == TOTAL
     assert found["runs"][1]["test"] == json.loads((names[0] / "summary.json").read_text())["pruned"]["accuracy"]
     assert found["warnings"] == []
+    whole = json.loads(sentei("compare", trained, compared, "--json").out)
+    assert len(whole["runs"]) == 1 + len(list(compared.glob("*-s[01]")))
 
 
 def test_training_counts_its_images(trained):

@@ -49,7 +49,8 @@ from sentei.train import Recipe
 class Compare:
     """Put finished runs side by side, or with --methods prune a network by several methods at equal cost of training.
 
-    `sentei compare RUN RUN ...` shows one table of runs, `sentei compare FOLDER` that of a comparison again.
+    `sentei compare RUN RUN ...` shows one table of runs, `sentei compare FOLDER` that of a comparison again; among
+    other runs the folder of a comparison stands for all of its runs.
 
     `sentei compare MODEL --methods METHOD ...` makes a run for each method, budget and seed. Each gets --epochs times
     the training images, for everything that trains: what a search, sparse training or a supernet uses up is not there
@@ -123,13 +124,14 @@ class Compare:
         """The runs that are named; ConfigError, with what to type, for what is none."""
         if not self.what:
             raise ConfigError("nothing to compare: name finished runs, or a model with --methods")
-        for name in self.what:
+        found = [run for name in self.what for run in runs_in(name)]
+        for name in found:
             if not is_started(name):
                 raise ConfigError(
                     f"{name} is not the folder of a run{runs_near(Path(name))}. To prune a model by several methods, "
                     f"say which:  sentei compare {quoted(name)} --data DATA --methods l1 taylor"
                 )
-        return list(self.what)
+        return found
 
     def _refuse_options(self) -> None:
         """ConfigError for what has a meaning only where runs are made."""
@@ -267,6 +269,13 @@ def adopt_threads(folder: Path) -> None:
     if isinstance(threads, int) and threads > 0 and threads != torch.get_num_threads():
         say(f"Threads: {threads} instead of {torch.get_num_threads()}, as when the comparison began")
         torch.set_num_threads(threads)
+
+
+def runs_in(folder: str) -> list[str]:
+    """The runs of a comparison; of any other folder the folder itself."""
+    if not (Path(folder) / COMPARE).is_file():
+        return [folder]
+    return [str(run) for run in sorted(Path(folder).iterdir()) if is_started(run)]
 
 
 def tell(found: Comparison, as_json: bool) -> None:
