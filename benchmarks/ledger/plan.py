@@ -146,6 +146,7 @@ RECIPES: tuple[dict[str, Any], ...] = (
 """Ways to fine-tune beside that of the tables."""
 DEFAULT = "abc"
 BEST_PEER = "tp bn global"
+ENDS = ("uniform", DEFAULT, BEST_PEER)
 
 
 def _rows() -> Iterator[Row]:
@@ -155,8 +156,11 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", "uniform", half, 4, **how) for how in RECIPES)
     yield from (Row("half", "resnet20", "uniform", half, 1, hints=weight) for weight in (0.0, 10.0, 30.0, 100.0))
     yield Row("long", "resnet20", DEFAULT, half, 8, hints=10.0)
+    yield from (Row("half", "resnet20", label, half, 4) for label in ("l1", *PEERS))
+    yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)
+    yield from (Row("third", "resnet20", label, third, 4) for label in ENDS)
+    yield from (Row("resnet56", "resnet56", label, half, 6) for label in ENDS)
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
-    yield from (Row("resnet56", "resnet56", label, half, 6) for label in ("uniform", DEFAULT, BEST_PEER))
     yield Row("fidelity", "resnet20", "fidelity", half, 2, distill=False)
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in SIX)
     yield from (Row("third", "resnet20", label, third, 4) for label in SIX)
