@@ -38,6 +38,7 @@ CONTENDERS: dict[str, Contender] = {
     "fpgm": Contender("fpgm"),
     "abc": Contender("abc"),
     "abc cold": Contender("abc", {"warm": False}),
+    "abc reconstruct": Contender("abc", {"fitness": "reconstruct"}),
     "abc --paper": Contender("abc", {"paper": True, "fitness_epochs": 1, "fitness_images": 2000}),
     "evolution": Contender("evolution"),
     "random_search": Contender("random_search"),
@@ -155,6 +156,7 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", label, half, 4) for label in order)
     yield from (Row("half", "resnet20", "uniform", half, 4, **how) for how in RECIPES)
     yield from (Row("half", "resnet20", "uniform", half, 1, hints=weight) for weight in (0.0, 10.0, 30.0, 100.0))
+    yield from (Row("half", "resnet20", "abc reconstruct", half, 4, seed=seed) for seed in (0, 1, 2))
     yield Row("long", "resnet20", DEFAULT, half, 8, hints=10.0)
     yield from (Row("half", "resnet20", label, half, 4) for label in ("l1", *PEERS))
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)

@@ -14,7 +14,9 @@ from sentei.data import Data
 from sentei.data.held import held
 from sentei.errors import ConfigError, DataError
 from sentei.graph import ChannelGraph
+from sentei.plan import Plan
 from sentei.search.inherit import Inherit, Inheritance
+from sentei.search.reconstruct import Reconstruction
 from sentei.surgery.cut import cut
 from sentei.tasks import Task
 from sentei.train import FitResult, Recipe, fit, recalibrate
@@ -92,14 +94,33 @@ class Recalibrate:
 
     def network(self, widths: np.ndarray) -> nn.Module:
         """The structure with inherited weights and fresh statistics."""
-        small = cut(self.model, self.graph, self.inheritance.plan(widths)).to(memory_format=torch.channels_last)
+        small = self.cut(self.inheritance.plan(widths)).to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             recalibrate(small, self.calibration, self.task)
         return small
 
+    def cut(self, plan: Plan) -> nn.Module:
+        return cut(self.model, self.graph, plan)
+
     def __call__(self, widths: np.ndarray, share: float = 1.0) -> dict[str, float]:
         found = measured(self.network(widths), self.validation, self.task, self.bf16)
         return {"fitness": self.task.fitness(found.value)}
+
+
+class Reconstruct(Recalibrate):
+    """The same with weights that make up for the inputs that were cut (`Reconstruction`): no slower, and closer to what
+    training reaches.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.settings = {**self.settings, "fitness": "reconstruct"}
+        self.reconstruction = Reconstruction(self.model, self.graph, self.calibration, self.task)
+
+    def cut(self, plan: Plan) -> nn.Module:
+        small = super().cut(plan)
+        self.reconstruction.apply(small, plan)
+        return small
 
 
 class Train:

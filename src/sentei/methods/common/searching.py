@@ -24,6 +24,7 @@ from sentei.search import (
     Evaluator,
     Inheritance,
     Recalibrate,
+    Reconstruct,
     Search,
     SearchResult,
     Space,
@@ -42,7 +43,9 @@ from sentei.surgery import cut
 from sentei.train import Recipe
 from sentei.train.journal import Journal
 
-Fitness = Literal["recalibrate", "train"]
+Fitness = Literal["reconstruct", "recalibrate", "train"]
+MEASURES: dict[str, type[Recalibrate]] = {"recalibrate": Recalibrate, "reconstruct": Reconstruct}
+"""Without training."""
 RANKINGS = ("l1", "taylor")
 """Criteria whose structures a search begins with."""
 
@@ -98,7 +101,7 @@ class WidthSearch(InWorkers):
                 f"halving={self.halving} starts with 1/{2 ** (self.halving - 1)} of the epochs, and fitness_epochs="
                 f"{self.fitness_epochs} leaves no whole number; raise fitness_epochs or lower halving"
             )
-        if self.halving > 1 and self.fitness == "recalibrate":
+        if self.halving > 1 and self.fitness in MEASURES:
             raise ConfigError("halving shares out epochs of training: it needs fitness='train'")
         if self.halving > 1 and self.pending is not None:
             raise ConfigError("halving picks the better half of a batch, and with pending there are no batches")
@@ -227,7 +230,7 @@ class WidthSearch(InWorkers):
                 base, graph, data, self._short_recipe(pruning.recipe), task=pruning.task,
                 inherit=self.inherit or "l1", seed=seed, optimizer=pruning.optimizer,
             )  # fmt: skip
-        return Recalibrate(
+        return MEASURES[self.fitness or "recalibrate"](
             base, graph, data, task=pruning.task, inherit=self.inherit or "l1",
             calibration_images=self.calibration_images, validation_images=self.validation_images,
             bf16=pruning.recipe.bf16, memory_mb=pruning.recipe.train_memory_mb, seed=seed,
