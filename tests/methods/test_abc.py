@@ -159,7 +159,7 @@ def test_successive_halving_trains_the_better_half_longer(digitsnet, data, tmp_p
         ({"budget": sentei.Budget(macs=0.001)}, BudgetError, "smallest reachable"),
         ({"sources": 0}, ConfigError, "sources is 0"),
         ({"evaluations": 0}, ConfigError, "evaluations is 0"),
-        ({"fitness": "luck"}, ConfigError, "expected 'recalibrate' or 'train'"),
+        ({"fitness": "luck"}, ConfigError, "expected 'reconstruct' or 'recalibrate' or 'train'"),
         ({"halving": 2, "fitness": "recalibrate"}, ConfigError, "needs fitness='train'"),
         ({"processes": 2}, ConfigError, "processes is 2 with executor='here'"),
         ({"processes": 0, "executor": "process"}, ConfigError, "expected 1 or more"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ WIDEST = 8192
 """Inputs of a layer, above which its moments would take too much memory: it keeps the weights that it has."""
 RIDGE = 0.01
 """Pull towards the weights that the layer had, as a share of the mean square of its inputs."""
+
+Layer = nn.Linear | _ConvNd
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Reconstruction:
         self.model, self.graph = model, graph
         self.moments: dict[str, Moments] = {}
         generator = torch.Generator().manual_seed(seed)
-        layers = {name: layer for name, layer in model.named_modules() if _is_dense(layer)}
+        layers = {name: cast(Layer, layer) for name, layer in model.named_modules() if _is_dense(layer)}
 
         def note(name: str, inputs: Tensor) -> None:
             seen = _sampled(layers[name], inputs.detach().float(), generator)
@@ -89,7 +91,8 @@ class Reconstruction:
             for name, moments in self.moments.items():
                 kept = dict(cuts.get(f"{name}.weight", ()))
                 if 1 in kept:
-                    _solve(self.model.get_submodule(name), small.get_submodule(name), kept, moments)
+                    full, layer = (cast(Layer, m.get_submodule(name)) for m in (self.model, small))
+                    _solve(full, layer, kept, moments)
 
 
 def _is_dense(layer: nn.Module) -> bool:
@@ -97,15 +100,15 @@ def _is_dense(layer: nn.Module) -> bool:
     plain = isinstance(layer, nn.Linear) or (
         isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd) and layer.groups == 1
     )
-    return plain and "weight" in layer._parameters and layer.weight[0].numel() <= WIDEST
+    weight = layer._parameters.get("weight")
+    return plain and weight is not None and weight[0].numel() <= WIDEST
 
 
-def _sampled(layer: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+def _sampled(layer: Layer, x: Tensor, generator: torch.Generator) -> Tensor:
     """What single outputs of a layer are made of, at some places of each image: [images * places, inputs]."""
     if isinstance(layer, nn.Linear):
         rows = x.reshape(len(x), -1, x.shape[-1]) if x.dim() > 1 else x[None, None]
         return rows[:, _drawn(rows.shape[1], generator)].reshape(-1, x.shape[-1])
-    assert isinstance(layer, _ConvNd)
     dims = len(layer.kernel_size)
     x = x if x.dim() == dims + 2 else x[None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -118,7 +121,7 @@ def _sampled(layer: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
         offsets = torch.arange(layer.kernel_size[d]) * layer.dilation[d]
         along = torch.from_numpy(at)[:, None] * layer.stride[d] + offsets
         index.append(along.reshape(len(at), *(-1 if other == d else 1 for other in range(dims))).to(x.device))
-    patches = x[(slice(None), slice(None), *index)]
+    patches = x[(slice(None), slice(None), *index)]  # type: ignore[index]
     return patches.transpose(1, 2).reshape(len(x) * len(places[0]), -1)
 
 
@@ -126,7 +129,7 @@ def _drawn(count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)[:PLACES]
 
 
-def _solve(full: nn.Module, small: nn.Module, kept: Mapping[int, np.ndarray], moments: Moments) -> None:
+def _solve(full: Layer, small: Layer, kept: Mapping[int, np.ndarray], moments: Moments) -> None:
     """Weights of a layer [outputs, inputs, ...] by the normal equations, over what is left of its inputs."""
     weight, bias = full.weight.double(), full.bias
     if 0 in kept:
@@ -145,5 +148,5 @@ def _solve(full: nn.Module, small: nn.Module, kept: Mapping[int, np.ndarray], mo
     wanted = square @ weight.T + pull * weight[:, inputs].T
     solved = torch.cholesky_solve(wanted, torch.linalg.cholesky(own)).T
     small.weight.copy_(solved.reshape(small.weight.shape))
-    if bias is not None:
+    if bias is not None and small.bias is not None:
         small.bias.copy_(bias.double() + weight @ mean - solved @ mean[inputs])
