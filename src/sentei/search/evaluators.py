@@ -123,6 +123,10 @@ class Reconstruct(Recalibrate):
         return small
 
 
+MEASURES: dict[str, type[Recalibrate]] = {"recalibrate": Recalibrate, "reconstruct": Reconstruct}
+"""Those without training, by the name of the fitness."""
+
+
 class Train:
     """Inherit weights, train for some epochs, measure: the fitness of the ABCPruner paper.
 

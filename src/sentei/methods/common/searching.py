@@ -21,10 +21,10 @@ from sentei.methods.common.starts import starting_points
 from sentei.methods.common.timing import clock
 from sentei.plan import Budget, Constraints, Plan, note_on_use, rescaler
 from sentei.search import (
+    MEASURES,
     Evaluator,
     Inheritance,
     Recalibrate,
-    Reconstruct,
     Search,
     SearchResult,
     Space,
@@ -44,8 +44,6 @@ from sentei.train import Recipe
 from sentei.train.journal import Journal
 
 Fitness = Literal["reconstruct", "recalibrate", "train"]
-MEASURES: dict[str, type[Recalibrate]] = {"recalibrate": Recalibrate, "reconstruct": Reconstruct}
-"""Without training."""
 RANKINGS = ("l1", "taylor")
 """Criteria whose structures a search begins with."""
 

@@ -25,7 +25,7 @@ from sentei.methods.common.summary import measured_task
 from sentei.methods.stagewise import Stagewise, reinitialise, resets
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
-from sentei.search import Evaluator, Recalibrate, Train, budgeted
+from sentei.search import MEASURES, Evaluator, Train, budgeted
 from sentei.search.evaluators import check_validation
 from sentei.supernet.proxies import StageDistances
 from sentei.supernet.stages import find_stages
@@ -34,7 +34,7 @@ from sentei.tasks import Task, task_of
 from sentei.train import Recipe
 from sentei.train.checkpoint import digest
 
-Proxy = Literal["stagewise", "stagewise-distance", "sandwich", "random-path", "recalibrate", "train"]
+Proxy = Literal["stagewise", "stagewise-distance", "sandwich", "random-path", "recalibrate", "reconstruct", "train"]
 PROXIES: tuple[Proxy, ...] = get_args(Proxy)
 ABOUT: dict[str, str] = {
     "stagewise": "the metric in a stage-wise supernet",
@@ -42,6 +42,7 @@ ABOUT: dict[str, str] = {
     "sandwich": "the metric in a sandwich supernet",
     "random-path": "the metric in a random-path supernet",
     "recalibrate": "the metric of the trained network's slice, no training",
+    "reconstruct": "the same with weights that make up for what was cut",
     "train": "the metric after a short training",
 }
 RESAMPLES = 2000
@@ -216,8 +217,8 @@ class _Comparison:
         context, how = self.context, self.how.supernet
         if proxy == "train":
             return self.training(replace(context.recipe, epochs=self.how.short_epochs))
-        if proxy == "recalibrate":
-            return Recalibrate(
+        if proxy == "recalibrate" or proxy == "reconstruct":
+            return MEASURES[proxy](
                 context.base, context.graph, context.data, task=context.task, calibration_images=how.calibration_images,
                 validation_images=how.validation_images, bf16=context.recipe.bf16,
                 memory_mb=context.recipe.train_memory_mb, seed=context.recipe.seed,
