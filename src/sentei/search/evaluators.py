@@ -108,8 +108,10 @@ class Recalibrate:
 
 
 class Reconstruct(Recalibrate):
-    """The same with weights that make up for the inputs that were cut (`Reconstruction`): no slower, and closer to what
-    training reaches.
+    """The same with weights that make up for the inputs that were cut (`Reconstruction`), from the calibration images.
+
+    It is for judging alone: what is fine-tuned starts from inherited weights, which get as far or further
+    (docs/benchmarks.md).
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:

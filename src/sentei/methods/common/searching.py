@@ -58,9 +58,10 @@ class WidthSearch(InWorkers):
     """Groups whose width is searched: all, or only those inside branches, which leaves residual streams whole (inner).
     Unless given all, with --paper inner."""
     fitness: Fitness | None = None
-    """Accuracy on validation images after inheriting weights and fresh BatchNorm statistics (recalibrate, seconds a
-    structure) or after a short training (train, as in the ABCPruner paper). Unless given recalibrate, with --paper or
-    halving train."""
+    """The metric on validation data after inheriting weights and fresh BatchNorm statistics (recalibrate, seconds a
+    structure), the same with weights that make up for the inputs that were cut, by least squares (reconstruct), or
+    after a short training (train, as in the ABCPruner paper). Unless given recalibrate, with --paper or halving
+    train."""
     fitness_epochs: int = 2
     """Epochs of that training."""
     fitness_lr: float = 0.01
