@@ -56,7 +56,7 @@ class Reconstruction:
     Convolutions and linear layers whose inputs are cut get W' = argmin E |W x - W' x_S|^2 over what is left of their
     inputs, x_S, and with a bias also the one that keeps the mean. Grouped, transposed and very wide layers, and those
     whose weights are computed (parametrizations), keep what they were cut to. BatchNorm statistics are to be taken
-    anew afterwards.
+    anew afterwards. A layer of n inputs takes 4 n^2 bytes: those of ResNet-50 475 MB.
     """
 
     def __init__(
