@@ -88,6 +88,8 @@ class Compare:
     limits: Limits = field(default_factory=Limits)
     score_images: Annotated[int, tyro.conf.arg(metavar="N")] = 2048
     """Training images for BatchNorm recalibration and for scores that need data."""
+    reconstruct: bool = False
+    """Give what was cut weights that make up for the inputs that were cut, as for `sentei prune`."""
     teacher: Teacher = field(default_factory=Teacher)
     workers: Workers = field(default_factory=Workers)
     code: Code = None
@@ -168,6 +170,7 @@ class Compare:
             recipe=self.recipe,
             constraints=self.limits.constraints(),
             distill=self.teacher.wanted,
+            reconstruct=self.reconstruct,
             images=self.score_images,
             timing=self.clock.timing(),
             workers=self.workers,
@@ -206,8 +209,8 @@ class Compare:
         kind = prune_with(method)
         return kind(
             self.what[0], self.images, method=method, weights=self.weights, limits=self.limits,
-            score_images=self.score_images, teacher=self.teacher, code=self.code, trust=self.trust, recipe=self.recipe,
-            how=method_of(method, options)[1],
+            score_images=self.score_images, reconstruct=self.reconstruct, teacher=self.teacher, code=self.code,
+            trust=self.trust, recipe=self.recipe, how=method_of(method, options)[1],
         )  # fmt: skip
 
     def command(self, one: Planned, total: int, dense: Dense) -> dict[str, Any]:

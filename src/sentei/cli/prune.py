@@ -97,6 +97,9 @@ class Prune:
     total_images: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Images that may go through training steps in all, a search that trains, sparse training and supernets included;
     the fine-tuning gets what the method leaves, in place of --epochs."""
+    reconstruct: bool = False
+    """Give what was cut weights that make up for the inputs that were cut, by least squares: for little fine-tuning, at
+    a low learning rate, or none."""
     teacher: Teacher = field(default_factory=Teacher)
     untrained: bool = False
     """Prune a network with random weights after all."""
@@ -141,6 +144,7 @@ class Prune:
                 recipe=self.recipe,
                 constraints=constraints,
                 distill=self.teacher.wanted,
+                reconstruct=self.reconstruct,
                 images=self.score_images,
                 timing=self.clock.timing(),
                 total_images=self.total_images,

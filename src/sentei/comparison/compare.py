@@ -51,6 +51,7 @@ def compare(
     recipe: Recipe = TRAINING,
     constraints: Constraints = DEFAULT_CONSTRAINTS,
     distill: bool | None = None,
+    reconstruct: bool = False,
     images: int = 2048,
     timing: Timing | None = None,
     workers: Workers | None = None,
@@ -93,8 +94,8 @@ def compare(
     each = data.epoch_images(recipe.batch_size, recipe.limit)
     total = recipe.epochs * each
     given = {
-        "task": task, "recipe": recipe, "constraints": constraints, "distill": distill, "images": images,
-        "timing": timing or Timing(), "optimizer": optimizer, "source": source, "total_images": total,
+        "task": task, "recipe": recipe, "constraints": constraints, "distill": distill, "reconstruct": reconstruct,
+        "images": images, "timing": timing or Timing(), "optimizer": optimizer, "source": source, "total_images": total,
     }  # fmt: skip
     runs = [
         Planned(label, method, options, budget, seed)

@@ -74,6 +74,7 @@ def prune(
     recipe: Recipe = FINE_TUNE,
     constraints: Constraints = DEFAULT_CONSTRAINTS,
     distill: bool | None = None,
+    reconstruct: bool = False,
     images: int = 2048,
     total_images: int | None = None,
     seed: int | None = None,
@@ -108,6 +109,9 @@ def prune(
         distill: fine-tune with the original network as a teacher, of outputs (`recipe.distill_weight`,
             `recipe.temperature`) and of features (`recipe.hint_weight`). Unless given, where the task says how to
             imitate one.
+        reconstruct: give what was cut weights that make up for the inputs that were cut, by least squares
+            (`sentei.train.reconstruct`), before BatchNorm is recalibrated. It pays where there is little fine-tuning
+            after it, at a low learning rate, or none.
         images: training images that recalibrate BatchNorm, and from which scores are computed.
         total_images: images that may go through training steps in all, whatever for: a search that trains, sparse
             training, a supernet, cuts on the way. The final fine-tuning gets what is left, in place of the recipe's
@@ -127,8 +131,8 @@ def prune(
     """
     pruning, chosen = prepared(
         model, data, task=task, method=method, fast=fast, budget=budget, recipe=recipe, constraints=constraints,
-        distill=distill, images=images, total_images=total_images, seed=seed, optimizer=optimizer, timing=timing,
-        source=source, **options,
+        distill=distill, reconstruct=reconstruct, images=images, total_images=total_images, seed=seed,
+        optimizer=optimizer, timing=timing, source=source, **options,
     )  # fmt: skip
     for used in chosen.reads if run_dir is not None else ():
         if Path(used).resolve() == Path(run_dir or "").resolve():
@@ -155,6 +159,7 @@ def prepared(
     recipe: Recipe = FINE_TUNE,
     constraints: Constraints = DEFAULT_CONSTRAINTS,
     distill: bool | None = None,
+    reconstruct: bool = False,
     images: int = 2048,
     total_images: int | None = None,
     seed: int | None = None,
@@ -190,6 +195,7 @@ def prepared(
         total_images,
         timing=timing or Timing(),
         source=source,
+        reconstruct=reconstruct,
     )
     _refuse_total(pruning, chosen)
     return pruning, chosen
@@ -229,6 +235,7 @@ def settings(pruning: Pruning, method: Method) -> dict[str, Any]:
         **deciding(method),
         "budget": pruning.budget.limits,
         "distill": pruning.distill,
+        **({"reconstruct": True} if pruning.reconstruct else {}),
         "images": pruning.images,
         **({} if pruning.total_images is None else {"total_images": pruning.total_images}),
         "constraints": pruning.constraints.settings,

@@ -16,7 +16,6 @@ from sentei.errors import ConfigError, DataError
 from sentei.graph import ChannelGraph
 from sentei.plan import Plan
 from sentei.search.inherit import Inherit, Inheritance
-from sentei.search.reconstruct import Reconstruction
 from sentei.surgery.cut import cut
 from sentei.tasks import Task
 from sentei.train import FitResult, Recipe, fit, recalibrate
@@ -24,6 +23,7 @@ from sentei.train.evaluate import CLASSIFICATION, measured
 from sentei.train.optimizers import Factory, factory_name
 from sentei.train.passes import STATISTICS, at_once
 from sentei.train.recipe import bf16_supported
+from sentei.train.reconstruct import Reconstruction
 
 CALIBRATION = 32
 """Training images, below which BatchNorm statistics say nothing."""

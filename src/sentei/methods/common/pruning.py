@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sentei.data import Data
+from sentei.data.splits import WHOLE, Part
 from sentei.distributed import part, processes
 from sentei.errors import ConfigError
 from sentei.graph import ChannelGraph, trace
@@ -30,6 +31,7 @@ from sentei.train.evaluate import CLASSIFICATION
 from sentei.train.hints import Hints
 from sentei.train.optimizers import Factory
 from sentei.train.passes import STATISTICS, at_once, evaluating
+from sentei.train.reconstruct import Reconstruction
 from sentei.train.training import refuse_teacher
 
 Say = Callable[[str], None]
@@ -79,6 +81,8 @@ class Pruning:
     trained: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     """Samples that went through training steps, by phase."""
     checkpoint_minutes: float | None = None
+    reconstruct: bool = False
+    """Give what is cut weights that make up for the inputs that were cut."""
     """How often training is stored within an epoch."""
     graph: ChannelGraph = field(init=False)
     table: LatencyTable | None = None
@@ -116,7 +120,8 @@ class Pruning:
     # -- one cut
 
     def cut(self, model: nn.Module, graph: ChannelGraph, plan: Plan, combined: Plan | None = None) -> dict[str, Any]:
-        """Cut, check and recalibrate: a record of what came out, to be stored by `run.once`.
+        """Cut, check and recalibrate, and reconstruct in between where that is wanted: a record of what came out, to be
+        stored by `run.once`.
 
         `graph` and `plan` are those of `model`; `combined` is the plan of the dense model where that is another.
         """
@@ -126,6 +131,9 @@ class Pruning:
             small = cut(model, graph, plan)
         with clock(seconds, "check"):
             report = check(model, small, graph, plan, self.sample(4))
+        if self.reconstruct:
+            with clock(seconds, "reconstruct"):
+                Reconstruction(model, graph, self.calibration(model), self.task).apply(small, plan)
         with clock(seconds, "recalibrate"):
             self.recalibrate(small)
         with clock(seconds, "evaluate"):
@@ -213,10 +221,13 @@ class Pruning:
         return replace(self.recipe, epochs=whole + (part > 0)), part or None
 
     def recalibrate(self, model: nn.Module) -> None:
+        recalibrate(model, self.calibration(model, part()), self.task, shared=processes() > 1)
+
+    def calibration(self, model: nn.Module, part: Part = WHOLE) -> Iterator[Any]:
+        """Training batches, augmented as in training, of as many samples as fit into a pass of this network."""
         train, most = self.data.train, self.recipe.train_memory_mb
         batch = at_once(model, train, 256, self.task, most, STATISTICS)
-        batches = train.batches(batch, train=True, limit=self.images, part=part())
-        recalibrate(model, batches, self.task, shared=processes() > 1)
+        return train.batches(batch, train=True, limit=self.images, part=part)
 
     def value(self, model: nn.Module) -> float | None:
         """The metric on validation data; None where there are none."""

@@ -15,10 +15,10 @@ from sentei.data import load_data
 from sentei.models import build_model
 from sentei.plan import Plan
 from sentei.search import Recalibrate, Reconstruct
-from sentei.search import reconstruct as module
-from sentei.search.reconstruct import Reconstruction, _sampled
 from sentei.surgery import cut
 from sentei.train import Recipe, fit
+from sentei.train import reconstruct as module
+from sentei.train.reconstruct import Reconstruction, _sampled
 
 KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
