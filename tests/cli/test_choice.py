@@ -1,7 +1,12 @@
 """`sentei prune` where no method is named."""
 
+import json
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
+from sentei.cli.prune import OPTIONS, Prune
 from sentei.runfiles import read_summary
 from tests.cli.conftest import QUICK, Killed
 
@@ -27,6 +32,18 @@ def test_a_run_goes_on_with_the_method_that_it_began_with(sentei, trained, dying
     done = sentei("resume", "x")
     assert done.code == 0, done.err
     assert "method l1" in done.out
+
+
+def test_every_option_that_decides_is_there_when_a_run_is_resumed(sentei, trained):
+    said = {"model", "images", "fast", "run", "overwrite", "code", "trust", "output", "preset"}
+    apart = {"limits", "clock", "teacher", "weights", "recipe", "how"}
+    assert {f.name for f in fields(Prune)} == {*OPTIONS, *said, *apart}
+    options = ("--method", "l1", "--reconstruct", *SMALL, "--run", "x")
+    before = sentei("prune", trained, *options, "--json")
+    Path("x/summary.json").unlink()
+    after = sentei("resume", "x", "--json")
+    assert after.code == 0, after.err
+    assert json.loads(after.out)["pruned"] == json.loads(before.out)["pruned"]
 
 
 def test_fast_and_a_method_exclude_each_other(sentei, trained):

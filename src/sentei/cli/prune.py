@@ -221,7 +221,7 @@ class Prune:
         return validated(kind, {**saved.options, **given}, folder / CONFIG)
 
 
-OPTIONS = ("method", *(f.name for f in fields(Budget)), "score_images", "total_images", "untrained")
+OPTIONS = ("method", *(f.name for f in fields(Budget)), "score_images", "total_images", "reconstruct", "untrained")
 
 
 def method_named(argv: Sequence[str]) -> str:
