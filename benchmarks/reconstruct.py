@@ -3,8 +3,8 @@
     python benchmarks/reconstruct.py --data FOLDER --weights mobilenet_v2.pth
 
 FOLDER is Imagenette as an image folder, seen at 160 pixels; the network keeps its ten outputs of these classes. Two
-tables of validation accuracy: without any training, and at half the MACs after a little of it (the original as teacher),
-from inherited weights and from reconstructed ones, with fresh BatchNorm statistics in all cases.
+tables of validation accuracy: without any training, and at half the MACs after a little of it, with the original as
+teacher; from inherited weights and from reconstructed ones, with fresh BatchNorm statistics in all cases.
 """
 
 from __future__ import annotations
