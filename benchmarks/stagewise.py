@@ -1,17 +1,15 @@
-"""Stage-wise pruning of ResNet-20 on CIFAR-10: beside other methods at equal MACs, and how well its proxy foretells.
+"""Stage-wise pruning of ResNet-20 on CIFAR-10 beside other methods at equal MACs.
 
-    python benchmarks/stagewise.py compare  --data-root DATA --out RUNS    # accuracy at 50 % and 30 % of the MACs
-    python benchmarks/stagewise.py fidelity --data-root DATA --out RUNS    # Kendall's tau of every proxy
+    python benchmarks/stagewise.py --data-root DATA --out RUNS    # accuracy at 50 % and 30 % of the MACs
 
 Every run is a run directory in RUNS: a killed script goes on where it stopped, a finished one only prints its tables.
 The first stage-wise run trains the supernet, the others use it again. --limit and --epochs set the size of
-everything; the defaults take about 20 + 25 minutes on one core of a 2026 server. Random seeds: --seeds 0 1 2.
+everything; the defaults take about 20 minutes on one core of a 2026 server. Random seeds: --seeds 0 1 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,21 +22,17 @@ import sentei
 from sentei.console import say
 from sentei.data import Data, load_data
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS
-from sentei.methods.stagewise.fidelity import ABOUT, Fidelity, measure_fidelity
 from sentei.models import build_model
 from sentei.plan import Budget
 from sentei.runfiles import is_finished, read_summary
-from sentei.runs import Run
 from sentei.threads import set_threads
 from sentei.train import Recipe
-from sentei.train.checkpoint import digest
 
 METHODS = ("stagewise", "abc", "uniform", "random")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["compare", "fidelity"])
     parser.add_argument("--model", default="sentei:resnet20-cifar10")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-root")
@@ -47,25 +41,18 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--limit", type=int, default=20_000, help="training images an epoch, everywhere")
-    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning, and of real trainings")
+    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--supernet-epochs", type=int, default=3)
     parser.add_argument("--evaluations", type=int, default=200, help="structures each search measures")
-    parser.add_argument("--structures", type=int, default=12, help="fidelity: structures in the band")
-    parser.add_argument("--real-seeds", type=int, default=1, help="fidelity: trainings of each structure")
     parser.add_argument("--stages", nargs="*", default=[], help="modules that end a stage")
     parser.add_argument("--round-to", type=int, default=1)
     options = parser.parse_args()
     set_threads()
     data = load_data(options.data, root=options.data_root)
     model = build_model(options.model)
-    if options.part == "compare":
-        compare(model, data, options)
-    else:
-        fidelity(model, data, options)
+    compare(model, data, options)
 
-
-# -- equal budgets
 
 
 def compare(model: nn.Module, data: Data, options: argparse.Namespace) -> None:
@@ -133,46 +120,6 @@ def cells(runs: list[dict[str, Any]]) -> list[str]:
         f"{test.mean():.2%}" + (f" ± {test.std(ddof=1):.2%}" if len(test) > 1 else ""),
         f"{np.mean(search):.0f}",
     ]
-
-
-# -- proxies
-
-
-def fidelity(model: nn.Module, data: Data, options: argparse.Namespace) -> None:
-    for budget in options.budgets[:1]:
-        folder = options.out / f"fidelity-{budget:g}"
-        summary = read_summary(folder) if is_finished(folder) else compared(model, data, budget, folder, options)
-        banded = [np.mean(r["real"]) for r in summary["structures"] if r["band"]]
-        about = summary["machine"]
-        print(
-            f"\n{options.model}, {len(banded)} structures within 2 % of {budget:.0%} of the MACs, each trained "
-            f"{summary['epochs']} epochs of {summary['limit']:,} images ({options.real_seeds} times): real accuracy "
-            f"{min(banded):.2%} to {max(banded):.2%}; supernets {options.supernet_epochs} epochs; {about['cpu']}\n"
-        )
-        print("| proxy | what it is | tau | 90 % interval | rho | seconds |")
-        print("|---|---|---|---|---|---|")
-        for name, p in summary["proxies"].items():
-            interval = f"{p['low']:+.2f} .. {p['high']:+.2f}"
-            spent = summary["seconds"].get(name, 0)
-            print(f"| {name} | {ABOUT[name]} | {p['tau']:+.2f} | {interval} | {p['rho']:+.2f} | {spent:.0f} |")
-        if summary["agreement"] is not None:
-            print(f"\nTwo real trainings of the same structures agree to tau {summary['agreement']:+.2f}.")
-
-
-def compared(model: nn.Module, data: Data, budget: float, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    how = Fidelity(
-        structures=options.structures, seeds=options.real_seeds, supernet_epochs=options.supernet_epochs,
-        stages=tuple(options.stages),
-    )  # fmt: skip
-    recipe = Recipe(epochs=options.epochs, lr=options.lr, limit=options.limit, seed=options.seeds[0])
-    config = {"task": "fidelity", "macs": budget, "base_sha256": digest(model), **how.deciding()}
-    run = Run.open(folder, json.loads(json.dumps(config | {"recipe": recipe.to_dict()})))
-    summary = measure_fidelity(
-        model, data, how, recipe=recipe, budget=Budget(macs=budget), run=run, source=options.model, say=say,
-        constraints=replace(DEFAULT_CONSTRAINTS, round_to=options.round_to), progress=True,
-    )  # fmt: skip
-    run.finish(summary)
-    return summary
 
 
 if __name__ == "__main__":
