@@ -118,6 +118,16 @@ def test_what_is_cut_without_loss_stays_what_it_was(net):
         assert torch.allclose(small(IMAGES), net(IMAGES), atol=1e-5)
 
 
+def test_batches_of_nothing_and_features_that_are_not_finite_change_nothing(net):
+    graph = sentei.trace(net, IMAGES[:2])
+    plan = sentei.uniform(graph, sentei.Budget(macs=0.4))
+    for images in (IMAGES[:0], IMAGES / 0):
+        plain = cut(net, graph, plan)
+        small = copy.deepcopy(plain)
+        Reconstruction(net, graph, [(images, None)]).apply(small, plan)
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), small.parameters(), strict=True))
+
+
 def test_layers_that_it_is_not_for_keep_their_weights():
     torch.manual_seed(0)
     net = nn.Sequential(

@@ -68,6 +68,8 @@ class Reconstruction:
         layers = {name: cast(Layer, layer) for name, layer in model.named_modules() if _is_dense(layer)}
 
         def note(name: str, inputs: Tensor) -> None:
+            if not inputs.numel():  # a detector that has found nothing
+                return
             seen = _sampled(layers[name], inputs.detach().float(), generator)
             found = Moments(seen.T @ seen, seen.sum(0), len(seen))
             self.moments[name] = self.moments[name] + found if name in self.moments else found
@@ -90,7 +92,7 @@ class Reconstruction:
         with torch.no_grad():
             for name, moments in self.moments.items():
                 kept = dict(cuts.get(f"{name}.weight", ()))
-                if 1 in kept:
+                if 1 in kept and bool(torch.isfinite(moments.squares).all()):
                     full, layer = (cast(Layer, m.get_submodule(name)) for m in (self.model, small))
                     _solve(full, layer, kept, moments)
 
