@@ -136,13 +136,13 @@ def test_the_tables_of_the_documentation_are_those_of_the_ledger():
 
 @pytest.mark.slow
 def test_experiments_survive_kills_and_two_instances_share_them(tmp_path):
-    """In a trial: four experiments, two instances, one of them and its experiment killed again and again."""
+    """In a trial: three experiments, two instances, one of them and its experiment killed again and again."""
     root = os.environ.get("CIFAR10")
     if not root:
         pytest.skip("set CIFAR10 to the folder that holds cifar-10-batches-py")
     command = [
         sys.executable, str(BENCHMARKS / "evidence.py"), "run", "--trial", "--data-root", root, "--work",
-        str(tmp_path), "--only", "macs0.5-4x-uniform", "--minutes", "30",
+        str(tmp_path), "--only", "macs0.5-4x-uniform-distilled", "--minutes", "30",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     steady = subprocess.Popen(command, env=environment)
@@ -154,4 +154,4 @@ def test_experiments_survive_kills_and_two_instances_share_them(tmp_path):
     last = subprocess.Popen(command, env=environment)
     assert (steady.wait(), last.wait()) == (0, 0)
     names = [line["name"] for line in Ledger(tmp_path / "trial/ledger").lines()]
-    assert len(names) == len(set(names)) == sum("macs0.5-4x-uniform" in row.name for row in plan())
+    assert len(names) == len(set(names)) == sum("macs0.5-4x-uniform-distilled" in row.name for row in plan())
