@@ -3,19 +3,16 @@ memory that it needs at its worst moment."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sentei.graph.inputs import Inputs
-from sentei.graph.outputs import output_tensors
-from sentei.train.passes import evaluating
+from sentei.train.passes import Alive, evaluating
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def survey(model: nn.Module, example: Any) -> Survey:
 def _memory(model: nn.Module, inputs: Inputs) -> int:
     args, kwargs = inputs.copied()
     held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]}
-    with _Alive(held, [*args, *kwargs.values()]) as alive:
+    with Alive(held, [*args, *kwargs.values()]) as alive:
         model(*args, **kwargs)
     return sum(held.values()) + alive.peak
 
@@ -98,36 +95,3 @@ def _layers(model: nn.Module, flops: Mapping[str, int]) -> dict[str, Layer]:
 def _width(module: nn.Module, side: str) -> int | None:
     found = getattr(module, f"{side}_channels", getattr(module, f"{side}_features", None))
     return found if isinstance(found, int) else None
-
-
-class _Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make until nothing holds them any more."""
-
-    def __init__(self, known: Mapping[int, int], inputs: Any) -> None:
-        super().__init__()
-        self._sizes: dict[int, int] = dict.fromkeys(known, 0)
-        self.now = self.peak = 0
-        self._see(inputs)
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self._see(out)
-        return out
-
-    def _see(self, made: Any) -> None:
-        for tensor in output_tensors(made):
-            self._count(tensor)
-        self.peak = max(self.peak, self.now)
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)

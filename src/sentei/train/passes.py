@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sentei.data import Split
 from sentei.data.batches import tensors_of
 from sentei.data.loaders import LoaderSplit
+from sentei.graph.outputs import output_tensors
 from sentei.tasks import Task
 from sentei.tasks.task import called
 
@@ -75,33 +75,41 @@ def at_once(
 
 def peak_bytes(model: nn.Module, inputs: Any) -> int:
     """The most that is alive at once of what a pass on these inputs makes."""
-    with evaluating(model), torch.no_grad(), _Live() as live:
+    there = (*model.parameters(), *model.buffers(), *tensors_of(inputs))
+    with evaluating(model), torch.no_grad(), Alive(t.untyped_storage()._cdata for t in there) as alive:
         called(model, inputs)
-    return live.peak
+    return alive.peak
 
 
-class _Live(TorchDispatchMode):
-    """Adds up the bytes of the tensors that operations make, for as long as these are alive."""
+class Alive(TorchDispatchMode):
+    """Counts the bytes of `inputs` and of all storages that operations make until nothing holds them any more; the
+    `known` ones count nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[int], inputs: Any = ()) -> None:
         super().__init__()
+        self._sizes: dict[int, int] = dict.fromkeys(known, 0)
         self.now = self.peak = 0
-        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self._see(inputs)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in given:
-                self._note(storage)
+        self._see(out)
         return out
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self.known:
-            self.known.add(storage)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._freed, storage.nbytes())
+    def _see(self, made: Any) -> None:
+        for tensor in output_tensors(made):
+            self._count(tensor)
+        self.peak = max(self.peak, self.now)
 
-    def _freed(self, size: int) -> None:
-        self.now -= size
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
