@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--macs", type=float, nargs="+", default=[0.8, 0.65, 0.5, 0.35])
-    parser.add_argument("--images", type=int, nargs="+", default=[2048, 6144])
+    parser.add_argument("--images", type=int, nargs="+", default=[2048])
     parser.add_argument("--lr", type=float, nargs="+", default=[0.002, 0.005, 0.02])
     given = parser.parse_args()
     data = load_data(f"imagefolder:{given.data}", image_size=SIZE, workers=0)

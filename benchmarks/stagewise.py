@@ -54,7 +54,6 @@ def main() -> None:
     compare(model, data, options)
 
 
-
 def compare(model: nn.Module, data: Data, options: argparse.Namespace) -> None:
     rows = []
     for seed in options.seeds:

@@ -43,8 +43,9 @@ def _comparisons(lines: Iterable[Line]) -> Iterable[str]:
     """A table for each network, budget, total and recipe with at least two contenders; of long runs there is one."""
     finished = [line for line in lines if not line["refused"] and line["table"] in COMPARED]
     for key, same in groupby(sorted(finished, key=_ground), _ground):
-        experiments = _by_contender(same)
-        if len(experiments) > 1 or any(line["table"] == "long" for line in next(iter(experiments.values()))):
+        alike = list(same)
+        experiments = _by_contender(alike)
+        if len(experiments) > 1 or alike[0]["table"] == "long":
             yield comparison(key, experiments)
 
 

@@ -110,8 +110,7 @@ class Recalibrate:
 class Reconstruct(Recalibrate):
     """The same with weights that make up for the inputs that were cut (`Reconstruction`), from the calibration images.
 
-    It is for judging alone: what is fine-tuned starts from inherited weights, which get as far or further
-    (docs/benchmarks.md).
+    It is for judging alone: what is cut in the end has inherited weights, unless it is to be reconstructed too.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:

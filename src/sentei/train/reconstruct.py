@@ -85,6 +85,7 @@ class Reconstruction:
         finally:
             for hook in hooks:
                 hook.remove()
+        self.moments = {n: m for n, m in self.moments.items() if bool(torch.isfinite(m.squares).all())}
 
     def apply(self, small: nn.Module, plan: HasKeep) -> None:
         """Change the weights of the network that `plan` leaves, in place."""
@@ -92,7 +93,7 @@ class Reconstruction:
         with torch.no_grad():
             for name, moments in self.moments.items():
                 kept = dict(cuts.get(f"{name}.weight", ()))
-                if 1 in kept and bool(torch.isfinite(moments.squares).all()):
+                if 1 in kept:
                     full, layer = (cast(Layer, m.get_submodule(name)) for m in (self.model, small))
                     _solve(full, layer, kept, moments)
 

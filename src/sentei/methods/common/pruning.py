@@ -81,9 +81,9 @@ class Pruning:
     trained: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     """Samples that went through training steps, by phase."""
     checkpoint_minutes: float | None = None
+    """How often training is stored within an epoch."""
     reconstruct: bool = False
     """Give what is cut weights that make up for the inputs that were cut."""
-    """How often training is stored within an epoch."""
     graph: ChannelGraph = field(init=False)
     table: LatencyTable | None = None
 
