@@ -18,6 +18,7 @@ from torch import nn
 import sentei
 from ledger.peers import cut_by_peer
 from ledger.plan import Row
+from sentei.answers import packed
 from sentei.data import Data, load_data
 from sentei.machine import machine
 from sentei.methods.stagewise.fidelity import Fidelity, measure_fidelity
@@ -72,6 +73,7 @@ def by_sentei(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str,
         "macs": pruned["macs"], "params": pruned["params"], "images": found["images_trained"],
         "evaluations": found.get("search", {}).get("evaluations"), "seconds": found["seconds"], "refused": None,
         "widths": {name: widths[1] for name, widths in found["widths"].items()},
+        "answers": found["answers"]["pruned"],
     }  # fmt: skip
 
 
@@ -111,9 +113,11 @@ def by_peer(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, A
     recipe = replace(recipe, epochs=left // data.epoch_images(recipe.batch_size, recipe.limit))
     teacher = dense if row.distill else None
     tuned = fit(small, data, recipe, run_dir=folder, name="tune", teacher=teacher, progress=False)
+    tested = evaluate(tuned.model, data.test)
     return {
         "dense": {"test": evaluate(dense, data.test).value, "val": evaluate(dense, data.val).value, **whole},
-        "cut": cut, "val": evaluate(tuned.model, data.val).value, "test": evaluate(tuned.model, data.test).value,
+        "cut": cut, "val": evaluate(tuned.model, data.val).value, "test": tested.value,
+        **({"answers": packed(tested.right)} if tested.right is not None else {}),
         "macs": size.macs, "params": size.params, "refused": None, "evaluations": None,
         "images": {"sparse": told["images"], "finetune": tuned.images, "total": told["images"] + tuned.images},
         "seconds": {"cut": told["seconds"], "finetune": round(tuned.seconds, 1)},

@@ -12,6 +12,7 @@ from scipy import stats
 
 from ledger.book import Line
 from ledger.plan import CONTENDERS
+from sentei.answers import unpacked
 from sentei.comparison.statistics import Spread, paired
 
 COMPARED = ("half", "third", "long", "resnet56")
@@ -19,7 +20,8 @@ TEST_IMAGES, RESAMPLES = 10_000, 1000
 REFERENCE = "uniform"
 COLUMNS = (
     "*n*: seeds; ±: their standard deviation, in *to uniform* the standard error of the difference, over seeds and "
-    "test images; a tie lies within two of those. *val, cut*: before fine-tuning."
+    "test images, image by image where it is known which ones are right; a tie lies within two of those. *val, cut*: "
+    "before fine-tuning."
 )
 Experiments = dict[str, list[Line]]
 """Lines by contender, one a seed."""
@@ -94,11 +96,14 @@ def _difference(label: str, lines: Sequence[Line], reference: Sequence[Line] | N
     """In points of test accuracy over the seeds that both have; a tie within two standard errors."""
     if reference is None or label == REFERENCE:
         return ""
-    test = {line["row"]["seed"]: line["test"] for line in reference}
-    pairs = [(line["test"], test[line["row"]["seed"]]) for line in lines if line["row"]["seed"] in test]
+    by_seed = {line["row"]["seed"]: line for line in reference}
+    pairs = [(line, by_seed[line["row"]["seed"]]) for line in lines if line["row"]["seed"] in by_seed]
     if not pairs:
         return ""
-    found = paired([own for own, _ in pairs], [other for _, other in pairs], TEST_IMAGES)
+    own, others = ([pair[i] for pair in pairs] for i in (0, 1))
+    known = all("answers" in line for pair in pairs for line in pair)
+    right = tuple([unpacked(line["answers"]) for line in side] for side in (own, others)) if known else None
+    found = paired([line["test"] for line in own], [line["test"] for line in others], TEST_IMAGES, right)
     tie = " (tie)" if abs(found.mean) < 2 * found.error else ""
     return f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}{tie}"
 

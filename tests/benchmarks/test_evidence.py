@@ -19,6 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))  # as for a script that is started there
 from ledger.book import Ledger, claimed, is_claimed  # noqa: E402
 from ledger.plan import CONTENDERS, PEERS, SIX, Row, plan  # noqa: E402
 from ledger.tables import tables, tau_ahead  # noqa: E402
+from sentei.answers import packed  # noqa: E402
 from sentei.methods import METHODS  # noqa: E402
 from tests.forked import Popen  # noqa: E402
 
@@ -111,6 +112,14 @@ def test_tables_state_seeds_spread_images_and_ties():
     assert "- modelopt fastnas on resnet20: ValueError: no" in found
     assert found.index("| abc |") < found.index("| uniform |") < found.index("| tp bn global |")
     assert tables([]) == "The ledger is empty."
+
+
+def test_where_answers_are_known_the_tables_compare_image_by_image():
+    half = np.arange(10_000) % 2 == 0
+    more = half | (np.arange(10_000) < 200)
+    told = [line(ROW, 0.5, answers=packed(half)), line(replace(ROW, contender="abc"), 0.51, answers=packed(more))]
+    assert "| abc | 1 | 50.00% | 51.00% | 51.00% | +1.00 ± 0.10 |" in tables(told)
+    assert "+1.00 ± 0.71 (tie)" in tables([told[0], line(replace(ROW, contender="abc"), 0.51)])
 
 
 def test_one_cut_fine_tuned_in_several_ways_is_a_table_with_the_best_on_validation_first():

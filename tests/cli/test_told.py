@@ -5,8 +5,10 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sentei.answers import packed, unpacked
 from sentei.cli.options import amount
 from sentei.errors import ConfigError
 from sentei.report.tables import within_error
@@ -102,6 +104,17 @@ def test_few_validation_images_and_small_differences_are_said(sentei, trained):
     summary = json.loads(Path("x/summary.json").read_text())
     told = within_error(summary)
     assert (told is None) == ("is within one standard error" not in done.out)
+    for role in ("base", "pruned"):
+        right = unpacked(summary["answers"][role])
+        assert (len(right), right.mean()) == (360, summary[role]["accuracy"])
+
+
+def test_known_answers_narrow_that_error():
+    before = np.arange(1000) < 900
+    after = before & (np.arange(1000) >= 5)
+    summary = {"base": {"accuracy": 0.9}, "pruned": {"accuracy": 0.895}, "data_description": {"test": 1000}}
+    assert within_error(summary).endswith("(1.36 points).")
+    assert within_error({**summary, "answers": {"base": packed(before), "pruned": packed(after)}}) is None
 
 
 @pytest.mark.parametrize(("after", "within"), [(0.9, True), (0.892, True), (0.88, False), (0.912, True), (0.93, False)])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
+from sentei.answers import packed
 from sentei.comparison.compare import TRAINING
 from sentei.comparison.file import Comparison
 from sentei.comparison.finished import Row, rows_of, warnings_of
@@ -183,6 +184,19 @@ def test_a_small_test_set_takes_back_what_seeds_seemed_to_show():
     values = {"uniform": [0.90, 0.91, 0.92], "a": [0.93, 0.942, 0.949]}
     assert "better" in comparison(values, counted=100_000).sentences[0]
     assert "not told apart" in comparison(values, counted=360).sentences[0]
+
+
+def test_known_answers_tell_apart_what_accuracies_do_not():
+    images = np.arange(1000)
+    right = [images < count for count in (900, 905, 910)]
+    better = [r | (images >= 990) for r in right]
+    found = comparison({"uniform": [r.mean() for r in right], "a": [r.mean() for r in better]}, counted=1000)
+    assert "not told apart" in found.sentences[0]
+    for run in found.runs:
+        run["result"]["answers"] = packed((right if run["method"] == "uniform" else better)[run["seed"]])
+    assert "a at 50% of the MACs is better than uniform: +1.00 points" in found.sentences[0]
+    found.runs[0]["result"]["answers"] = None
+    assert "not told apart" in found.sentences[0]
 
 
 def test_where_less_is_better():

@@ -31,7 +31,7 @@ from sentei.data import Data
 from sentei.distributed import agree_weights
 from sentei.graph import trace
 from sentei.machine import machine
-from sentei.methods.common.summary import figures_of, measured_task, tested
+from sentei.methods.common.summary import measured_on, measured_task, tested
 from sentei.models.user_file import code_of
 from sentei.report.tables import count, table
 from sentei.runs import JustFinished, Run
@@ -105,7 +105,7 @@ def train(options: Train, model: nn.Module, dense: Dense, data: Data, task: Task
         if run.folder is not None:
             save_weights(run.folder / "model.safetensors", found.model)
         splits = {"val": data.val, "test": data.test}
-        measured = lambda: {name: figures_of(found.model, split, task) for name, split in splits.items()}  # noqa: E731
+        measured = lambda: {name: measured_on(found.model, split, task).figures for name, split in splits.items()}  # noqa: E731
         final = run.once("final", measured, together=True)
         graph = trace(found.model, task.example(found.model, data), forward=task.part)
         run.finish(

@@ -176,7 +176,9 @@ class _Work:
         row, summary = row_of(folder), read_summary(folder)
         time, base = summary.get("latency"), summary["base"]
         speed = {"ms": time and time["small_ms"], "ms_share": time and time["share"]}
-        note.update(state="finished", error=None, result={**{name: getattr(row, name) for name in KEPT}, **speed})
+        kept = {name: getattr(row, name) for name in KEPT}
+        right = (summary.get("answers") or {}).get("pruned")
+        note.update(state="finished", error=None, result={**kept, **speed, "answers": right})
         plan = self.comparison.plan
         metric = plan["metric"]["name"]
         figures = {"test": base[metric], "val": base[f"val_{metric}"]}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from sentei.answers import Right, unpacked
 from sentei.comparison.statistics import LEVEL, Difference, Spread, holm, paired
 
 REFERENCE = "uniform"
@@ -75,15 +76,25 @@ def _gap(
 ) -> Difference | None:
     """The differences to uniform at the same budget, paired by seed; None if no seed has finished with both."""
     figure = figure_of(runs)
-    by_seed: dict[str, dict[int, float]] = {group["method"]: {}, REFERENCE: {}}
+    by_seed: dict[str, dict[int, Mapping[str, Any]]] = {group["method"]: {}, REFERENCE: {}}
     for run in runs:
-        value = run["result"] and run["result"][figure]
-        if run["budget"] == group["budget"] and run["method"] in by_seed and value is not None:
-            by_seed[run["method"]][run["seed"]] = value
+        result = run["result"]
+        if run["budget"] == group["budget"] and run["method"] in by_seed and result and result[figure] is not None:
+            by_seed[run["method"]][run["seed"]] = result
     mine, theirs = by_seed[group["method"]], by_seed[REFERENCE]
-    seeds = [seed for seed in mine if seed in theirs]
-    images = plan["counted"][figure]
-    return paired([mine[s] for s in seeds], [theirs[s] for s in seeds], images) if seeds else None
+    pairs = [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
+    if not pairs:
+        return None
+    first, second = zip(*pairs, strict=True)
+    known = all(result.get("answers") for pair in pairs for result in pair)
+    answers = (_answers(first), _answers(second)) if known and figure == "test" else None
+    values = [[float(result[figure]) for result in side] for side in (first, second)]
+    return paired(values[0], values[1], plan["counted"][figure], answers)
+
+
+def _answers(results: Sequence[Mapping[str, Any]]) -> list[Right]:
+    """Which test images were right, of each seed."""
+    return [unpacked(result["answers"]) for result in results]
 
 
 # -- in words

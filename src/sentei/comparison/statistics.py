@@ -6,9 +6,11 @@ same size would too. Variances add, so that the standard error is
 
     sqrt(s^2 / k  +  (p (1 - p) + q (1 - q)) / n)
 
-with s the standard deviation of the k paired differences, p and q the mean accuracies, n the test images. The second
-term takes the errors of both networks to be independent. They are not, as hard images are hard for both, so that the
-interval is cautious. Degrees of freedom are Satterthwaite's: k - 1 where seeds decide, many where images do.
+with s the standard deviation of the k paired differences, p and q the mean accuracies, n the test images. This second
+term takes the errors of both networks to be independent. They are not, as hard images are hard for both: where it is
+known which images each network answers right, the second term is d^2 / n, with d the standard deviation over images of
+the difference that the seeds' mean makes on each. The seeds' scatter on single images is in both terms, so that the
+interval is a little cautious. Degrees of freedom are Satterthwaite's: k - 1 where seeds decide, many where images do.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sentei.answers import Right, error_of_difference
+
+Answers = tuple[Sequence[Right], Sequence[Right]]
+"""Of each seed of two methods."""
 LEVEL = 0.95
 """Of the intervals; what is called significant has an adjusted p below the rest."""
 
@@ -77,21 +83,26 @@ def binomial_error(share: float, images: int) -> float:
     return math.sqrt(max(share * (1 - share), 0.0) / images)
 
 
-def paired(first: Sequence[float], second: Sequence[float], images: int | None = None) -> Difference:
+def paired(
+    first: Sequence[float],
+    second: Sequence[float],
+    images: int | None = None,
+    answers: Answers | None = None,
+) -> Difference:
     """By how much the first is higher than the second, seed by seed; see the head of this module.
 
     >>> paired([0.90, 0.92, 0.91], [0.89, 0.90, 0.91]).mean
     0.01
 
-    `images` are those of the test set where the figures are shares of them, otherwise None: then the seeds alone
-    speak, as in the paired t-test. ValueError for sequences that do not pair.
+    `images` are those of the test set where the figures are shares of them, `answers` say which of them were right,
+    for each seed of both, where that is known. With neither the seeds alone speak, as in the paired t-test.
+    ValueError for sequences that do not pair.
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(f"{len(first)} and {len(second)} values; expected as many of both, 1 or more")
     gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     mean, count = round(float(gaps.mean()), 12), len(gaps)
-    shares = [float(np.mean(values)) for values in (first, second)]
-    test = None if images is None else math.hypot(*(binomial_error(share, images) for share in shares))
+    test = _by_images(first, second, images, answers)
     if count == 1:
         return Difference(mean, 1, None, None, None, None, test)
     seeds = float(gaps.std(ddof=1)) / math.sqrt(count)
@@ -101,6 +112,16 @@ def paired(first: Sequence[float], second: Sequence[float], images: int | None =
 
     reach = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
     return Difference(mean, count, mean - reach, mean + reach, _p(mean, error, freedom), seeds, test)
+
+
+def _by_images(
+    first: Sequence[float], second: Sequence[float], images: int | None, answers: Answers | None
+) -> float | None:
+    if answers is not None:
+        return error_of_difference(*answers)
+    if images is None:
+        return None
+    return math.hypot(*(binomial_error(float(np.mean(values)), images) for values in (first, second)))
 
 
 def _p(mean: float, error: float, freedom: float) -> float:

@@ -24,7 +24,7 @@ from sentei.methods.common.forecast import forecast
 from sentei.methods.common.latency import set_up, within_time
 from sentei.methods.common.method import Found, Method, deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, FINE_TUNE, Pruning, Say, silent
-from sentei.methods.common.summary import figures_of, measured_task, tested
+from sentei.methods.common.summary import answers, measured_on, measured_task, tested
 from sentei.methods.common.timing import clock
 from sentei.methods.registry import method_of
 from sentei.models.user_file import code_of
@@ -328,12 +328,13 @@ def _measure(pruning: Pruning, tuned: nn.Module) -> dict[str, Any]:
     if len(data.test):
         pruning.say(f"Measuring both networks on {len(data.test):,} test images ...")
     with clock(seconds, "evaluate"):
-        found = {
-            "base_test": figures_of(pruning.base, data.test, task, memory),
-            "pruned_val": pruning.value(tuned),
-            "pruned_test": figures_of(tuned, data.test, task, memory),
-        }
-    return {**found, "seconds": seconds}
+        base = measured_on(pruning.base, data.test, task, memory)
+        value = pruning.value(tuned)
+        pruned = measured_on(tuned, data.test, task, memory)
+    return {
+        "base_test": base.figures, "pruned_val": value, "pruned_test": pruned.figures, "seconds": seconds,
+        "answers": answers(base=base, pruned=pruned),
+    }  # fmt: skip
 
 
 def _summary(
@@ -360,6 +361,7 @@ def _summary(
             **tested(final["pruned_test"], task), val: final["pruned_val"], "macs": cost.macs, "params": cost.params
         },
         "after_cut": {val: last["value"]},
+        "answers": final["answers"],
         "check": {
             "max_error": max(done["max_error"] for done in cuts),
             "tolerance": last["tolerance"],

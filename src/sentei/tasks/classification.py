@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sentei.data import Data
-from sentei.distributed import total
+from sentei.distributed import every, total
 from sentei.errors import TrainError
 from sentei.tasks.scored import Scored
-from sentei.tasks.task import Figures, called
+from sentei.tasks.task import RIGHT, called
 
 PER_CLASS = 5
 """Validation images a class, below which accuracies say nothing."""
@@ -41,22 +41,24 @@ class Classification(Scored):
         check_logits(scores, batch[1], whole=scores.device.type == "cpu")
         return F.cross_entropy(scores.float(), batch[1], label_smoothing=self.label_smoothing)
 
-    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Figures:
-        """accuracy; loss, the mean cross-entropy in nats; majority, what answering the commonest class would reach."""
-        correct, loss = torch.zeros(()), torch.zeros((), dtype=torch.float64)
-        labels = torch.zeros(0)
+    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Mapping[str, Any]:
+        """accuracy; loss, the mean cross-entropy in nats; majority, what answering the commonest class would reach;
+        right, bool N, which images get their class."""
+        right: list[Tensor] = []
+        labels, loss = torch.zeros(0), torch.zeros((), dtype=torch.float64)
         for x, y in batches:
             scores = logits(called(model, x)).float()
             if not labels.numel():
                 check_logits(scores, y, whole=True)
-                correct, loss = correct.to(y.device), loss.to(y.device)
+                loss = loss.to(y.device)
                 labels = torch.zeros(scores.shape[1], dtype=torch.int64, device=y.device)
-            correct += (scores.argmax(dim=1) == y).sum()
+            right.append(scores.argmax(dim=1) == y)
             loss += F.cross_entropy(scores, y, reduction="sum")
             labels += y.bincount(minlength=len(labels))
-        correct, loss, labels = total(correct), total(loss), total(labels)
+        loss, labels, answers = total(loss), total(labels), torch.cat(every([torch.cat(right).cpu()]))
         count, most = int(labels.sum()), int(labels.max())
-        return {"accuracy": float(correct) / count, "loss": float(loss) / count, "majority": most / count}
+        figures = {"accuracy": int(answers.sum()) / count, "loss": float(loss) / count, "majority": most / count}
+        return {**figures, RIGHT: answers}
 
     def imitate(self, output: Any, teacher: Any, batch: Any) -> Tensor:
         return distillation_loss(logits(output), logits(teacher), self.temperature)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sentei.answers import Right
 from sentei.data import Data
 from sentei.data.batches import count_of, pieces_of
 from sentei.errors import ConfigError, TrainError
@@ -18,6 +20,8 @@ from sentei.graph.inputs import arguments
 from sentei.models.user_file import code_of_class
 
 Figures = dict[str, float]
+RIGHT = "right"
+"""What `Task.measure` calls the tensor that says which samples were answered right."""
 Forward = Callable[..., Any]
 
 
@@ -61,8 +65,12 @@ class Task(ABC):
         """What training minimises, a scalar, from what the model returned."""
 
     @abstractmethod
-    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Figures:
-        """Plain figures over some batches, `metric` among them. The model is in evaluation mode, without gradients."""
+    def measure(self, model: nn.Module, batches: Iterable[Any]) -> Mapping[str, Any]:
+        """Plain figures over some batches, `metric` among them. The model is in evaluation mode, without gradients.
+
+        Where the metric is the share of samples that are answered right, "right" may say which: a tensor, bool N, in
+        the order of the samples. Two networks are then compared sample by sample, which tells them apart sooner.
+        """
 
     # -- what may be written
 
@@ -235,7 +243,7 @@ def checked_figures(task: Task, figures: Any, finite: bool = True) -> Figures:
             f"{task.metric!r} among them. Return it, or name another one as `metric`"
         )
     try:
-        plain = {str(name): float(value) for name, value in figures.items()}
+        plain = {str(name): float(value) for name, value in figures.items() if name != RIGHT}
     except (TypeError, ValueError, RuntimeError) as error:
         raise TrainError(f"measure of task {task.name} returned what is no plain number: {error}") from error
     if finite and not math.isfinite(plain[task.metric]):
@@ -244,6 +252,21 @@ def checked_figures(task: Task, figures: Any, finite: bool = True) -> Figures:
             "network's outputs are not finite, or the figure is not defined on these batches"
         )
     return plain
+
+
+def checked_right(task: Task, figures: Mapping[str, Any], count: int) -> Right | None:
+    """Which of so many samples were answered right, if `measure` has told; TrainError if that is no bool for each."""
+    right = figures.get(RIGHT)
+    if right is None:
+        return None
+    if not isinstance(right, Tensor) or right.dtype != torch.bool or right.shape != (count,):
+        given = f"{right.dtype} {tuple(right.shape)}" if isinstance(right, Tensor) else f"a {type(right).__name__}"
+        raise TrainError(
+            f"measure of task {task.name} returned {given} as {RIGHT!r}; expected a tensor of {count} bools, one for "
+            "each sample in their order"
+        )
+    found: Right = np.asarray(right.cpu())
+    return found
 
 
 @contextmanager

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from sentei.answers import Right
 from sentei.data import Split
 from sentei.data.batches import tensors_of
 from sentei.data.loaders import LoaderSplit
-from sentei.distributed import agreed, part, processes, sharing, summed
+from sentei.distributed import agreed, part, processes, sharing, total
 from sentei.errors import DataError, TrainError
 from sentei.tasks import Classification, Task
-from sentei.tasks.task import Figures, checked_figures, plainly
+from sentei.tasks.task import Figures, checked_figures, checked_right, plainly
 from sentei.train.passes import at_once, device_of, evaluating
 
 CLASSIFICATION = Classification()
@@ -31,6 +32,8 @@ class Evaluation:
     figures: Figures
     metric: str
     images: int
+    right: Right | None = field(default=None, compare=False, repr=False)
+    """Which samples were answered right, in their order, where the task tells."""
 
     @property
     def value(self) -> float:
@@ -67,8 +70,7 @@ def evaluate(
     if not (task.measures_parts and _divisible(split, batch_size, limit)):
         return agreed(measured(model, split.batches(batch_size, limit=limit), task, bf16, finite))
     with sharing():
-        mine = measured(model, split.batches(batch_size, limit=limit, part=part()), task, bf16, finite)
-    return replace(agreed(mine), images=int(summed(torch.tensor(mine.images))))
+        return agreed(measured(model, split.batches(batch_size, limit=limit, part=part()), task, bf16, finite))
 
 
 def _divisible(split: Split, batch_size: int, limit: int | None) -> bool:
@@ -85,7 +87,9 @@ def measured(
     computing = torch.autocast(device_of(model).type, torch.bfloat16) if bf16 else nullcontext()
     with evaluating(model), torch.no_grad(), computing, plainly(task, "measure"):
         figures = task.measure(model, seen.passing(batches))
-    return Evaluation(checked_figures(task, figures, finite), task.metric, seen.count)
+    count = int(total(torch.tensor(seen.count)))
+    plain = checked_figures(task, figures, finite)
+    return Evaluation(plain, task.metric, count, checked_right(task, figures, count))
 
 
 class _Seen:

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from sentei.answers import packed
 from sentei.data import Split
 from sentei.tasks import Task
 from sentei.train import evaluate
+from sentei.train.evaluate import Evaluation
 
 
 def measured_task(task: Task) -> dict[str, Any]:
@@ -18,9 +20,17 @@ def measured_task(task: Task) -> dict[str, Any]:
     return {"task": task.name, "metric": metric}
 
 
-def figures_of(model: nn.Module, split: Split, task: Task, memory_mb: int | None = None) -> dict[str, float]:
+def measured_on(model: nn.Module, split: Split, task: Task, memory_mb: int | None = None) -> Evaluation:
     """What a network measures on a split; nothing on an empty one."""
-    return evaluate(model, split, task=task, memory_mb=memory_mb).figures if len(split) else {}
+    if not len(split):
+        return Evaluation({}, task.metric, 0)
+    return evaluate(model, split, task=task, memory_mb=memory_mb)
+
+
+def answers(**found: Evaluation) -> dict[str, str] | None:
+    """Which samples each network answered right, as text; None where the task does not tell."""
+    told = {name: packed(one.right) for name, one in found.items() if one.right is not None}
+    return told if len(told) == len(found) else None
 
 
 def tested(figures: Mapping[str, float], task: Task) -> dict[str, Any]:
