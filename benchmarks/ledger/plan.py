@@ -62,8 +62,26 @@ quarter), and the paper's own search at most one (21 structures of 2,000 images)
 PEERS = tuple(label for label, contender in CONTENDERS.items() if contender.is_peer)
 FIRST = tuple(label for label in CONTENDERS if not label.rpartition(" ")[2].isdigit())
 """All that are held against each other at equal cost."""
-FIDELITY = Contender("fidelity", {"structures": 40, "seeds": 2, "supernet_epochs": 3}, limit=12_000)
-"""No way to prune: proxies held against real trainings of structures."""
+BLOCKS = tuple(f"layer{i}.{j}" for i in (1, 2, 3) for j in (0, 1, 2))[:-1]
+"""Of ResNet-20, all but the last: where they end, nine stages part."""
+
+
+def _fidelity(supernet_epochs: int = 3, **options: Any) -> Contender:
+    return Contender(
+        "fidelity", {"structures": 40, "seeds": 2, "supernet_epochs": supernet_epochs, **options}, limit=12_000
+    )
+
+
+STAGEWISE = ("stagewise", "stagewise-distance")
+FIDELITY = {
+    "fidelity": _fidelity(),
+    "fidelity 2 stages": _fidelity(stages=("layer2",), proxies=STAGEWISE),
+    "fidelity 9 stages": _fidelity(stages=BLOCKS, proxies=STAGEWISE),
+    "fidelity 12 epochs": _fidelity(12, proxies=(*STAGEWISE, "sandwich", "random-path")),
+    "fidelity 9 stages, 12 epochs": _fidelity(12, stages=BLOCKS, proxies=STAGEWISE),
+}
+"""No ways to prune: proxies held against real trainings of structures, by default of three stages, in supernets of
+three epochs. All draw the same structures, which are trained once."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +120,12 @@ class Row:
         own = "".join(f"-{key}{value}" for key, value in {**self.options, **self.recipe}.items())
         rate = "" if self.lr == 0.02 else f"-lr{self.lr:g}"
         taught = (f"hinted{self.hints:g}" if self.hints else "distilled") if self.distill else "plain"
-        label = self.contender.replace(" ", "-")
+        label = self.contender.replace(", ", "-").replace(" ", "-")
         return f"{self.network}-{budget}-{self.epochs}x-{label}{own}{rate}-{taught}-s{self.seed}"
 
     @property
     def how(self) -> Contender:
-        given = FIDELITY if self.contender == "fidelity" else CONTENDERS[self.contender]
+        given = {**CONTENDERS, **FIDELITY}[self.contender]
         return Contender(given.method, {**given.options, **self.options}, given.limit)
 
     def to_json(self) -> dict[str, Any]:
@@ -164,6 +182,7 @@ def _rows() -> Iterator[Row]:
     for share in (0.63, 0.32):
         yield Row("points", "resnet20", "ista", {"params": share}, 25, options={"sparse_epochs": 40, "growth": 1.25})
     yield from (Row("half", "resnet20", DEFAULT, half, 4, seed=seed, hints=10.0) for seed in (0, 1, 2))
+    yield from (Row("fidelity", "resnet20", label, half, 2, distill=False) for label in FIDELITY)
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
     yield from (Row("half", "resnet20", "abc reconstruct", half, 4, seed=seed) for seed in (0, 1, 2))

@@ -24,10 +24,11 @@ from sentei.machine import machine
 from sentei.methods.stagewise.fidelity import Fidelity, measure_fidelity
 from sentei.models import build_model
 from sentei.plan import Constraints
-from sentei.runfiles import is_finished, read_summary
+from sentei.runfiles import JOURNAL, is_finished, read_summary
 from sentei.runs import Run
 from sentei.train import Recipe, evaluate, fit, recalibrate
 from sentei.train.checkpoint import digest
+from sentei.train.journal import Journal
 
 FINE = Constraints(round_to=1, max_ratio=0.9)
 """Steps of one channel for every contender: layers of 16 channels have few widths as it is."""
@@ -78,12 +79,17 @@ def by_sentei(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str,
 
 
 def by_fidelity(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, Any]:
-    """Proxies beside the real accuracy of structures; the test images are not read."""
+    """Proxies beside the real accuracy of structures; the test images are not read.
+
+    Rows that differ in the supernet alone share the structures, which another row may have trained already.
+    """
     run, recipe = folder / "run", recipe_of(row)
     how, budget = Fidelity(**row.how.options), sentei.Budget(**row.limits)
     if not is_finished(run):
         config = {"verb": "fidelity", **row.to_json(), "base_sha256": digest(model), "recipe": recipe.to_dict()}
         with Run.open(run, json.loads(json.dumps(config))) as opened:
+            for record in _measured(folder.parent / replace(row, contender="fidelity").name / "run", opened):
+                opened.journal.append(record, wait=False)
             told = measure_fidelity(
                 model, data, how, recipe=recipe, budget=budget, run=opened, source=NETWORKS[row.network],
                 constraints=FINE, say=lambda line: print(f"  {line}", flush=True),
@@ -92,6 +98,13 @@ def by_fidelity(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[st
     found = read_summary(run)
     kept = {name: found[name] for name in ("proxies", "agreement", "structures", "seconds")}
     return {"refused": None, **kept}
+
+
+def _measured(first: Path, opened: Run) -> list[dict[str, Any]]:
+    """What a finished row has measured, for one that begins."""
+    if not is_finished(first) or first == opened.folder or opened.journal.records():
+        return []
+    return [record for record in Journal(first / JOURNAL).records() if record.get("phase") == "measure"]
 
 
 def by_peer(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, Any]:
