@@ -1,14 +1,12 @@
-"""A Ray cluster of two hosts: network namespaces with a cable between them, which can be pulled."""
+"""A Ray cluster of two hosts with a cable between them, which is pulled."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +16,11 @@ import pytest
 from sentei.search import Colony, Search, Store, open_executor
 from sentei.search.testing import small_space
 from sentei.train.journal import Journal
+from tests.hosts import HEAD, MISSING, WORKER, Hosts
 from tests.search.fakes import Fake, Noted
 from tests.search.test_executors import _wait_for
 
-HEAD, WORKER, PORT = "10.213.77.1", "10.213.77.2", 6399
+PORT = 6399
 PAYLOAD = 30_000_000
 EVALUATIONS = 60
 PATIENCE = 600.0
@@ -29,7 +28,7 @@ PATIENCE = 600.0
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and ip"),
+    pytest.mark.skipif(MISSING, reason="network namespaces need root and ip"),
 ]
 
 
@@ -70,24 +69,16 @@ def evaluations(path):
 wait_for = partial(_wait_for, seconds=PATIENCE)
 
 
-class Hosts:
-    """Two namespaces, a head in one and a worker in the other, each a `ray start --block`."""
+class RayHosts(Hosts):
+    """A head on one and a worker on the other, each a `ray start --block`."""
 
     def __init__(self, folder):
-        self.folder = folder
-        self.names = {HEAD: f"sh{os.getpid()}", WORKER: f"sw{os.getpid()}"}
-        self.running = {}
+        super().__init__()
+        self.folder, self.running = folder, {}
 
     def __enter__(self):
-        (head, worker), (a, b) = self.names.values(), ("sentei0", "sentei1")
+        super().__enter__()
         try:
-            for name in (head, worker):
-                ip("netns", "add", name)
-            ip("link", "add", a, "netns", head, "type", "veth", "peer", "name", b, "netns", worker)
-            for name, cable, address in ((head, a, HEAD), (worker, b, WORKER)):
-                ip("-n", name, "addr", "add", f"{address}/24", "dev", cable)
-                ip("-n", name, "link", "set", cable, "up")
-                ip("-n", name, "link", "set", "lo", "up")
             self.start(HEAD, "--head", f"--port={PORT}", "--num-cpus=1", "--include-dashboard=false")
             wait_for(self.is_up)
             self.start_worker()
@@ -99,8 +90,7 @@ class Hosts:
     def __exit__(self, *_):
         for address in list(self.running):
             self.stop(address)
-        for name in self.names.values():
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        super().__exit__()
 
     def is_up(self):
         probe = f"import socket; socket.create_connection(({HEAD!r}, {PORT}), 1)"
@@ -120,26 +110,9 @@ class Hosts:
         log.close()
 
     def stop(self, address):
-        """What was started there, and nothing else: the processes of its namespace."""
         process = self.running.pop(address)
-        found = subprocess.run(["ip", "netns", "pids", self.names[address]], capture_output=True, text=True)
-        for pid in map(int, found.stdout.split()):
-            with suppress(ProcessLookupError):
-                os.kill(pid, 9)
+        self.kill(address)
         process.wait()
-
-    def inside(self, address, *command):
-        return ["ip", "netns", "exec", self.names[address], *map(str, command)]
-
-    def cable(self, state):
-        ip("-n", self.names[HEAD], "link", "set", "sentei0", state)
-
-    def received(self):
-        """Bytes that the worker's host has got through the cable."""
-        told = subprocess.run(
-            ["ip", "-n", self.names[WORKER], "-s", "-j", "link", "show", "sentei1"], capture_output=True, check=True
-        )
-        return json.loads(told.stdout)[0]["stats64"]["rx"]["bytes"]
 
     def searching(self, slow):
         script = f"""
@@ -150,10 +123,6 @@ class Hosts:
             self.inside(HEAD, sys.executable, "-c", textwrap.dedent(script)),
             env={**environment(), "RAY_ADDRESS": f"{HEAD}:{PORT}"},
         )
-
-
-def ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
 def environment():
@@ -173,7 +142,7 @@ def lines(path):
 @pytest.fixture
 def hosts():
     pytest.importorskip("ray")
-    with tempfile.TemporaryDirectory(prefix="st") as folder, Hosts(Path(folder)) as running:  # sockets need short paths
+    with tempfile.TemporaryDirectory(prefix="st") as folder, RayHosts(Path(folder)) as running:
         yield running
 
 

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SenteiError, OSError) as error:
         if os.environ.get("SENTEI_DEBUG"):
             raise
-        if is_first_to_tell(str(error)):
+        if isinstance(error, LostError) or is_first_to_tell(str(error)):  # whom would the lost ones ask?
             _tell(f"Error: {error}{_after(command, error)}", "red")
         return LOST if isinstance(error, LostError) else 2
     except KeyboardInterrupt as stop:

@@ -6,21 +6,24 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
 from rich.text import Text
 
+from sentei.cli.meeting import Meeting
 from sentei.cli.prune import Prune
 from sentei.cli.resume import Resume
 from sentei.cli.train import Train
 from sentei.console import stderr
 from sentei.distributed import TIMEOUT
-from sentei.errors import ConfigError
+from sentei.errors import ConfigError, TrainError
 from sentei.runfiles import has_progress, is_finished
 from sentei.threads import available_cpus
 
@@ -28,6 +31,8 @@ SHARED = (Train, Prune, Resume)
 """Commands whose work several processes can share."""
 LOST = 3
 """Exit code of a process that has lost the others."""
+STUCK = 60.0
+"""Seconds after which an agent that has not noticed the end of its process is taken for stuck."""
 NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """A restart gets a store of its own: in the agent's, addresses of the processes before it would still stand."""
 
@@ -66,15 +71,18 @@ class Launch:
         self._set_environment()
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous import RendezvousError
         from torch.distributed.launcher.api import elastic_launch
 
-        with _silent():
+        with _silent(), _unless_stuck(lambda: self._failed({0: LOST}, command)):
             try:
                 elastic_launch(config, sys.executable)("-m", "sentei.cli", *words)
             except ChildFailedError as error:
                 return self._failed({rank: f.exitcode for rank, f in error.failures.items()}, command)
             except SignalException as stop:
                 return 128 + stop.sigval
+            except RendezvousError as error:
+                raise TrainError(self._alone(error)) from error
         return 0
 
     def _config(self) -> Any:
@@ -94,18 +102,30 @@ class Launch:
         several = int(most) > 1
         if several and self.rdzv_endpoint is None:
             raise ConfigError(f"{self.nnodes} machines need a place to meet: give --rdzv-endpoint HOST:PORT")
+        where = Meeting.at(self.rdzv_endpoint).settings() if self.rdzv_endpoint else {}
         return LaunchConfig(
             min_nodes=int(least), max_nodes=int(most), nproc_per_node=self.nproc_per_node,
             run_id=self.rdzv_id if several else uuid.uuid4().hex, rdzv_backend="c10d",
             rdzv_endpoint=self.rdzv_endpoint or "localhost:0", max_restarts=self.max_restarts, monitor_interval=0.5,
+            **where,
         )  # fmt: skip
 
+    def _alone(self, error: Exception) -> str:
+        return (
+            f"the machines have not met at {self.rdzv_endpoint} ({type(error).__name__}): start the same line on "
+            f"{self.nnodes} machines within a minute, one of them the endpoint's, whose port must be free "
+            "there and open to the others"
+        )
+
     def _set_environment(self) -> None:
-        """For the processes: threads, unless they are given, that do not take the processors from each other."""
+        """For the processes: threads, unless they are given, that do not take the processors from each other, and the
+        network by which machines reach each other."""
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // self.nproc_per_node)))
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault(NEW_STORE, "1")
         os.environ[TIMEOUT] = str(self.timeout)
+        if self.rdzv_endpoint and (interface := Meeting.at(self.rdzv_endpoint).interface()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
     def _failed(self, codes: Mapping[int, int], command: Any) -> int:
         """Say what has died, unless a process has said so itself."""
@@ -116,8 +136,11 @@ class Launch:
         if is_finished(command.folder):
             text += f"The run in {command.folder} is finished."
         elif has_progress(command.folder):
-            again = f"sentei launch --nproc-per-node {self.nproc_per_node} resume {command.folder}"
+            meeting = f"--nnodes {self.nnodes} --rdzv-endpoint {self.rdzv_endpoint} " if self.rdzv_endpoint else ""
+            again = f"sentei launch {meeting}--nproc-per-node {self.nproc_per_node} resume {command.folder}"
             text += f"What was stored is kept. Go on with:  {again}"
+        elif self.rdzv_endpoint:
+            text += "What was stored, if anything, lies on the machine of the first process, which says how to go on."
         else:
             text += "Nothing was stored yet; start again with the same command."
         console = stderr()
@@ -142,6 +165,39 @@ def _begins(words: Sequence[str], i: int) -> bool:
     """Whether the command begins here: a word that is neither an option nor the value of one."""
     before = words[i - 1]
     return not words[i].startswith("-") and (i == 1 or not before.startswith("--") or "=" in before)
+
+
+@contextmanager
+def _unless_stuck(tell: Callable[[], int]) -> Iterator[None]:
+    """End this process, with what `tell` returns, should the agent no longer look after its own.
+
+    It asks the meeting place now and then, and for a machine that no longer answers it would wait until the system
+    gives the connection up, a quarter of an hour. A process that has ended is its to notice, within a second.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        ended, since = 0, time.monotonic()
+        while not over.wait(1):
+            now = _ended_child()
+            if not now or now != ended:
+                ended, since = now, time.monotonic()
+            elif time.monotonic() - since > STUCK:
+                os._exit(tell())
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _ended_child() -> int:
+    """A process of ours that has ended and that nobody has taken note of; 0 if there is none."""
+    with suppress(ChildProcessError):
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return found.si_pid if found else 0
+    return 0
 
 
 @contextmanager
