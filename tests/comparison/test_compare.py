@@ -345,6 +345,20 @@ def test_a_row_says_what_the_summary_says(made):
     assert "latency" not in text
 
 
+def test_how_far_a_network_is_from_the_dense_one(made):
+    before = np.arange(1000) < 960
+    after = before & (np.arange(1000) >= 60)
+    told = {"base": packed(before), "pruned": packed(after)}
+    dense, row = rows_of([made("half", summary(answers=told))])
+    assert (dense.to_dense, row.to_dense) == (None, pytest.approx(-0.06))
+    assert row.to_dense_error == pytest.approx(math.sqrt(0.06 * 0.94 / 999))
+    text = text_of(runs_table([dense, row]))
+    assert "-6.00" in text
+    assert "± 0.75" in text
+    (_, old) = rows_of([made("old", summary())])
+    assert (old.to_dense, old.to_dense_error) == (pytest.approx(-0.06), None)
+
+
 def test_a_training_stands_for_the_dense_network(made):
     training = {
         "verb": "train", "task": "classification", "metric": PERCENT, "model": "digitsnet", "data": "digits",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sentei.answers import error_of_difference, unpacked
 from sentei.comparison.statistics import binomial_error
 from sentei.errors import CheckpointError, ConfigError
 from sentei.runfiles import BENCH, read_config, read_summary
@@ -47,6 +48,10 @@ class Row:
     because a budget limits it, None for `sentei bench`."""
     taught: bool | None = None
     """Whether the dense network was the teacher of a pruned one; None where the run has not noted it."""
+    to_dense: float | None = None
+    """`test` of a pruned network less that of the dense one."""
+    to_dense_error: float | None = None
+    """One standard error of that, from the images on which the two disagree; None where these are not known."""
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -106,7 +111,17 @@ def _row(name: str, summary: Mapping[str, Any], latency: Mapping[str, Any]) -> R
         name, "pruned", summary["method"], summary, summary["pruned"], summary["base"], images, seconds,
         latency.get("small"),
     )  # fmt: skip
-    return replace(found, dense=dense, taught=summary.get("taught"))
+    gap, error = _to_dense(summary)
+    return replace(found, dense=dense, taught=summary.get("taught"), to_dense=gap, to_dense_error=error)
+
+
+def _to_dense(summary: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """How far the test metric is from that of the dense network, and one standard error of that."""
+    before, after = (summary[role][summary["metric"]["name"]] for role in ("base", "pruned"))
+    if before is None or after is None:
+        return None, None
+    right = [[unpacked(text)] for text in (summary.get("answers") or {}).values()]
+    return after - before, error_of_difference(*right) if right else None
 
 
 def _network(

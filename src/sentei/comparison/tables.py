@@ -19,17 +19,26 @@ def runs_table(rows: Sequence[Row]) -> Table:
     names = list(dict.fromkeys(row.metric["name"] for row in rows))
     metric = names[0] if len(names) == 1 else "metric"
     latency = ["latency"] if any(row.latency for row in rows) else []
-    columns = (f"test {metric}", "val", "MACs", "params", *latency, "seconds", "trained on")
+    gaps = ["to dense"] if any(row.to_dense is not None for row in rows) else []
+    columns = (f"test {metric}", *gaps, "val", "MACs", "params", *latency, "seconds", "trained on")
     out = table("Runs side by side", "run", *columns)
     for row in rows:
         own = "" if len(names) == 1 else f" {row.metric['name']}"
         percent = row.metric["percent"]
         out.add_row(
-            row.name, with_error(row.test, row.test_error, percent) + own, shown(row.val, percent),
+            row.name, with_error(row.test, row.test_error, percent) + own, *([_to_dense(row)] if gaps else []),
+            shown(row.val, percent),
             f"{count(row.macs)}\n{part(row.macs_share)}", f"{count(row.params)}\n{part(row.params_share)}",
             *([milliseconds(row.latency)] if latency else []), seconds(row.seconds), phases(row.images),
         )  # fmt: skip
     return out
+
+
+def _to_dense(row: Row) -> str:
+    if row.to_dense is None:
+        return ""
+    error = "" if row.to_dense_error is None else f"\n± {100 * row.to_dense_error:.2f}"
+    return f"{told(row.to_dense, row.metric, False)}{error}"
 
 
 def seen(rows: Sequence[Row]) -> str | None:
