@@ -150,7 +150,7 @@ def test_a_host_that_is_cut_off_and_comes_back_loses_nothing(hosts, tmp_path):
     search(tmp_path, "here", 1)
     expected, journal = evaluations(tmp_path / "here.jsonl"), hosts.folder / "ray.jsonl"
     before = hosts.received()
-    process = hosts.searching(slow=0.5)
+    process = hosts.searching(slow=1.5)  # the second host has time to join in
     wait_for(lambda: process.poll() is not None or len(set(lines(hosts.folder / "evaluated"))) == 2)
     wait_for(lambda: process.poll() is not None or len(lines(hosts.folder / "opened")) == 3)
     assert process.poll() is None

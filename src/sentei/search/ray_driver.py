@@ -168,8 +168,13 @@ def options(crew: Crew, cluster: dict[str, float]) -> dict[str, float]:
 
 
 def with_its_host(error: Exception) -> bool:
-    """Whether an actor was lost because its host went away or cannot be reached, whatever it computed."""
-    return isinstance(error, ray.exceptions.ActorUnavailableError) or "node" in str(error).lower()
+    """Whether an actor was lost because its host went away or cannot be reached, whatever it computed.
+
+    Ray says so in its text alone; where the process died, its advice may speak of nodes all the same.
+    """
+    told = str(error).lower()
+    unreachable = isinstance(error, ray.exceptions.ActorUnavailableError)
+    return unreachable or ("node" in told and "worker process has died" not in told)
 
 
 def _share(total: float, workers: int) -> float:
