@@ -34,9 +34,10 @@ def test_one_seed_by_hand():
     first[:900] = second[:900] = True
     first[900:930] = True
     second[930:950] = True
-    expected = np.sqrt((50 - 10**2 / 1000) / 999 / 1000)
+    expected = np.sqrt(50 + 1 - 10**2 / 1002) / 1002
     assert error_of_difference([first], [second]) == pytest.approx(expected)
-    assert error_of_difference([first], [first]) == 0
+    assert error_of_difference([first], [second, second]) == pytest.approx(expected)
+    assert error_of_difference([first], [first]) == pytest.approx(1 / 1002)
 
 
 def answered(rng, seeds, images=500, spread=0.01):

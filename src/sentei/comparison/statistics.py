@@ -8,9 +8,9 @@ same size would too. Variances add, so that the standard error is
 
 with s the standard deviation of the k paired differences, p and q the mean accuracies, n the test images. This second
 term takes the errors of both networks to be independent. They are not, as hard images are hard for both: where it is
-known which images each network answers right, the second term is d^2 / n, with d the standard deviation over images of
-the difference that the seeds' mean makes on each. The seeds' scatter on single images is in both terms, so that the
-interval is a little cautious. Degrees of freedom are Satterthwaite's: k - 1 where seeds decide, many where images do.
+known which images each network answers right, the second term is that of `sentei.answers.error_of_difference`. The
+seeds' scatter on single images is in both terms, so that the interval is a little cautious. Degrees of freedom are
+Satterthwaite's: k - 1 where seeds decide, many where images do.
 """
 
 from __future__ import annotations

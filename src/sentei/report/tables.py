@@ -96,7 +96,7 @@ def within_error(summary: Mapping[str, Any]) -> str | None:
         error = error_of_difference(*([unpacked(answers[role])] for role in ("base", "pruned")))
     else:
         error = math.sqrt((a * (1 - a) + b * (1 - b)) / images)
-    if abs(a - b) > error * (1 + 1e-9):  # one image is exactly one standard error
+    if abs(a - b) > error:
         return None
     return (
         f"On {images:,} test images a difference of {100 * (b - a):+.2f} points is within one standard error "
