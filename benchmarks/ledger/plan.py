@@ -43,6 +43,7 @@ CONTENDERS: dict[str, Contender] = {
     "evolution": Contender("evolution"),
     "random_search": Contender("random_search"),
     "stagewise": Contender("stagewise", {"supernet_epochs": 1}),
+    "sandwich": Contender("stagewise", {"supernet_epochs": 1, "rule": "sandwich", "search": "abc", "evaluations": 100}),
     "ista": Contender("ista", {"sparse_epochs": 8, "growth": 2.0}, limit=11_250),
     "tp l2 local": _torch_pruning("l2"),
     "tp bn global": _torch_pruning("bn", everywhere=True),
