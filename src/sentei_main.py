@@ -26,6 +26,8 @@ def _version() -> int:
 def _command() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
+    if sys.argv[1:2] == ["launch"] and not os.environ.get("SENTEI_DEBUG"):
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # read at the import; the agent tells what it lacks
     from sentei.cli import main as command
 
     if signal.getsignal(signal.SIGINT) is _interrupted:

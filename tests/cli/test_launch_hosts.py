@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,8 @@ PLACE = f"{HEAD}:29500"
 
 def test_a_place_on_this_machine_alone_is_left_to_torchrun():
     place = Meeting.at("localhost:29500")
-    assert (place.address, place.is_outside, place.settings(), place.interface()) == ("127.0.0.1", False, {}, None)
+    assert (place.address, place.is_outside, place.interface()) == ("127.0.0.1", False, None)
+    assert place.settings(2) == {"rdzv_configs": {"join_timeout": 120, "read_timeout": 120}}
 
 
 @pytest.mark.parametrize("given", ["node0", "node0:", ":29500", "127.0.0.1:port", "127.0.0.1:0", "127.0.0.1:70000"])
@@ -36,7 +38,7 @@ def test_an_unknown_host():
 def test_an_address_of_another_machine():
     place = Meeting.at("192.0.2.1:29500")  # for documentation only (RFC 5737)
     assert (place.is_outside, place.is_here) == (True, False)
-    assert place.settings()["rdzv_configs"] == {"is_host": False}
+    assert place.settings(2)["rdzv_configs"]["is_host"] is False
 
 
 # -- two hosts
@@ -101,13 +103,15 @@ def test_hosts_that_lose_each_other_end_in_bounded_time_and_the_run_goes_on(tmp_
 
 @pytest.mark.slow
 @NEEDS_HOSTS
-def test_a_host_whom_nobody_meets_says_so(tmp_path):
-    started = time.monotonic()
+@pytest.mark.parametrize("host", [HEAD, WORKER])  # at the place that they agreed on, and on the way there
+def test_a_host_whom_nobody_meets_says_so(host, tmp_path):
+    begun = time.monotonic()
     with Hosts() as hosts:
-        command = ("launch", "--nnodes", "2", "--rdzv-endpoint", PLACE, *TRAIN, "--run", "runs/a")
-        line = hosts.inside(WORKER, sys.executable, "-m", "sentei.cli", *command)
+        words = ("--nnodes", "2", "--rdzv-endpoint", PLACE, "--timeout", "0.5", *TRAIN, "--run", "runs/a")
+        line = hosts.inside(host, Path(sys.executable).with_name("sentei"), "launch", *words)
         alone = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert alone.returncode == 2
-    assert time.monotonic() - started < 120
-    assert f"the machines have not met at {PLACE}" in alone.stderr
-    assert "Traceback" not in alone.stderr
+    assert time.monotonic() - begun < 120
+    waiting, error = alone.stderr.strip().splitlines()
+    assert waiting == f"Waiting at {PLACE} for 2 machines, 0.5 minutes at most ..."
+    assert error.startswith(f"Error: the machines have not met at {PLACE} within 0.5 minutes (--timeout; ")

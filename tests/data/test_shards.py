@@ -380,7 +380,11 @@ def test_what_cannot_be_found_or_fetched_is_named(tmp_path: Path) -> None:
         ref.replace("002", "003"): "There is no shard .*ids-train-003.tar",
         ref.replace("..002}", ""): "cannot be expanded|There is no shard",
         f"webdataset:{tmp_path}/a/ids-val-*.tar": "neither val nor test",
-        f"webdataset:{tmp_path}/a/none": "There is no shard",
+        f"webdataset:{tmp_path}/a/none": "There is no folder .*/a/none, nor a shard of that name",
+        f"webdataset:{tmp_path}/b/ids-train-000.tar": "There is no folder .*/b, so no shard",
+        ref.replace("002", "009"): "no shard .*ids-train-003.tar; 3 of the 10 that the pattern names are there",
+        ref.replace("..", "."): "a range is written {000..146}",
+        ref.replace("ids-train", "id-train"): "Did you mean ids-train-000.tar",
         f"webdataset:pipe:cat {tmp_path}/a/ids-train-000.tar": "neither val nor test",
         "webdataset:pipe:false": "could not be fetched",
         f"webdataset:pipe:cat {tmp_path}/a/none.tar": "could not be fetched",
@@ -388,6 +392,9 @@ def test_what_cannot_be_found_or_fetched_is_named(tmp_path: Path) -> None:
     for given, said in cases.items():
         with pytest.raises(DataError, match=said):
             load(given)
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    with pytest.raises(DataError, match="no .tar files for training. For a folder of images give imagefolder:"):
+        load(f"webdataset:{tmp_path}/photos")
     (tmp_path / "a" / "other.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"other.tar says neither train, val nor test in its name"):
         load(f"webdataset:{tmp_path}/a")

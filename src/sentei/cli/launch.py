@@ -33,6 +33,7 @@ LOST = 3
 """Exit code of a process that has lost the others."""
 STUCK = 60.0
 """Seconds after which an agent that has not noticed the end of its process is taken for stuck."""
+CPP_LOG = "TORCH_CPP_LOG_LEVEL"
 NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """A restart gets a store of its own: in the agent's, addresses of the processes before it would still stand."""
 
@@ -59,7 +60,8 @@ class Launch:
     max_restarts: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """How often all processes are started anew when one has died; the run goes on from what it had stored."""
     timeout: Annotated[float, tyro.conf.arg(metavar="MINUTES")] = 10.0
-    """How long a process waits for the others in a step before it takes them for dead."""
+    """How long a process waits for the others in a step before it takes them for dead, and machines for each other at
+    the meeting place."""
 
     def launch(self, words: Sequence[str], command: Any) -> int:
         """Run the command that `words` say and `command` is; returns the exit code of the first process that failed."""
@@ -74,6 +76,9 @@ class Launch:
         from torch.distributed.elastic.rendezvous import RendezvousError
         from torch.distributed.launcher.api import elastic_launch
 
+        if config.max_nodes > 1:
+            where = f"{self.rdzv_endpoint} for {self.nnodes} machines"
+            self._say(f"Waiting at {where}, {self.timeout:g} minutes at most ...")
         with _silent(), _unless_stuck(lambda: self._failed({0: LOST}, command)):
             try:
                 elastic_launch(config, sys.executable)("-m", "sentei.cli", *words)
@@ -102,7 +107,7 @@ class Launch:
         several = int(most) > 1
         if several and self.rdzv_endpoint is None:
             raise ConfigError(f"{self.nnodes} machines need a place to meet: give --rdzv-endpoint HOST:PORT")
-        where = Meeting.at(self.rdzv_endpoint).settings() if self.rdzv_endpoint else {}
+        where = Meeting.at(self.rdzv_endpoint).settings(self.timeout) if self.rdzv_endpoint else {}
         return LaunchConfig(
             min_nodes=int(least), max_nodes=int(most), nproc_per_node=self.nproc_per_node,
             run_id=self.rdzv_id if several else uuid.uuid4().hex, rdzv_backend="c10d",
@@ -112,16 +117,17 @@ class Launch:
 
     def _alone(self, error: Exception) -> str:
         return (
-            f"the machines have not met at {self.rdzv_endpoint} ({type(error).__name__}): start the same line on "
-            f"{self.nnodes} machines within a minute, one of them the endpoint's, whose port must be free "
-            "there and open to the others"
+            f"the machines have not met at {self.rdzv_endpoint} within {self.timeout:g} minutes (--timeout; "
+            f"{type(error).__name__}): start the same line on {self.nnodes} machines, one of them the endpoint's, "
+            "whose port must be free there and open to the others"
         )
 
     def _set_environment(self) -> None:
         """For the processes: threads, unless they are given, that do not take the processors from each other, and the
         network by which machines reach each other."""
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // self.nproc_per_node)))
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        if os.environ.get(CPP_LOG) in (None, "FATAL"):  # that is for the agent, see sentei_main
+            os.environ[CPP_LOG] = "ERROR"
         os.environ.setdefault(NEW_STORE, "1")
         os.environ[TIMEOUT] = str(self.timeout)
         if self.rdzv_endpoint and (interface := Meeting.at(self.rdzv_endpoint).interface()):
@@ -143,9 +149,13 @@ class Launch:
             text += "What was stored, if anything, lies on the machine of the first process, which says how to go on."
         else:
             text += "Nothing was stored yet; start again with the same command."
-        console = stderr()
-        console.print(Text(text, "red"), soft_wrap=not console.is_terminal)
+        self._say(text, "red")
         return 128 + next(iter(killed.values())) if killed else LOST
+
+
+    def _say(self, text: str, style: str = "") -> None:
+        console = stderr()
+        console.print(Text(text, style), soft_wrap=not console.is_terminal)
 
 
 def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -202,12 +212,10 @@ def _ended_child() -> int:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """The agent's own log, about processes that ended, is for SENTEI_DEBUG."""
-    log = logging.getLogger("torch.distributed.elastic")
-    before = log.level
+    """The agent's own log, about processes that ended, is for SENTEI_DEBUG. Its loggers have levels of their own."""
     if not os.environ.get("SENTEI_DEBUG"):
-        log.setLevel(logging.CRITICAL)
+        logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        log.setLevel(before)
+        logging.disable(logging.NOTSET)

@@ -75,11 +75,14 @@ class Meeting:
             return str(probe.getsockname()[0])
         return None
 
-    def settings(self) -> dict[str, Any]:
-        """What the agent has to be told: who opens the door, and under which address this machine is known."""
+    def settings(self, minutes: float) -> dict[str, Any]:
+        """What the agent has to be told: how long to wait for the others, who opens the door, and under which address
+        this machine is known."""
+        patience = {name: max(1, round(60 * minutes)) for name in ("join_timeout", "read_timeout")}
         if not self.is_outside:
-            return {}
-        return {"local_addr": self.own, "rdzv_configs": {"is_host": self.is_here and not self.is_open}}
+            return {"rdzv_configs": patience}
+        opens = self.is_here and not self.is_open
+        return {"local_addr": self.own, "rdzv_configs": {**patience, "is_host": opens}}
 
     def interface(self) -> str | None:
         """The network interface of `own`, where the system tells."""

@@ -15,6 +15,7 @@ from sentei.cli.options import Dense, is_code, resolved_ref
 from sentei.cli.saved import Saved, permit, resume_hint, saved_command
 from sentei.console import say
 from sentei.data import Data
+from sentei.distributed import processes
 from sentei.errors import CheckpointError, ConfigError
 from sentei.models import build_model, load_weights
 from sentei.models.reference import TRAINED
@@ -151,7 +152,7 @@ def announce(model: str, dense: Dense, data: Data, task: Task, bare: str | None)
     shape = f", {'x'.join(map(str, data.input_shape))}" if data.input_shape else ""
     say(
         f"Data {data.name}: {len(data.train):,} training, {len(data.val):,} validation, {len(data.test):,} test "
-        f"images{classes}{shape}, on {data.device}"
+        f"images{classes}{shape}, on {data.device}" + (f", shared by {n} processes" if (n := processes()) > 1 else "")
     )
     if 0 < len(data.val) < FEW and task.metric == "accuracy":
         error = 50 / math.sqrt(len(data.val))

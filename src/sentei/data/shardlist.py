@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,27 @@ def expanded(pattern: str) -> list[str]:
         given = expand_urls(pattern)
     except Exception as error:  # braces that do not match, variables that are not set
         raise DataError(f"{pattern} cannot be expanded ({type(error).__name__}: {error}).") from error
-    sources: list[str] = []
-    for one in given:
-        found = _found(one)
-        if not found and not is_remote(one):
-            raise DataError(f"There is no shard {one}. {HOW}.")
-        sources += found or [one]
-    return sources
+    found = {one: [one] if is_remote(one) else _found(one) for one in given}
+    missing = [one for one, shards in found.items() if not shards]
+    if missing:
+        raise DataError(_missing(missing, len(given)))
+    return [shard for shards in found.values() for shard in shards]
+
+
+def _missing(shards: Sequence[str], asked: int) -> str:
+    """What is wrong with a pattern that names shards which are not there."""
+    first, folder = shards[0], Path(shards[0]).parent
+    if not folder.is_dir():
+        return f"There is no folder {folder}, so no shard {first}."
+    if not first.endswith(".tar") and not Path(first).suffix:
+        return f"There is no folder {first}, nor a shard of that name. {HOW}."
+    told = f"There is no shard {first}"
+    if asked > 1:
+        told += f"; {asked - len(shards)} of the {asked} that the pattern names are there"
+    if re.search(r"[{}]", first):
+        told += "; a range is written {000..146}"
+    near = get_close_matches(Path(first).name, [p.name for p in folder.glob("*.tar")], 1)
+    return f"{told}. Did you mean {near[0]}?" if near else f"{told}. {HOW}."
 
 
 def _found(pattern: str) -> list[str]:
@@ -142,7 +157,8 @@ def _by_word(folder: Path) -> dict[str, list[str]]:
             raise DataError(f"{path} says {' and '.join(named) or 'neither train, val nor test'} in its name. {HOW}.")
         sources.setdefault(named[0], []).append(str(path))
     if "train" not in sources:
-        raise DataError(f"{folder} has no .tar files for training. {HOW}.")
+        images = f"For a folder of images give imagefolder:{folder}. " if any(folder.glob("*/")) else ""
+        raise DataError(f"{folder} has no .tar files for training. {images}{HOW}.")
     return {split: sources[split] for split in WORDS if split in sources}
 
 
@@ -162,6 +178,8 @@ def _listed(file: Path) -> ShardList:
             whole = (p if is_remote(p) else str(file.parent / Path(p).expanduser()) for p in map(str, patterns))
             sources[split] = [source for p in whole for source in expanded(p)]
     names = content.get("classes")
+    if names is not None and not isinstance(names, list):
+        raise DataError(f"{file}: classes is {names!r}; expected a list of names, such as  classes: [cat, dog]")
     return ShardList(sources, None if names is None else _checked_names(file, names))
 
 
@@ -174,5 +192,6 @@ def _names(folder: Path) -> tuple[str, ...] | None:
 def _checked_names(file: Path, names: Sequence[Any]) -> tuple[str, ...]:
     found = tuple(text for name in names if (text := str(name).strip()))
     if len(set(found)) != len(found) or not found:
-        raise DataError(f"{file} names no class, or one twice; expected each class once, in the order of the labels.")
+        given = ", ".join(found[:8]) or "none"
+        raise DataError(f"{file} names these classes: {given}; expected each once, in the order of the labels.")
     return found

@@ -103,7 +103,10 @@ def load_shards(
         if (most := int(rows.labels.max())) >= len(names):
             raise DataError(f"{ref}: {name} has label {most}, but there are {len(names)} classes, from 0.")
     classes = subset.classes_of(ref, names, seed)
-    missing = f"{ref} names shards for training only, neither val nor test. {HOW}."
+    missing = (
+        f"{ref} names shards for training only, neither val nor test. The pattern needs the word train, in whose place "
+        f"the others are looked for. {HOW}."
+    )
     parts = divided_by_class(found.pop("train"), found, classes, subset, val, seed, missing)
     where = torch.device(device)
     splits = {name: ShardSplit(rows, size, where, statistics, workers, Path()) for name, rows in parts.items()}

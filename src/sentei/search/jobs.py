@@ -137,9 +137,12 @@ def count_workers(where: Where, processes: int | None) -> int:
 
     ConfigError for a number that makes no sense there.
     """
-    if processes is not None and (processes < 1 or where == "here"):
+    if processes is not None and processes < 1:
+        raise ConfigError(f"processes is {processes}; expected 1 or more")
+    if processes is not None and where == "here":
         raise ConfigError(
-            f"processes is {processes} with executor={where!r}; expected 1 or more, with executor='process' or 'ray'"
+            f"processes is {processes}, but structures are measured in this process; choose worker processes "
+            "(executor='process', --executor process) or a cluster ('ray')"
         )
     return 1 if where == "here" else processes or available_cpus()
 

@@ -192,7 +192,7 @@ class _Comparison:
         if len(drawn) < how.structures:
             raise ConfigError(
                 f"only {len(drawn)} of {how.structures} structures were found within {how.band:.1%} of the budget; "
-                "widen the band or ask for fewer"
+                "widen the band (--band), ask for fewer (--structures), or let widths have smaller steps (--round-to 1)"
             )
         others = []
         for share in np.linspace(0.25, 1, how.across + 2)[1:-1].tolist():
