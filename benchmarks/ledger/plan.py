@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,12 +132,14 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides the result; a row is done when the ledger has it."""
-        return {
+        told = {
             "network": self.network, "contender": self.contender, "method": self.how.method,
             "options": dict(self.how.options), "limit": self.limit, "budget": dict(self.limits),
             "epochs": self.epochs, "distill": self.distill, "seed": self.seed, "lr": self.lr,
             **({"hints": self.hints} if self.hints else {}), **({"recipe": dict(self.recipe)} if self.recipe else {}),
         }  # fmt: skip
+        plain: dict[str, Any] = json.loads(json.dumps(told))  # as the ledger has it: lists in place of tuples
+        return plain
 
 
 def plan() -> list[Row]:

@@ -44,6 +44,7 @@ def test_every_row_of_the_plan_is_there_once_and_means_something():
     assert one == {label for label in CONTENDERS if label.split()[-1] not in ("20", "80", "320")}
     assert one >= {*SIX, *PEERS, "l1", "abc --paper"}
     assert {row.seed for row in rows if row.contender in SIX and row.limits == {"macs": 0.3}} == {0, 1, 2}
+    assert all(row.to_json() == json.loads(json.dumps(row.to_json())) for row in rows)
     known = set(METHODS) - {"l2"}
     assert {c.method for c in CONTENDERS.values()} == known | {"torch-pruning", "modelopt"}
 
