@@ -223,9 +223,29 @@ def _points(lines: Iterable[Line]) -> Iterable[str]:
 
 
 def _fidelities(lines: Iterable[Line]) -> Iterable[str]:
-    for line in lines:
-        if line["table"] == "fidelity" and not line["refused"]:
-            yield fidelity(line)
+    found = [line for line in lines if line["table"] == "fidelity" and not line["refused"]]
+    yield from (fidelity(line) for line in found if line["row"]["contender"] == "fidelity")
+    if len(found) > 1:
+        yield _supernets(found)
+
+
+def _supernets(lines: Sequence[Line]) -> str:
+    """A line for each number of stages and length of the supernet, over the same structures."""
+    proxies = ("stagewise", "stagewise-distance", "sandwich", "random-path")
+    body = []
+    for line in sorted(lines, key=lambda line: (line["row"]["options"]["supernet_epochs"], _stages(line))):
+        told = [line["proxies"].get(name) for name in proxies]
+        cells = [f"{p['tau']:+.2f} ({p['low']:+.2f} .. {p['high']:+.2f})" if p else "" for p in told]
+        body.append(f"| {_stages(line)} | {line['row']['options']['supernet_epochs']} | {' | '.join(cells)} |")
+    images = f"{lines[0]['row']['limit']:,} images"
+    title = f"**The same structures in other supernets: tau, 90 % interval** (epochs of {images})"
+    head = f"| stages | epochs of the supernet | {' | '.join(proxies)} |"
+    return "\n".join([title, "", head, "| ---: | ---: | --- | --- | --- | --- |", *body, "", _where(lines)])
+
+
+def _stages(line: Line) -> int:
+    """Of ResNet-20 there are three, one for each spatial size, unless they are named."""
+    return len(line["row"]["options"].get("stages", ("layer1", "layer2"))) + 1
 
 
 def fidelity(line: Line) -> str:

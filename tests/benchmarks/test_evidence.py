@@ -135,6 +135,24 @@ def test_one_cut_fine_tuned_in_several_ways_is_a_table_with_the_best_on_validati
     assert "abc" not in found
 
 
+def test_supernets_of_other_stages_and_lengths_are_a_line_each():
+    proxies = {"stagewise": {"tau": 0.6, "low": 0.5, "high": 0.7}, "train": {"tau": 0.8, "low": 0.7, "high": 0.9}}
+    structures = [{"band": True, "real": [0.8 + i / 100], "stagewise": i, "train": i} for i in range(5)]
+    told = [
+        line(next(row for row in plan() if row.contender == label), proxies=proxies, structures=structures,
+             agreement=None)
+        for label in ("fidelity 9 stages, 12 epochs", "fidelity", "fidelity 2 stages")
+    ]  # fmt: skip
+    found = tables(told)
+    assert found.count("**Proxies beside 5 structures") == 1
+    rows = [row[:40] for row in found.partition("other supernets")[2].splitlines() if row.startswith("| ")][1:]
+    assert rows[1:] == [
+        "| 2 | 3 | +0.60 (+0.50 .. +0.70) |  |  |",
+        "| 3 | 3 | +0.60 (+0.50 .. +0.70) |  |  |",
+        "| 9 | 12 | +0.60 (+0.50 .. +0.70) |  |  ",
+    ]
+
+
 def line(row, test=0.9, **other):
     return {"name": row.name, "table": row.table, "row": row.to_json(), **result(test), **other}
 
