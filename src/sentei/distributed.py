@@ -67,9 +67,9 @@ def part() -> Part:
     return WHOLE if processes() == 1 else Part(dist.get_rank(), processes())
 
 
-def restarted() -> bool:
-    """Whether torchrun starts this process anew after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def starts() -> int:
+    """How often torchrun has started the processes: more than once after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) + 1
 
 
 def is_first_to_tell(text: str) -> bool:

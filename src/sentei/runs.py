@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from sentei.atomic import write_atomic
-from sentei.distributed import agreed, decided, restarted
+from sentei.distributed import agreed, decided, starts
 from sentei.errors import CheckpointError, ConfigError
 from sentei.lock import FolderLock
 from sentei.runfiles import (
@@ -86,7 +86,7 @@ class Run:
         if folder is None:
             return cls(None)
         path = Path(folder)
-        overwrite = overwrite and not (restarted() and has_progress(path))
+        overwrite = overwrite and not (starts() > 1 and has_progress(path))
         _refuse_foreign(path)
         if not overwrite:
             refuse_finished(path)

@@ -155,6 +155,7 @@ def test_processes_are_started_anew_as_often_as_they_die(tmp_path):
         _wait_for(lambda dead=before: len(now := ranks(process.pid)) == 2 and not {*now} & {*dead}, seconds=60)
     code, out, err = ended(process)
     assert code == 0, err
+    assert "of all processes, as one has died. Going on with the half-finished run" in out
     assert 1 <= out.count("Going on with the half-finished run") <= 3  # a process may die before it can say so
     assert is_finished(tmp_path / "runs/a")
 

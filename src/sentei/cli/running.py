@@ -14,7 +14,7 @@ import torch
 
 from sentei.cli.options import RunOutput
 from sentei.console import say
-from sentei.distributed import is_leader, processes, restarted
+from sentei.distributed import is_leader, processes, starts
 from sentei.runfiles import SCALARS, has_progress, read_config, read_summary, refuse_finished
 from sentei.train.scalars import tensorboard
 
@@ -23,11 +23,12 @@ Show = Callable[[Path, Mapping[str, Any]], None]
 
 def begin(folder: Path, overwrite: bool = False) -> None:
     """ConfigError, before any work, if a finished run would have to be replaced; a half-finished one goes on."""
-    if overwrite and not (restarted() and has_progress(folder)):
+    if overwrite and not (starts() > 1 and has_progress(folder)):
         return
     refuse_finished(folder)
     if has_progress(folder):
-        say(f"Going on with the half-finished run in {folder}")
+        anew = f"Start {starts()} of all processes, as one has died. " if starts() > 1 else ""
+        say(f"{anew}Going on with the half-finished run in {folder}")
         adopt_threads(folder)
 
 
