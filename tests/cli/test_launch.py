@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sentei.cli.launch import split
-from sentei.runfiles import has_progress, is_finished, read_summary
+from sentei.runfiles import has_progress, is_finished, read_summary, write_config
 from tests.forked import Parent, children
 from tests.search.test_executors import _alive, _wait_for
 
@@ -66,6 +66,11 @@ def test_what_is_wrong_is_said_once_and_before_anything_starts(tmp_path, sentei)
     assert "nnodes is '2:1'" in sentei("launch", "--nnodes", "2:1", *TRAIN).err
     assert "--rdzv-endpoint HOST:PORT" in sentei("launch", "--nnodes", 2, *TRAIN).err
     assert sentei(*TWO, "train", "--nonsense").code == 2
+    assert "there is no run directory runs/none" in sentei(*TWO, "prune", "runs/none", "--method", "l1").err
+    assert "runs/none is not a run directory" in sentei(*TWO, "resume", "runs/none").err
+    write_config(Path("runs/done"), {"command": None, "resolved": {}})
+    Path("runs/done/summary.json").touch()
+    assert "runs/done holds a finished run" in sentei(*TWO, *TRAIN, "--run", "runs/done").err
     assert "--nproc-per-node" in sentei("launch", "--help").out
 
 

@@ -18,13 +18,14 @@ import tyro
 from rich.text import Text
 
 from sentei.cli.meeting import Meeting
+from sentei.cli.networks import refuse_missing_run
 from sentei.cli.prune import Prune
 from sentei.cli.resume import Resume
 from sentei.cli.train import Train
 from sentei.console import stderr
 from sentei.distributed import TIMEOUT
 from sentei.errors import ConfigError, TrainError
-from sentei.runfiles import has_progress, is_finished
+from sentei.runfiles import has_progress, is_finished, read_config, refuse_finished
 from sentei.threads import available_cpus
 
 SHARED = (Train, Prune, Resume)
@@ -70,6 +71,7 @@ class Launch:
             verbs = ", ".join(kind.__name__.lower() for kind in SHARED)
             raise ConfigError(f"sentei launch takes a command behind its options: {verbs}; {given}")
         config = self._config()
+        _refuse_early(command)
         self._set_environment()
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -156,6 +158,16 @@ class Launch:
     def _say(self, text: str, style: str = "") -> None:
         console = stderr()
         console.print(Text(text, style), soft_wrap=not console.is_terminal)
+
+
+def _refuse_early(command: Any) -> None:
+    """What several processes would only say after they have all started."""
+    if isinstance(command, Resume):
+        read_config(command.folder)
+    else:
+        refuse_missing_run(command.model)
+        if not command.overwrite:
+            refuse_finished(command.folder)
 
 
 def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
