@@ -158,7 +158,7 @@ SIX = ("uniform", "taylor", DEFAULT, "stagewise", "ista", BEST_PEER)
 """Those that are repeated with other seeds: uniform, the best ranking, the three methods, the best peer."""
 ENDS = ("uniform", DEFAULT, BEST_PEER)
 """Those that say most wherever not all can be made."""
-HINTED = ("uniform", "abc", "taylor", "stagewise")
+HINTED = ("uniform", "abc", "sandwich", "taylor", "stagewise")
 """Those whose features can be compared with the dense network's: it is known which channels they have kept."""
 RECIPES: tuple[dict[str, Any], ...] = (
     {"hints": 10.0},
@@ -189,7 +189,8 @@ def _rows() -> Iterator[Row]:
     yield from (Row("fidelity", "resnet20", label, half, 2, distill=False) for label in FIDELITY)
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
-    yield from (Row("half", "resnet20", "abc reconstruct", half, 4, seed=seed) for seed in (0, 1, 2))
+    for label in ("abc reconstruct", "sandwich"):
+        yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (0, 1, 2))
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in SIX)
     yield from (Row("third", "resnet20", label, third, 4) for label in SIX)
