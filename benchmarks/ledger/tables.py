@@ -11,15 +11,16 @@ import numpy as np
 from scipy import stats
 
 from ledger.book import Line
-from ledger.plan import CONTENDERS
+from ledger.plan import CONTENDERS, PEERS
 from sentei.answers import unpacked
 from sentei.comparison.statistics import Spread, paired
 
 COMPARED = ("half", "third", "long", "resnet56")
 TEST_IMAGES, RESAMPLES = 10_000, 1000
 REFERENCE = "uniform"
+"""What all others are held against, and the best of the other tools."""
 COLUMNS = (
-    "*n*: seeds; ±: their standard deviation, in *to uniform* the standard error of the difference, over seeds and "
+    "*n*: seeds; ±: their standard deviation, in *to* others the standard error of the difference, over seeds and "
     "test images, image by image where it is known which ones are right; a tie lies within two of those. *val, cut*: "
     "before fine-tuning."
 )
@@ -75,27 +76,34 @@ def comparison(key: tuple[Any, ...], experiments: Experiments) -> str:
         f"dense {some['dense']['test']:.2%} test, {some['dense']['macs'] / 1e6:.2f} M MACs, "
         f"{some['dense']['params']:,} parameters)"
     )
-    head = "| | n | val, cut | val | test | to uniform | MACs | parameters | images before fine-tuning | seconds |"
-    rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |"
-    body = [_row(label, experiments[label], experiments.get(REFERENCE)) for label in ordered]
+    references = {label: experiments.get(label, []) for label in (REFERENCE, *_best_peer(experiments))}
+    gaps = "".join(f" to {label} |" for label in references)
+    head = f"| | n | val, cut | val | test |{gaps} MACs | parameters | images before fine-tuning | seconds |"
+    rule = f"| --- | ---: | ---: | ---: | ---: |{' ---: |' * len(references)} ---: | ---: | --- | ---: |"
+    body = [_row(label, experiments[label], references) for label in ordered]
     where = _where(line for same in experiments.values() for line in same)
     return "\n".join([title, "", head, rule, *body, "", f"{where} {COLUMNS}"])
 
 
-def _row(label: str, lines: Sequence[Line], reference: Sequence[Line] | None) -> str:
+def _best_peer(experiments: Experiments) -> list[str]:
+    """The best of the other tools on validation images, if there is any."""
+    peers = [label for label in experiments if label in PEERS]
+    return [max(peers, key=lambda label: _mean(experiments[label], "val"))] if peers else []
+
+
+def _row(label: str, lines: Sequence[Line], references: Experiments) -> str:
     seconds = [sum(s for name, s in line["seconds"].items() if name != "total") for line in lines]
     cells = (
         label, len(lines), f"{_mean(lines, 'cut'):.2%}", _spread(lines, "val"), _spread(lines, "test"),
-        _difference(label, lines, reference), f"{_share(lines, 'macs'):.1%}", f"{_share(lines, 'params'):.1%}",
-        _before_tuning(lines[0]), f"{sum(seconds) / len(seconds):,.0f}",
+        *("" if label == name else _difference(lines, reference) for name, reference in references.items()),
+        f"{_share(lines, 'macs'):.1%}", f"{_share(lines, 'params'):.1%}", _before_tuning(lines[0]),
+        f"{sum(seconds) / len(seconds):,.0f}",
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _difference(label: str, lines: Sequence[Line], reference: Sequence[Line] | None) -> str:
+def _difference(lines: Sequence[Line], reference: Sequence[Line]) -> str:
     """In points of test accuracy over the seeds that both have; a tie within two standard errors."""
-    if reference is None or label == REFERENCE:
-        return ""
     by_seed = {line["row"]["seed"]: line for line in reference}
     pairs = [(line, by_seed[line["row"]["seed"]]) for line in lines if line["row"]["seed"] in by_seed]
     if not pairs:
