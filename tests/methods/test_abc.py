@@ -161,7 +161,7 @@ def test_successive_halving_trains_the_better_half_longer(digitsnet, data, tmp_p
         ({"evaluations": 0}, ConfigError, "evaluations is 0"),
         ({"fitness": "luck"}, ConfigError, "expected 'reconstruct' or 'recalibrate' or 'train'"),
         ({"halving": 2, "fitness": "recalibrate"}, ConfigError, "needs fitness='train'"),
-        ({"processes": 2}, ConfigError, "processes is 2 with executor='here'"),
+        ({"processes": 2}, ConfigError, "processes is 2, but structures are measured in this process"),
         ({"processes": 0, "executor": "process"}, ConfigError, "expected 1 or more"),
         ({"halving": 3, "fitness_epochs": 2}, ConfigError, "no whole number"),
         ({"onlookers": "all"}, ConfigError, "expected 'fitness' or 'rank'"),

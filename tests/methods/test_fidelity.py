@@ -111,7 +111,7 @@ def test_correlations():
         ({"band": 0.0}, "band is 0.0"),
         ({"proxies": ("magic",)}, "proxies are .*expected some of stagewise"),
         ({"start": "warm"}, "start is 'warm'"),
-        ({"executor": "here", "processes": 2}, "processes is 2 with executor='here'"),
+        ({"executor": "here", "processes": 2}, "processes is 2, but structures are measured in this process"),
     ],
 )
 def test_bad_settings_are_refused(options, text):

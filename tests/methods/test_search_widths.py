@@ -182,7 +182,7 @@ def test_an_exception_of_the_function_is_named(model, graph, tmp_path):
         ({"genes": "some"}, ConfigError, "genes is 'some'"),
         ({"inherit": "best"}, ConfigError, "inherit is 'best'"),
         ({"executor": "there"}, ConfigError, "executor is 'there'"),
-        ({"processes": 2}, ConfigError, "processes is 2 with executor='here'"),
+        ({"processes": 2}, ConfigError, "processes is 2, but structures are measured in this process"),
         ({"bees": 3}, ConfigError, "method abc has no option 'bees'"),
         ({"population": 3}, ConfigError, "method abc has no option 'population'"),
         ({"halving": 2}, ConfigError, "halving has no meaning here"),
