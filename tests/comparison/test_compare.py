@@ -475,5 +475,7 @@ def test_workers_go_to_the_methods_that_measure_structures():
         "made": {},
     }  # fmt: skip
     assert in_workers(contenders, Workers()) == contenders
-    with pytest.raises(ConfigError, match="processes is 2 with executor='here'"):
+    with pytest.raises(ConfigError, match="executor is 'process', but none of l1, taylor measures structures"):
+        in_workers({"l1": ("l1", {}), "taylor": ("taylor", {})}, workers)
+    with pytest.raises(ConfigError, match="processes is 2, but structures are measured in this process"):
         Workers(processes=2)

@@ -157,14 +157,22 @@ def in_workers(contenders: Mapping[str, Contender], workers: Workers) -> dict[st
 
     >>> in_workers({"l1": ("l1", {}), "abc": ("abc", {})}, Workers(executor="process"))
     {'l1': ('l1', {}), 'abc': ('abc', {'executor': 'process'})}
+
+    ConfigError where none of them measures any.
     """
     found: dict[str, Contender] = {}
+    searching = False
     names = [f.name for f in fields(Workers)]
     for label, (method, options) in contenders.items():
         kind = named(method) if isinstance(method, str) else method
         known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
         own = any(name in options or getattr(kind, name, None) not in (None, "here") for name in names)
         found[label] = (method, options if own else {**workers.of(known), **options})
+        searching |= "executor" in known
+    if workers.executor != "here" and not searching:
+        raise ConfigError(
+            f"executor is {workers.executor!r}, but none of {', '.join(contenders)} measures structures; leave it out"
+        )
     return found
 
 
