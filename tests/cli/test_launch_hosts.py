@@ -11,8 +11,10 @@ import pytest
 from sentei.cli.meeting import Meeting
 from sentei.errors import ConfigError
 from sentei.runfiles import has_progress, is_finished, read_summary
-from tests.cli.test_launch import TRAIN, ended, started
+from sentei.train.journal import Journal
+from tests.cli.test_launch import ENV, TRAIN, ended, started
 from tests.hosts import HEAD, MISSING, WORKER, Hosts
+from tests.search.test_executors import _wait_for
 
 NEEDS_HOSTS = pytest.mark.skipif(MISSING, reason="network namespaces need root and ip")
 PLACE = f"{HEAD}:29500"
@@ -21,7 +23,7 @@ PLACE = f"{HEAD}:29500"
 def test_a_place_on_this_machine_alone_is_left_to_torchrun():
     place = Meeting.at("localhost:29500")
     assert (place.address, place.is_outside, place.interface()) == ("127.0.0.1", False, None)
-    assert place.settings(2) == {"rdzv_configs": {"join_timeout": 120, "read_timeout": 120}}
+    assert place.settings(2) == {"rdzv_configs": {"join_timeout": 120, "read_timeout": 120, "last_call_timeout": 30}}
 
 
 @pytest.mark.parametrize("given", ["node0", "node0:", ":29500", "127.0.0.1:port", "127.0.0.1:0", "127.0.0.1:70000"])
@@ -115,3 +117,31 @@ def test_a_host_whom_nobody_meets_says_so(host, tmp_path):
     waiting, error = alone.stderr.strip().splitlines()
     assert waiting == f"Waiting at {PLACE} for 2 machines, 0.5 minutes at most ..."
     assert error.startswith(f"Error: the machines have not met at {PLACE} within 0.5 minutes (--timeout; ")
+
+
+@pytest.mark.slow
+@NEEDS_HOSTS
+def test_a_host_may_come_later_and_go(tmp_path):
+    run = tmp_path / "runs/a"  # on a disk that both see
+    place = ("--nnodes", "1:2", "--max-restarts", "3", "--timeout", "0.5", "--rdzv-endpoint", PLACE)
+    words = (*place, *TRAIN, "--epochs", "3000", "--run", str(run))
+    with Hosts() as hosts, open(tmp_path / "first.log", "w") as log:
+        command = ("-m", "sentei.cli", "launch", *words)
+        first = subprocess.Popen(hosts.inside(HEAD, sys.executable, *command), env=ENV, stdout=log, stderr=log)
+        told = (tmp_path / "first.log").read_text
+
+        def until(seen):
+            assert _wait_for(lambda: seen() or first.poll() is not None, seconds=120)
+            assert first.poll() is None, told()
+
+        until(lambda: has_progress(run))
+        second = subprocess.Popen(hosts.inside(WORKER, sys.executable, *command), env=ENV, stdout=subprocess.DEVNULL)
+        until(lambda: "shared by 2 processes" in told())
+        hosts.kill(WORKER)
+        second.wait()
+        until(lambda: "as one has died. Going on with the half-finished run" in told())
+        before = len(Journal(run / "journal.jsonl").records())
+        until(lambda: len(Journal(run / "journal.jsonl").records()) > before + 5)
+        hosts.kill(HEAD)
+        first.wait()
+    assert not is_finished(run)

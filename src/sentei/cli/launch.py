@@ -79,7 +79,7 @@ class Launch:
         from torch.distributed.launcher.api import elastic_launch
 
         if config.max_nodes > 1:
-            where = f"{self.rdzv_endpoint} for {self.nnodes} machines"
+            where = f"{self.rdzv_endpoint} for {self.nnodes.replace(':', ' to ')} machines"
             self._say(f"Waiting at {where}, {self.timeout:g} minutes at most ...")
         with _silent(), _unless_stuck(lambda: self._failed({0: LOST}, command)):
             try:

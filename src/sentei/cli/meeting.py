@@ -78,7 +78,8 @@ class Meeting:
     def settings(self, minutes: float) -> dict[str, Any]:
         """What the agent has to be told: how long to wait for the others, who opens the door, and under which address
         this machine is known."""
-        patience = {name: max(1, round(60 * minutes)) for name in ("join_timeout", "read_timeout")}
+        seconds = max(2, round(60 * minutes))
+        patience = {"join_timeout": seconds, "read_timeout": seconds, "last_call_timeout": min(30, seconds // 2)}
         if not self.is_outside:
             return {"rdzv_configs": patience}
         opens = self.is_here and not self.is_open
