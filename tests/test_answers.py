@@ -79,8 +79,14 @@ class Exam(Classification):
         return {"accuracy": 0.5, "right": self.given}
 
 
-@pytest.mark.parametrize("given", [torch.ones(7, dtype=torch.bool), torch.ones(360), [True] * 360])
+@pytest.mark.parametrize("given", [torch.ones(7, dtype=torch.bool), torch.ones(360)])
 def test_a_task_that_tells_something_else_is_refused(given, monkeypatch):
     monkeypatch.setattr(Exam, "given", given)
-    with pytest.raises(TrainError, match="expected a tensor of 360 bools, one for each sample"):
+    with pytest.raises(TrainError, match="expected 360 bools, one for each sample"):
         evaluate(nn.Flatten(), load_data("digits").test, task=Exam())
+
+
+def test_a_plain_figure_of_that_name_is_a_figure(monkeypatch):
+    monkeypatch.setattr(Exam, "given", 0.5)
+    found = evaluate(nn.Flatten(), load_data("digits").test, task=Exam())
+    assert (found.right, found.figures["right"]) == (None, 0.5)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -243,7 +242,7 @@ def checked_figures(task: Task, figures: Any, finite: bool = True) -> Figures:
             f"{task.metric!r} among them. Return it, or name another one as `metric`"
         )
     try:
-        plain = {str(name): float(value) for name, value in figures.items() if name != RIGHT}
+        plain = {str(name): float(value) for name, value in _figures(figures).items()}
     except (TypeError, ValueError, RuntimeError) as error:
         raise TrainError(f"measure of task {task.name} returned what is no plain number: {error}") from error
     if finite and not math.isfinite(plain[task.metric]):
@@ -254,18 +253,22 @@ def checked_figures(task: Task, figures: Any, finite: bool = True) -> Figures:
     return plain
 
 
+def _figures(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says which samples were right; a plain number of that name is a figure like any other."""
+    return {name: value for name, value in told.items() if name != RIGHT or getattr(value, "ndim", 0) == 0}
+
+
 def checked_right(task: Task, figures: Mapping[str, Any], count: int) -> Right | None:
     """Which of so many samples were answered right, if `measure` has told; TrainError if that is no bool for each."""
-    right = figures.get(RIGHT)
-    if right is None:
+    if RIGHT not in figures or RIGHT in _figures(figures):
         return None
-    if not isinstance(right, Tensor) or right.dtype != torch.bool or right.shape != (count,):
-        given = f"{right.dtype} {tuple(right.shape)}" if isinstance(right, Tensor) else f"a {type(right).__name__}"
+    right = torch.as_tensor(figures[RIGHT])
+    if right.dtype != torch.bool or right.shape != (count,):
         raise TrainError(
-            f"measure of task {task.name} returned {given} as {RIGHT!r}; expected a tensor of {count} bools, one for "
-            "each sample in their order"
+            f"measure of task {task.name} returned {right.dtype} {tuple(right.shape)} as {RIGHT!r}; expected {count} "
+            "bools, one for each sample in their order"
         )
-    found: Right = np.asarray(right.cpu())
+    found: Right = right.cpu().numpy()
     return found
 
 
