@@ -130,7 +130,7 @@ def by_peer(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, A
     return {
         "dense": {"test": evaluate(dense, data.test).value, "val": evaluate(dense, data.val).value, **whole},
         "cut": cut, "val": evaluate(tuned.model, data.val).value, "test": tested.value,
-        **({"answers": packed(tested.right)} if tested.right is not None else {}),
+        "answers": packed(tested.right),
         "macs": size.macs, "params": size.params, "refused": None, "evaluations": None,
         "images": {"sparse": told["images"], "finetune": tuned.images, "total": told["images"] + tuned.images},
         "seconds": {"cut": told["seconds"], "finetune": round(tuned.seconds, 1)},

@@ -12,8 +12,7 @@ from scipy import stats
 
 from ledger.book import Line
 from ledger.plan import CONTENDERS, EPOCH, PEERS
-from sentei.answers import unpacked
-from sentei.comparison.statistics import Spread, paired
+from sentei.comparison.statistics import Spread, answers_of, paired
 from sentei.methods.common.searching import WidthSearch
 
 COMPARED = ("half", "third", "long", "resnet56")
@@ -110,9 +109,8 @@ def _difference(lines: Sequence[Line], reference: Sequence[Line]) -> str:
     if not pairs:
         return ""
     own, others = ([pair[i] for pair in pairs] for i in (0, 1))
-    known = all("answers" in line for pair in pairs for line in pair)
-    right = tuple([unpacked(line["answers"]) for line in side] for side in (own, others)) if known else None
-    found = paired([line["test"] for line in own], [line["test"] for line in others], TEST_IMAGES, right)
+    values = [[line["test"] for line in side] for side in (own, others)]
+    found = paired(*values, images=TEST_IMAGES, answers=answers_of(own, others))
     tie = " (tie)" if abs(found.mean) < 2 * found.error else ""
     return f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}{tie}"
 

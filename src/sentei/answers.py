@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,11 @@ def unpacked(text: str) -> Right:
     if len(found) != math.ceil(int(count) / 8):
         raise ValueError(f"{len(found)} bytes for {count} samples")
     return np.unpackbits(found, count=int(count)).astype(bool)
+
+
+def error_to_dense(answers: Mapping[str, str] | None) -> float | None:
+    """Standard error of the difference between the two networks of a summary; None where answers are not known."""
+    return error_of_difference(*([unpacked(answers[role])] for role in ("pruned", "base"))) if answers else None
 
 
 def error_of_difference(first: Sequence[Right], second: Sequence[Right]) -> float:

@@ -70,9 +70,10 @@ class Launch:
             given = f"got {words[0]}" if words else "none is given"
             verbs = ", ".join(kind.__name__.lower() for kind in SHARED)
             raise ConfigError(f"sentei launch takes a command behind its options: {verbs}; {given}")
-        config = self._config()
+        place = Meeting.at(self.rdzv_endpoint) if self.rdzv_endpoint else None
+        config = self._config(place)
         _refuse_early(command)
-        self._set_environment()
+        self._set_environment(place)
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.elastic.rendezvous import RendezvousError
@@ -92,7 +93,7 @@ class Launch:
                 raise TrainError(self._alone(error)) from error
         return 0
 
-    def _config(self) -> Any:
+    def _config(self, place: Meeting | None) -> Any:
         from torch.distributed.launcher.api import LaunchConfig
 
         least, _, most = self.nnodes.partition(":")
@@ -109,12 +110,11 @@ class Launch:
         several = int(most) > 1
         if several and self.rdzv_endpoint is None:
             raise ConfigError(f"{self.nnodes} machines need a place to meet: give --rdzv-endpoint HOST:PORT")
-        where = Meeting.at(self.rdzv_endpoint).settings(self.timeout) if self.rdzv_endpoint else {}
         return LaunchConfig(
             min_nodes=int(least), max_nodes=int(most), nproc_per_node=self.nproc_per_node,
             run_id=self.rdzv_id if several else uuid.uuid4().hex, rdzv_backend="c10d",
             rdzv_endpoint=self.rdzv_endpoint or "localhost:0", max_restarts=self.max_restarts, monitor_interval=0.5,
-            **where,
+            **(place.settings(self.timeout) if place else {}),
         )  # fmt: skip
 
     def _alone(self, error: Exception) -> str:
@@ -124,7 +124,7 @@ class Launch:
             "whose port must be free there and open to the others"
         )
 
-    def _set_environment(self) -> None:
+    def _set_environment(self, place: Meeting | None) -> None:
         """For the processes: threads, unless they are given, that do not take the processors from each other, and the
         network by which machines reach each other."""
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // self.nproc_per_node)))
@@ -132,7 +132,7 @@ class Launch:
             os.environ[CPP_LOG] = "ERROR"
         os.environ.setdefault(NEW_STORE, "1")
         os.environ[TIMEOUT] = str(self.timeout)
-        if self.rdzv_endpoint and (interface := Meeting.at(self.rdzv_endpoint).interface()):
+        if place and (interface := place.interface()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
     def _failed(self, codes: Mapping[int, int], command: Any) -> int:
@@ -153,7 +153,6 @@ class Launch:
             text += "Nothing was stored yet; start again with the same command."
         self._say(text, "red")
         return 128 + next(iter(killed.values())) if killed else LOST
-
 
     def _say(self, text: str, style: str = "") -> None:
         console = stderr()

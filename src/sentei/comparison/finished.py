@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sentei.answers import error_of_difference, unpacked
+from sentei.answers import error_to_dense
 from sentei.comparison.statistics import binomial_error
 from sentei.errors import CheckpointError, ConfigError
 from sentei.runfiles import BENCH, read_config, read_summary
@@ -120,8 +120,7 @@ def _to_dense(summary: Mapping[str, Any]) -> tuple[float | None, float | None]:
     before, after = (summary[role][summary["metric"]["name"]] for role in ("base", "pruned"))
     if before is None or after is None:
         return None, None
-    right = [[unpacked(text)] for text in (summary.get("answers") or {}).values()]
-    return after - before, error_of_difference(*right) if right else None
+    return after - before, error_to_dense(summary.get("answers"))
 
 
 def _network(

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sentei.answers import Right, unpacked
-from sentei.comparison.statistics import LEVEL, Difference, Spread, holm, paired
+from sentei.comparison.statistics import LEVEL, Difference, Spread, answers_of, holm, paired
 
 REFERENCE = "uniform"
 """The method that all others are held against."""
@@ -86,15 +85,9 @@ def _gap(
     if not pairs:
         return None
     first, second = zip(*pairs, strict=True)
-    known = all(result.get("answers") for pair in pairs for result in pair)
-    answers = (_answers(first), _answers(second)) if known and figure == "test" else None
+    answers = answers_of(first, second) if figure == "test" else None
     values = [[float(result[figure]) for result in side] for side in (first, second)]
     return paired(values[0], values[1], plan["counted"][figure], answers)
-
-
-def _answers(results: Sequence[Mapping[str, Any]]) -> list[Right]:
-    """Which test images were right, of each seed."""
-    return [unpacked(result["answers"]) for result in results]
 
 
 # -- in words

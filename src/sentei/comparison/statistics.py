@@ -16,12 +16,13 @@ Satterthwaite's: k - 1 where seeds decide, many where images do.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from sentei.answers import Right, error_of_difference
+from sentei.answers import Right, error_of_difference, unpacked
 
 Answers = tuple[Sequence[Right], Sequence[Right]]
 """Of each seed of two methods."""
@@ -112,6 +113,16 @@ def paired(
 
     reach = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
     return Difference(mean, count, mean - reach, mean + reach, _p(mean, error, freedom), seeds, test)
+
+
+def answers_of(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> Answers | None:
+    """The answers of two methods, from what is told of each of their seeds; None unless all have "answers".
+
+    >>> answers_of([{"answers": "3:oA=="}], [{"answers": None}])
+    """
+    if not all(result.get("answers") for result in (*first, *second)):
+        return None
+    return [unpacked(result["answers"]) for result in first], [unpacked(result["answers"]) for result in second]
 
 
 def _by_images(

@@ -37,8 +37,7 @@ def runs_table(rows: Sequence[Row]) -> Table:
 def _to_dense(row: Row) -> str:
     if row.to_dense is None:
         return ""
-    error = "" if row.to_dense_error is None else f"\n± {100 * row.to_dense_error:.2f}"
-    return f"{told(row.to_dense, row.metric, False)}{error}"
+    return f"{told(row.to_dense, row.metric, False)}{_plus_minus(row.to_dense_error, row.metric['percent'])}"
 
 
 def seen(rows: Sequence[Row]) -> str | None:
@@ -63,9 +62,13 @@ def timed(rows: Sequence[Row]) -> str | None:
 
 def with_error(value: float | None, error: float | None, percent: bool) -> str:
     """A figure and its standard error."""
-    if value is None or error is None:
-        return shown(value, percent)
-    return f"{shown(value, percent)}\n± {100 * error:.2f}" if percent else f"{shown(value, percent)}\n± {error:.2g}"
+    return shown(value, percent) + ("" if value is None else _plus_minus(error, percent))
+
+
+def _plus_minus(error: float | None, percent: bool) -> str:
+    if error is None:
+        return ""
+    return f"\n± {100 * error:.2f}" if percent else f"\n± {error:.2g}"
 
 
 SHORT = {"finetune": "tuning"}

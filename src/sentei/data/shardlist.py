@@ -106,7 +106,7 @@ def _missing(shards: Sequence[str], asked: int) -> str:
     first, folder = shards[0], Path(shards[0]).parent
     if not folder.is_dir():
         return f"There is no folder {folder}, so no shard {first}."
-    if not first.endswith(".tar") and not Path(first).suffix:
+    if not Path(first).suffix:
         return f"There is no folder {first}, nor a shard of that name. {HOW}."
     told = f"There is no shard {first}"
     if asked > 1:

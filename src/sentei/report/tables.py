@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from sentei.answers import error_of_difference, unpacked
+from sentei.answers import error_to_dense
 from sentei.graph import ChannelGraph, Group
 from sentei.graph.cost import COUNTS
 from sentei.graph.graph import HasKeep
@@ -92,10 +92,7 @@ def within_error(summary: Mapping[str, Any]) -> str | None:
     a, b = summary["base"].get("accuracy"), summary["pruned"].get("accuracy")
     if a is None or b is None or not images:
         return None
-    if answers := summary.get("answers"):
-        error = error_of_difference(*([unpacked(answers[role])] for role in ("base", "pruned")))
-    else:
-        error = math.sqrt((a * (1 - a) + b * (1 - b)) / images)
+    error = error_to_dense(summary.get("answers")) or math.sqrt((a * (1 - a) + b * (1 - b)) / images)
     if abs(a - b) > error:
         return None
     return (
