@@ -11,9 +11,10 @@ import numpy as np
 from scipy import stats
 
 from ledger.book import Line
-from ledger.plan import CONTENDERS, EPOCH, PEERS
+from ledger.plan import CONTENDERS, DEFAULT, EPOCH, PEERS
 from sentei.comparison.statistics import Spread, answers_of, paired
 from sentei.methods.common.searching import WidthSearch
+from sentei.train import Recipe
 
 COMPARED = ("half", "third", "long", "resnet56")
 TEST_IMAGES, RESAMPLES = 10_000, 1000
@@ -34,7 +35,7 @@ def tables(lines: Sequence[Line]) -> str:
     >>> tables([])
     'The ledger is empty.'
     """
-    made = (_comparisons, _recipes, _searches, _points, _fidelities, _refusals)
+    made = (_comparisons, _defaults, _recipes, _searches, _points, _fidelities, _refusals)
     parts = [table for kind in made for table in kind(lines)]
     return "\n\n".join(parts) if parts else "The ledger is empty."
 
@@ -147,6 +148,58 @@ def _where(lines: Iterable[Line]) -> str:
         f"{' or '.join(map(str, threads))} threads, torch {', '.join(torch)}"
         + "".join(f", Torch-Pruning {version}" for version in peers)
         + f", {days[0]} to {days[-1]}."
+    )
+
+
+# -- sentei as it is beside other tools
+
+
+def _defaults(lines: Iterable[Line]) -> Iterable[str]:
+    """What `sentei prune` does unless told otherwise, less the cuts of other tools, fine-tuned with and without a
+    teacher."""
+    usual = [line for line in lines if line["table"] in COMPARED and not line["refused"] and _is_usual(line["row"])]
+    body = []
+    for key, same in groupby(sorted(usual, key=_budget), _budget):
+        alike = list(same)
+        own = [line for line in alike if _is_default(line["row"])]
+        others = _by_way(line for line in alike if line["row"]["contender"] in PEERS)
+        if own and others:
+            body.append(_beside(key, DEFAULT, own, ""))
+            body += [_beside(key, label, tried, _difference(own, tried)) for label, tried in others]
+    if body:
+        title = "**sentei as it is by default, less the cuts of other tools**"
+        head = f"| network | MACs | epochs | | taught | n | val | test | {DEFAULT} less it |"
+        rule = "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |"
+        where = _where(line for line in usual if _is_default(line["row"]) or line["row"]["contender"] in PEERS)
+        yield "\n".join([title, "", head, rule, *body, "", f"{where} {COLUMNS}"])
+
+
+def _is_usual(row: dict[str, Any]) -> bool:
+    return row["lr"] == 0.02 and not row.get("recipe")
+
+
+def _is_default(row: dict[str, Any]) -> bool:
+    return row["contender"] == DEFAULT and row["distill"] and row.get("hints") == Recipe.hint_weight
+
+
+def _budget(line: Line) -> tuple[Any, ...]:
+    row = line["row"]
+    return row["network"], -row["budget"].get("macs", 0), row["epochs"]
+
+
+def _by_way(lines: Iterable[Line]) -> list[tuple[str, list[Line]]]:
+    """Lines by contender and teacher, a seed each, the best on validation images first."""
+    found: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in sorted(lines, key=lambda line: int(line["row"]["seed"])):
+        found[line["row"]["contender"], _taught(line["row"])].append(line)
+    return sorted(((label, same) for (label, _), same in found.items()), key=lambda way: -_mean(way[1], "val"))
+
+
+def _beside(key: tuple[Any, ...], label: str, lines: Sequence[Line], ahead: str) -> str:
+    network, macs, epochs = key
+    return (
+        f"| {network} | {-macs:.0%} | {epochs} | {label} | {_taught(lines[0]['row'])} | {len(lines)} | "
+        f"{_spread(lines, 'val')} | {_spread(lines, 'test')} | {ahead} |"
     )
 
 

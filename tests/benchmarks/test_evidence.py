@@ -125,6 +125,19 @@ def test_where_answers_are_known_the_tables_compare_image_by_image():
     assert "+1.00 ± 0.71 (tie)" in tables([told[0], line(replace(ROW, contender="abc"), 0.51)])
 
 
+def test_the_default_is_held_against_other_tools_with_and_without_a_teacher():
+    default, peer = replace(ROW, contender="abc", hints=10.0), replace(ROW, contender="tp bn global")
+    told = [line(default, 0.9), line(replace(default, seed=1), 0.91), line(peer, 0.88)]
+    told += [line(replace(peer, distill=False), 0.87), line(replace(peer, distill=False, seed=1), 0.87)]
+    found = tables([*told, line(replace(default, hints=0.0), 0.5), line(replace(peer, lr=0.1), 0.95)])
+    rows = [row for row in found.partition("as it is by default")[2].splitlines() if row.startswith("| resnet20")]
+    assert [row.split(" | ")[3:] for row in rows[:3]] == [
+        ["abc", "outputs, features x 10", "2", "90.50% ± 0.71", "90.50% ± 0.71", " |"],
+        ["tp bn global", "outputs", "1", "88.00%", "88.00%", "+2.00 ± 0.44 |"],
+        ["tp bn global", "nothing", "2", "87.00% ± 0.00", "87.00% ± 0.00", "+3.50 ± 0.67 |"],
+    ]
+
+
 def test_one_cut_fine_tuned_in_several_ways_is_a_table_with_the_best_on_validation_first():
     tried = [line(ROW, 0.88), line(replace(ROW, lr=0.1), 0.87), line(replace(ROW, distill=False), 0.89)]
     tried.append(line(replace(ROW, recipe={"batch_size": 64}), 0.86))
