@@ -18,7 +18,8 @@ sys.path.insert(0, str(BENCHMARKS))  # as for a script that is started there
 
 from ledger.book import Ledger, claimed, is_claimed  # noqa: E402
 from ledger.plan import CONTENDERS, PEERS, SIX, THIRD, Row, plan  # noqa: E402
-from ledger.tables import tables, tau_ahead  # noqa: E402
+from ledger.proxies import tau_ahead  # noqa: E402
+from ledger.tables import tables  # noqa: E402
 from sentei.answers import packed  # noqa: E402
 from sentei.methods import METHODS  # noqa: E402
 from tests.forked import Popen  # noqa: E402

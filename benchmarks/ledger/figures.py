@@ -1,0 +1,62 @@
+"""What the tables have in common: means and spreads of lines, how a row was fine-tuned, and where it was measured."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ledger.book import Line
+from sentei.comparison.statistics import Spread
+
+COMPARED = ("half", "third", "long", "resnet56")
+"""Rows that are held against each other at equal cost."""
+Experiments = dict[str, list[Line]]
+"""Lines by contender, one a seed."""
+
+
+def by_contender(lines: Iterable[Line]) -> Experiments:
+    found: Experiments = defaultdict(list)
+    for line in sorted(lines, key=lambda line: int(line["row"]["seed"])):
+        found[line["row"]["contender"]].append(line)
+    return found
+
+
+def mean(lines: Sequence[Line], name: str) -> float:
+    return sum(line[name] for line in lines) / len(lines)
+
+
+def share(lines: Sequence[Line], name: str) -> float:
+    return sum(line[name] / line["dense"][name] for line in lines) / len(lines)
+
+
+def spread(lines: Sequence[Line], name: str) -> str:
+    found = Spread.of([line[name] for line in lines])
+    assert found is not None
+    return f"{found.mean:.2%}" + (f" ± {100 * found.deviation:.2f}" if found.deviation is not None else "")
+
+
+def where_made(lines: Iterable[Line]) -> str:
+    """Seeds, machines and versions in a sentence."""
+    found = list(lines)
+    seeds = sorted({line["row"]["seed"] for line in found})
+    machines = Counter(line["machine"].get("gpu") or line["machine"]["cpu"] for line in found)
+    threads = sorted({line["machine"]["threads"] for line in found})
+    torch = sorted({line["versions"]["torch"] for line in found})
+    days = sorted(line["when"] for line in found)
+    peers = {line["versions"].get("torch-pruning") for line in found if line["row"]["method"] == "torch-pruning"}
+    return (
+        f"Seeds {', '.join(map(str, seeds))}; {', '.join(f'{name} ({n})' for name, n in machines.items())}, "
+        f"{' or '.join(map(str, threads))} threads, torch {', '.join(torch)}"
+        + "".join(f", Torch-Pruning {version}" for version in peers)
+        + f", {days[0]} to {days[-1]}."
+    )
+
+
+def recipe(row: dict[str, Any]) -> str:
+    return f"learning rate {row['lr']}" + "".join(f", {name} {value}" for name, value in row.get("recipe", {}).items())
+
+
+def taught(row: dict[str, Any]) -> str:
+    features = f", features x {row['hints']:g}" if row.get("hints") else ""
+    return f"outputs{features}" if row["distill"] else "nothing"
