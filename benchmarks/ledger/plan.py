@@ -30,6 +30,10 @@ def _torch_pruning(importance: str, **options: Any) -> Contender:
     return Contender("torch-pruning", {"importance": importance, **options})
 
 
+BLOCKS = tuple(f"layer{i}.{j}" for i in (1, 2, 3) for j in (0, 1, 2))[:-1]
+"""Of ResNet-20, all but the last: where they end, nine stages part."""
+
+
 CONTENDERS: dict[str, Contender] = {
     "uniform": Contender("uniform"),
     "random": Contender("random"),
@@ -44,6 +48,7 @@ CONTENDERS: dict[str, Contender] = {
     "evolution": Contender("evolution"),
     "random_search": Contender("random_search"),
     "stagewise": Contender("stagewise", {"supernet_epochs": 1}),
+    "stagewise by block": Contender("stagewise", {"supernet_epochs": 1, "stages": BLOCKS}),
     "sandwich": Contender("stagewise", {"supernet_epochs": 1, "rule": "sandwich", "search": "abc", "evaluations": 100}),
     "ista": Contender("ista", {"sparse_epochs": 8, "growth": 2.0}, limit=11_250),
     "tp l2 local": _torch_pruning("l2"),
@@ -66,8 +71,6 @@ TORCH_PRUNING = ("tp l2 local", "tp bn global", "tp taylor global", "tp isomorph
 """Its cuts that need no training of their own."""
 FIRST = tuple(label for label in CONTENDERS if not label.rpartition(" ")[2].isdigit())
 """All that are held against each other at equal cost."""
-BLOCKS = tuple(f"layer{i}.{j}" for i in (1, 2, 3) for j in (0, 1, 2))[:-1]
-"""Of ResNet-20, all but the last: where they end, nine stages part."""
 
 
 def _fidelity(supernet_epochs: int = 3, **options: Any) -> Contender:
@@ -195,6 +198,7 @@ def _rows() -> Iterator[Row]:
     yield from (Row("fidelity", "resnet20", label, half, 2, distill=False) for label in FIDELITY)
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
+    yield Row("long", "resnet20", DEFAULT, half, 8, lr=0.05, hints=10.0)
     for label in ("abc reconstruct", "sandwich"):
         yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (0, 1, 2))
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
@@ -203,6 +207,7 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", label, half, 4, hints=10.0) for label in HINTED)
     yield from (Row("third", "resnet20", label, third, 4, seed=seed) for seed in (1, 2) for label in THIRD)
     yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in SIX)
+    yield from (Row("resnet56", "resnet56", label, half, 6, seed=1) for label in (DEFAULT, BEST_PEER))
     for count in (20, 80, 320):
         for method in ("abc", "evolution", "random_search"):
             yield Row("search", "resnet20", f"{method} {count}", half, 4)
