@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -171,3 +172,33 @@ def recipes(lines: Iterable[Line]) -> Iterable[str]:
 def _cut(line: Line) -> tuple[Any, ...]:
     row = line["row"]
     return row["network"], -row["budget"].get("macs", 0), row["epochs"], row["contender"], row["seed"]
+
+
+# -- settings of the methods
+
+
+def settings(lines: Iterable[Line]) -> Iterable[str]:
+    """Other settings of a method beside its own, of the same seed and recipe."""
+    found = [line for line in lines if line["table"] in COMPARED and not line["refused"]]
+    usual = {_without_options(line["row"]): line for line in found}
+    body = []
+    for line in (line for line in lines if line["table"] == "settings" and not line["refused"]):
+        if own := usual.get(_without_options(line["row"])):
+            changed = {k: v for k, v in line["row"]["options"].items() if own["row"]["options"].get(k) != v}
+            body.append((line, ", ".join(f"{name} {value}" for name, value in changed.items()), own))
+    if body:
+        title = "**Settings of the methods, beside those of the tables above**"
+        head = "| | setting | seed | val, cut | val | test | without it: val | test | to without |"
+        rule = "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        rows = [
+            f"| {line['row']['contender']} | {changed} | {line['row']['seed']} | {line['cut']:.2%} | "
+            f"{line['val']:.2%} | {line['test']:.2%} | {own['val']:.2%} | {own['test']:.2%} | "
+            f"{difference([line], [own])} |"
+            for line, changed, own in body
+        ]
+        where = where_made(line for line, *_ in body)
+        yield "\n".join([title, "", head, rule, *rows, "", f"{where} {COLUMNS}"])
+
+
+def _without_options(row: dict[str, Any]) -> str:
+    return json.dumps({name: value for name, value in row.items() if name != "options"}, sort_keys=True)

@@ -179,6 +179,16 @@ RECIPES: tuple[dict[str, Any], ...] = (
     {"hints": 10.0, "recipe": {"ema_decay": 0.998}},
 )
 """Ways to fine-tune beside that of the tables."""
+SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("abc", {"genes": "inner"}),
+    ("abc", {"guide": 0.0, "moved": 1.0, "onlookers": "fitness"}),
+    ("abc", {"validation_images": 500}),
+    ("abc", {"validation_images": 5000}),
+    ("stagewise", {"supernet_epochs": 2}),
+    ("ista", {"growth": 1.5}),
+    ("ista", {"growth": 3.0}),
+)
+"""Settings of the methods that could be other defaults. The second are the paper's moves."""
 
 
 def _rows() -> Iterator[Row]:
@@ -199,6 +209,7 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
     yield Row("long", "resnet20", DEFAULT, half, 8, lr=0.05, hints=10.0)
+    yield from (Row("settings", "resnet20", label, half, 4, options=options) for label, options in SETTINGS)
     for label in ("abc reconstruct", "sandwich"):
         yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (0, 1, 2))
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)

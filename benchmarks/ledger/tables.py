@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ledger.book import Line
-from ledger.comparisons import comparisons, defaults, recipes
+from ledger.comparisons import comparisons, defaults, recipes, settings
 from ledger.figures import by_contender, mean, share, spread, where_made
 from ledger.plan import CONTENDERS, EPOCH
 from ledger.proxies import fidelities
@@ -18,7 +18,7 @@ def tables(lines: Sequence[Line]) -> str:
     >>> tables([])
     'The ledger is empty.'
     """
-    made = (comparisons, defaults, recipes, _searches, _points, fidelities, _refusals)
+    made = (comparisons, defaults, recipes, settings, _searches, _points, fidelities, _refusals)
     parts = [table for kind in made for table in kind(lines)]
     return "\n\n".join(parts) if parts else "The ledger is empty."
 

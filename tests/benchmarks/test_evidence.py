@@ -151,6 +151,16 @@ def test_one_cut_fine_tuned_in_several_ways_is_a_table_with_the_best_on_validati
     assert "abc" not in found
 
 
+def test_other_settings_of_a_method_stand_beside_its_own():
+    own = replace(ROW, contender="ista")
+    other = replace(own, table="settings", options={"growth": 3.0})
+    told = [line(own, 0.89), line(replace(own, seed=1), 0.8), line(other, 0.9)]
+    found = tables([*told, line(replace(other, seed=2), 0.7)]).partition("beside those of the tables above")[2]
+    assert [row for row in found.splitlines() if row.startswith("| ista")] == [
+        "| ista | growth 3.0 | 0 | 50.00% | 90.00% | 90.00% | 89.00% | 89.00% | +1.00 ± 0.43 |"
+    ]
+
+
 def test_supernets_of_other_stages_and_lengths_are_a_line_each():
     proxies = {"stagewise": {"tau": 0.6, "low": 0.5, "high": 0.7}, "train": {"tau": 0.8, "low": 0.7, "high": 0.9}}
     structures = [{"band": True, "real": [0.8 + i / 100], "stagewise": i, "train": i} for i in range(5)]
