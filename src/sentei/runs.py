@@ -41,6 +41,11 @@ class JustFinished(ConfigError):
     """The run that was asked for had been killed in its last moment: only cleaning up was left to do."""
 
 
+def begins_anew(folder: Path) -> bool:
+    """Whether a run may be overwritten: not where it stands half-finished and its processes were started again."""
+    return starts() == 1 or not has_progress(folder)
+
+
 class Run:
     """A run directory. Work is done in named phases, each of which is done once and then read back.
 
@@ -86,7 +91,7 @@ class Run:
         if folder is None:
             return cls(None)
         path = Path(folder)
-        overwrite = overwrite and not (starts() > 1 and has_progress(path))
+        overwrite = overwrite and begins_anew(path)
         _refuse_foreign(path)
         if not overwrite:
             refuse_finished(path)

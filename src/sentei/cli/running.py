@@ -16,6 +16,7 @@ from sentei.cli.options import RunOutput
 from sentei.console import say
 from sentei.distributed import is_leader, processes, starts
 from sentei.runfiles import SCALARS, has_progress, read_config, read_summary, refuse_finished
+from sentei.runs import begins_anew
 from sentei.train.scalars import tensorboard
 
 Show = Callable[[Path, Mapping[str, Any]], None]
@@ -23,7 +24,7 @@ Show = Callable[[Path, Mapping[str, Any]], None]
 
 def begin(folder: Path, overwrite: bool = False) -> None:
     """ConfigError, before any work, if a finished run would have to be replaced; a half-finished one goes on."""
-    if overwrite and not (starts() > 1 and has_progress(folder)):
+    if overwrite and begins_anew(folder):
         return
     refuse_finished(folder)
     if has_progress(folder):
