@@ -209,6 +209,10 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
     yield Row("long", "resnet20", DEFAULT, half, 8, lr=0.05, hints=10.0)
+    for epochs, table in ((4, "half"), (8, "long")):
+        yield from (
+            Row(table, "resnet20", "abc reconstruct", half, epochs, seed=seed, hints=10.0) for seed in (0, 1, 2)
+        )
     yield from (Row("settings", "resnet20", label, half, 4, options=options) for label, options in SETTINGS)
     for label in ("abc reconstruct", "sandwich"):
         yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (0, 1, 2))
