@@ -208,13 +208,13 @@ def _rows() -> Iterator[Row]:
     yield from (Row("fidelity", "resnet20", label, half, 2, distill=False) for label in FIDELITY)
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
-    yield Row("long", "resnet20", DEFAULT, half, 8, lr=0.05, hints=10.0)
+    yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, lr=0.05, hints=10.0) for seed in (0, 1, 2))
     for epochs, table in ((4, "half"), (8, "long")):
         yield from (
             Row(table, "resnet20", "abc reconstruct", half, epochs, seed=seed, hints=10.0) for seed in (0, 1, 2)
         )
     yield from (Row("settings", "resnet20", label, half, 4, options=options) for label, options in SETTINGS)
-    for label in ("abc reconstruct", "sandwich"):
+    for label in ("abc reconstruct", "sandwich", "stagewise by block"):
         yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (0, 1, 2))
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in SIX)
