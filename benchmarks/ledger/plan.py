@@ -67,8 +67,6 @@ CONTENDERS: dict[str, Contender] = {
 quarter), and the paper's own search at most one (21 structures of 2,000 images)."""
 
 PEERS = tuple(label for label, contender in CONTENDERS.items() if contender.is_peer)
-TORCH_PRUNING = ("tp l2 local", "tp bn global", "tp taylor global", "tp isomorphic")
-"""Its cuts that need no training of their own."""
 FIRST = tuple(label for label in CONTENDERS if not label.rpartition(" ")[2].isdigit())
 """All that are held against each other at equal cost."""
 
@@ -199,7 +197,7 @@ def _rows() -> Iterator[Row]:
     yield Row("fidelity", "resnet20", "fidelity", half, 2, distill=False)
     yield from (Row("half", "resnet20", label, half, 4) for label in ("l1", *PEERS))
     yield from (Row("third", "resnet20", label, third, 4) for label in (*ENDS, *PEERS))
-    yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in TORCH_PRUNING)
+    yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in PEERS)
     yield from (Row("half", "resnet20", BEST_PEER, half, 4, distill=False, seed=seed) for seed in (1, 2))
     yield from (Row("resnet56", "resnet56", label, half, 6) for label in ENDS)
     for share in (0.63, 0.32):
