@@ -63,9 +63,9 @@ class Prune:
     """Prune a trained network to a budget, prove the cut, fine-tune and save.
 
     MODEL is a run of `sentei train`, or any model with --weights. Without --method the one is taken that keeps most at
-    equal cost of training, with --fast the best of those that neither search nor train before. The test set is read
-    once, at the end, for the network before and after. A killed run goes on with `sentei resume RUN`, or with the same
-    command. Each method has options of its own, shown by `sentei prune --method METHOD --help`.
+    equal cost of training, with --fast one of the best of those that neither search nor train before. The test set is
+    read once, at the end, for the network before and after. A killed run goes on with `sentei resume RUN`, or with the
+    same command. Each method has options of its own, shown by `sentei prune --method METHOD --help`.
     """
 
     model: Annotated[Ref, tyro.conf.arg(metavar="MODEL", help=MODEL)]

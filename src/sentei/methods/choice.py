@@ -17,7 +17,7 @@ class Choice:
 
 
 BEST = Choice("abc", "which kept as much as any other, or more, at equal training on CIFAR-10")
-FAST = Choice("l1", "the best of those that neither search nor train before they cut")
+FAST = Choice("l1", "as good as any of those that neither search nor train before they cut")
 BLIND = Choice("l1", "because without validation images nothing can be searched")
 
 

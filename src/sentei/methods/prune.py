@@ -103,7 +103,7 @@ def prune(
             the data are for unless given.
         method: a name in `METHODS`, or a method with settings of its own, such as `OneShot("taylor", steps=3)`. Unless
             given, the one that keeps most at equal cost of training (`sentei.methods.choice` says which, and why).
-        fast: take the best of those that neither search nor train before they cut.
+        fast: take one of the best of those that neither search nor train before they cut.
         budget: half the MACs if nothing is given; a method that decides the size itself takes none.
         recipe: the final fine-tuning; its seed decides everything random unless `seed` is given.
         distill: fine-tune with the original network as a teacher, of outputs (`recipe.distill_weight`,
