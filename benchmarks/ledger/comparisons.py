@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 from ledger.book import Line
-from ledger.figures import COMPARED, Experiments, by_contender, mean, recipe, share, spread, taught, where_made
-from ledger.plan import DEFAULT, PEERS
+from ledger.figures import Experiments, by_contender, mean, recipe, seeds_by, share, spread, taught, where_made
+from ledger.plan import DEFAULT, PEERS, Row
 from sentei.comparison.statistics import answers_of, paired
 from sentei.train import Recipe
 
+COMPARED = ("half", "third", "long", "resnet56")
+"""Tables whose rows are held against each other at equal cost."""
 TEST_IMAGES = 10_000
 REFERENCE = "uniform"
 """What all others are held against, and the best of the other tools."""
@@ -26,18 +27,25 @@ COLUMNS = (
 
 def comparisons(lines: Iterable[Line]) -> Iterable[str]:
     """A table for each network, budget, total and recipe with at least two contenders; of long runs there is one."""
-    finished = [line for line in lines if not line["refused"] and line["table"] in COMPARED]
-    for key, same in groupby(sorted(finished, key=_ground), _ground):
+    for key, same in groupby(sorted(_compared(lines), key=_ground), _ground):
         alike = list(same)
         experiments = by_contender(alike)
         if len(experiments) > 1 or alike[0]["table"] == "long":
             yield comparison(key, experiments)
 
 
+def _compared(lines: Iterable[Line]) -> list[Line]:
+    return [line for line in lines if line["table"] in COMPARED and not line["refused"]]
+
+
+def _budget(line: Line) -> tuple[Any, ...]:
+    row = line["row"]
+    return row["network"], -row["budget"].get("macs", 0), row["epochs"]
+
+
 def _ground(line: Line) -> tuple[Any, ...]:
     row = line["row"]
-    kind = row["network"], -row["budget"].get("macs", 0), row["epochs"], not row["distill"]
-    return *kind, recipe(row), row.get("hints", 0.0)
+    return *_budget(line), not row["distill"], recipe(row), row.get("hints", 0.0)
 
 
 def comparison(key: tuple[Any, ...], experiments: Experiments) -> str:
@@ -100,8 +108,9 @@ def _before_tuning(line: Line) -> str:
 def defaults(lines: Iterable[Line]) -> Iterable[str]:
     """What `sentei prune` does unless told otherwise, less the cuts of other tools, fine-tuned with and without a
     teacher."""
-    usual = [line for line in lines if line["table"] in COMPARED and not line["refused"] and _is_usual(line["row"])]
-    body = []
+    usual = [line for line in _compared(lines) if _is_usual(line["row"])]
+    body: list[str] = []
+    shown: list[Line] = []
     for key, same in groupby(sorted(usual, key=_budget), _budget):
         alike = list(same)
         own = [line for line in alike if _is_default(line["row"])]
@@ -109,32 +118,25 @@ def defaults(lines: Iterable[Line]) -> Iterable[str]:
         if own and others:
             body.append(_beside(key, DEFAULT, own, ""))
             body += [_beside(key, label, tried, difference(own, tried)) for label, tried in others]
+            shown += [*own, *(line for _, tried in others for line in tried)]
     if body:
         title = "**sentei as it is by default, less the cuts of other tools**"
         head = f"| network | MACs | epochs | | taught | n | val | test | {DEFAULT} less it |"
         rule = "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |"
-        where = where_made(line for line in usual if _is_default(line["row"]) or line["row"]["contender"] in PEERS)
-        yield "\n".join([title, "", head, rule, *body, "", f"{where} {COLUMNS}"])
+        yield "\n".join([title, "", head, rule, *body, "", f"{where_made(shown)} {COLUMNS}"])
 
 
 def _is_usual(row: dict[str, Any]) -> bool:
-    return row["lr"] == 0.02 and not row.get("recipe")
+    return row["lr"] == Row.lr and not row.get("recipe")
 
 
 def _is_default(row: dict[str, Any]) -> bool:
     return row["contender"] == DEFAULT and row["distill"] and row.get("hints") == Recipe.hint_weight
 
 
-def _budget(line: Line) -> tuple[Any, ...]:
-    row = line["row"]
-    return row["network"], -row["budget"].get("macs", 0), row["epochs"]
-
-
 def _by_way(lines: Iterable[Line]) -> list[tuple[str, list[Line]]]:
     """Lines by contender and teacher, a seed each, the best on validation images first."""
-    found: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    for line in sorted(lines, key=lambda line: int(line["row"]["seed"])):
-        found[line["row"]["contender"], taught(line["row"])].append(line)
+    found = seeds_by(lines, lambda row: (str(row["contender"]), taught(row)))
     return sorted(((label, same) for (label, _), same in found.items()), key=lambda way: -mean(way[1], "val"))
 
 
@@ -151,8 +153,7 @@ def _beside(key: tuple[Any, ...], label: str, lines: Sequence[Line], ahead: str)
 
 def recipes(lines: Iterable[Line]) -> Iterable[str]:
     """Contenders of one seed that were fine-tuned in several ways; the best on validation images comes first."""
-    finished = [line for line in lines if line["table"] in COMPARED and not line["refused"]]
-    same = groupby(sorted(finished, key=_cut), _cut)
+    same = groupby(sorted(_compared(lines), key=_cut), _cut)
     found = {key: sorted(tried, key=lambda line: -line["val"]) for key, tried in same}
     several = {key: tried for key, tried in found.items() if len(tried) > 1}
     if not several:
@@ -170,8 +171,7 @@ def recipes(lines: Iterable[Line]) -> Iterable[str]:
 
 
 def _cut(line: Line) -> tuple[Any, ...]:
-    row = line["row"]
-    return row["network"], -row["budget"].get("macs", 0), row["epochs"], row["contender"], row["seed"]
+    return *_budget(line), line["row"]["contender"], line["row"]["seed"]
 
 
 # -- settings of the methods
@@ -179,8 +179,7 @@ def _cut(line: Line) -> tuple[Any, ...]:
 
 def settings(lines: Iterable[Line]) -> Iterable[str]:
     """Other settings of a method beside its own, of the same seed and recipe."""
-    found = [line for line in lines if line["table"] in COMPARED and not line["refused"]]
-    usual = {_without_options(line["row"]): line for line in found}
+    usual = {_without_options(line["row"]): line for line in _compared(lines)}
     body = []
     for line in (line for line in lines if line["table"] == "settings" and not line["refused"]):
         if own := usual.get(_without_options(line["row"])):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from ledger.book import Line
 from sentei.comparison.statistics import Spread
 
-COMPARED = ("half", "third", "long", "resnet56")
-"""Rows that are held against each other at equal cost."""
 Experiments = dict[str, list[Line]]
 """Lines by contender, one a seed."""
+Key = TypeVar("Key")
 
 
 def by_contender(lines: Iterable[Line]) -> Experiments:
-    found: Experiments = defaultdict(list)
+    return seeds_by(lines, lambda row: str(row["contender"]))
+
+
+def seeds_by(lines: Iterable[Line], key: Callable[[dict[str, Any]], Key]) -> dict[Key, list[Line]]:
+    """Lines by what a key says of their rows, in the order of their seeds."""
+    found: dict[Key, list[Line]] = defaultdict(list)
     for line in sorted(lines, key=lambda line: int(line["row"]["seed"])):
-        found[line["row"]["contender"]].append(line)
+        found[key(line["row"])].append(line)
     return found
 
 

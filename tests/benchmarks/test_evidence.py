@@ -130,8 +130,11 @@ def test_the_default_is_held_against_other_tools_with_and_without_a_teacher():
     default, peer = replace(ROW, contender="abc", hints=10.0), replace(ROW, contender="tp bn global")
     told = [line(default, 0.9), line(replace(default, seed=1), 0.91), line(peer, 0.88)]
     told += [line(replace(peer, distill=False), 0.87), line(replace(peer, distill=False, seed=1), 0.87)]
-    found = tables([*told, line(replace(default, hints=0.0), 0.5), line(replace(peer, lr=0.1), 0.95)])
-    rows = [row for row in found.partition("as it is by default")[2].splitlines() if row.startswith("| resnet20")]
+    passed = [line(replace(default, hints=0.0), 0.5), line(replace(peer, lr=0.1), 0.95)]
+    passed.append(line(replace(peer, network="resnet56")))
+    table = tables([*told, *passed]).partition("as it is by default")[2]
+    rows = [row for row in table.splitlines() if row.startswith("| resnet20")]
+    assert f"a processor ({len(told)})" in table.partition("Seeds")[2].splitlines()[0]
     assert [row.split(" | ")[3:] for row in rows[:3]] == [
         ["abc", "outputs, features x 10", "2", "90.50% ± 0.71", "90.50% ± 0.71", " |"],
         ["tp bn global", "outputs", "1", "88.00%", "88.00%", "+2.00 ± 0.44 |"],
