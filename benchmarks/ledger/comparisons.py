@@ -9,15 +9,13 @@ from typing import Any
 
 from ledger.book import Line
 from ledger.figures import Experiments, by_contender, mean, recipe, seeds_by, share, spread, taught, where_made
-from ledger.plan import DEFAULT, PEERS, Row
+from ledger.plan import DEFAULT, PEERS, REFERENCE, Row
 from sentei.comparison.statistics import answers_of, paired
 from sentei.train import Recipe
 
 COMPARED = ("half", "third", "long", "resnet56")
 """Tables whose rows are held against each other at equal cost."""
 TEST_IMAGES = 10_000
-REFERENCE = "uniform"
-"""What all others are held against, and the best of the other tools."""
 COLUMNS = (
     "*n*: seeds; ±: their standard deviation, in *to* others the standard error of the difference, over seeds and "
     "test images, image by image where it is known which ones are right; a tie lies within two of those. *val, cut*: "

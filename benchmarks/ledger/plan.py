@@ -154,18 +154,20 @@ def plan() -> list[Row]:
     return list({row.name: row for row in _rows()}.values())
 
 
+REFERENCE = "uniform"
+"""What all others are held against."""
 DEFAULT = "abc"
 FAST = ("l1", "fpgm")
 """The rankings between which `--fast` is decided; taylor is among the six."""
 BEST_PEER = "tp taylor global"
 """The best of the other tools on validation images at half the MACs."""
-SIX = ("uniform", "taylor", DEFAULT, "stagewise", "ista", BEST_PEER)
+SIX = (REFERENCE, "taylor", DEFAULT, "stagewise", "ista", BEST_PEER)
 """Those that are repeated with other seeds: uniform, the best ranking, the three methods, the best peer."""
 THIRD = (*SIX[:-1], "tp bn global")
 """At 30 % of the MACs another peer is the best."""
-ENDS = ("uniform", DEFAULT, BEST_PEER)
+ENDS = (REFERENCE, DEFAULT, BEST_PEER)
 """Those that say most wherever not all can be made."""
-HINTED = ("uniform", "abc", "sandwich", "taylor", "stagewise")
+HINTED = (REFERENCE, "abc", "sandwich", "taylor", "stagewise", "stagewise by block")
 """Those whose features can be compared with the dense network's: it is known which channels they have kept."""
 RECIPES: tuple[dict[str, Any], ...] = (
     {"hints": 10.0},
@@ -194,8 +196,8 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 def _rows() -> Iterator[Row]:
     half, third = {"macs": 0.5}, {"macs": 0.3}
     yield from (Row("half", "resnet20", label, half, 4) for label in SIX)
-    yield from (Row("half", "resnet20", "uniform", half, 4, **how) for how in RECIPES)
-    yield from (Row("half", "resnet20", "uniform", half, 1, hints=weight) for weight in (0.0, 10.0, 30.0, 100.0))
+    yield from (Row("half", "resnet20", REFERENCE, half, 4, **how) for how in RECIPES)
+    yield from (Row("half", "resnet20", REFERENCE, half, 1, hints=weight) for weight in (0.0, 10.0, 30.0, 100.0))
     yield Row("fidelity", "resnet20", "fidelity", half, 2, distill=False)
     yield from (Row("half", "resnet20", label, half, 4) for label in ("l1", *PEERS))
     yield from (Row("third", "resnet20", label, third, 4) for label in (*ENDS, *PEERS))
@@ -209,6 +211,8 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, lr=0.05, hints=10.0) for seed in (0, 1, 2))
+    for label in ("stagewise by block", REFERENCE):
+        yield from (Row("long", "resnet20", label, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
     for epochs, table in ((4, "half"), (8, "long")):
         yield from (
             Row(table, "resnet20", "abc reconstruct", half, epochs, seed=seed, hints=10.0) for seed in (0, 1, 2)
@@ -216,11 +220,13 @@ def _rows() -> Iterator[Row]:
     yield from (Row("settings", "resnet20", label, half, 4, options=options) for label, options in SETTINGS)
     for label in ("abc reconstruct", "sandwich", "stagewise by block"):
         yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (0, 1, 2))
+    yield from (Row("half", "resnet20", "stagewise by block", half, 4, seed=seed, hints=10.0) for seed in (0, 1, 2))
     yield from (Row("half", "resnet20", label, half, 4) for label in FIRST)
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in (*FAST, *SIX))
     yield from (Row("third", "resnet20", label, third, 4) for label in THIRD)
     yield from (Row("half", "resnet20", label, half, 4, hints=10.0) for label in HINTED)
     yield from (Row("third", "resnet20", label, third, 4, seed=seed) for seed in (1, 2) for label in THIRD)
+    yield from (Row("half", "resnet20", THIRD[-1], half, 4, seed=seed) for seed in (1, 2))
     yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in SIX)
     yield from (Row("resnet56", "resnet56", label, half, 6, seed=1) for label in (DEFAULT, BEST_PEER))
     for count in (20, 80, 320):
