@@ -8,12 +8,15 @@ Finished experiments are lines of benchmarks/ledger/*.jsonl, to be committed. `r
 the next of the plan; it may be killed at any point, and several may run at once: none does what another one is doing.
 Each experiment is a process of its own with the threads that OMP_NUM_THREADS allows; --workers says how many at once,
 which is for a GPU (--device cuda): on a CPU they only take the threads from each other. --trial makes every experiment
-with a hundredth of its images and keeps it apart, to try a command. ResNet-56 needs --resnet56, the public weights.
+with a hundredth of its images and keeps it apart, to try a command: `tables --trial` shows what came out. ResNet-56
+needs --resnet56, the public weights. The plan is benchmarks/ledger/plan.py, where another experiment is one more row.
+To make one again, remove its line from the ledger and its folder from --work.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import signal
 import subprocess
@@ -32,21 +35,20 @@ TRIAL = 100
 
 def main() -> None:
     given = arguments()
-    rows = [row for row in plan() if given.only in row.name]
-    ledger, given.runs = Ledger(FOLDER), given.work
+    rows, ledger, given.runs = wanted(given.only), Ledger(FOLDER), given.work
     if given.trial:
         rows, given.work = [replace(row, epoch=EPOCH // TRIAL) for row in rows], given.work / "trial"
         ledger = Ledger(given.work / "ledger")
     if given.verb == "tables":
         from ledger.tables import tables
 
-        print(tables(ledger.lines()))
+        print(tables([line for line in ledger.lines() if given.only in line["name"]]))
     elif given.verb == "plan":
         show(rows, ledger, given.work)
     elif given.verb == "row":
-        one(next(row for row in rows if row.name == given.only), ledger, given)
-    else:
-        Work(rows, ledger, given).run()
+        one(rows[0], ledger, given)
+    elif not Work(rows, ledger, given).run():
+        sys.exit(1)
 
 
 def arguments() -> argparse.Namespace:
@@ -65,6 +67,16 @@ def arguments() -> argparse.Namespace:
         parser.error("--data-root is missing: the folder that holds cifar-10-batches-py")
     given.workers = given.workers or (8 if given.device == "cuda" else 1)
     return given
+
+
+def wanted(only: str) -> list[Row]:
+    """The rows of the plan that have this in their names; of the one that is called so, that one alone."""
+    rows = plan()
+    found = [row for row in rows if row.name == only] or [row for row in rows if only in row.name]
+    if not found:
+        near = difflib.get_close_matches(only, [row.name for row in rows], n=3, cutoff=0)
+        sys.exit(f"no experiment of the plan has {only!r} in its name; the nearest are {', '.join(near)}")
+    return found
 
 
 def show(rows: Sequence[Row], ledger: Ledger, work: Path) -> None:
@@ -86,7 +98,8 @@ class Work:
     going: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Whether none of them failed."""
         end = time.monotonic() + 60 * self.given.minutes
         try:
             while time.monotonic() < end:
@@ -104,18 +117,25 @@ class Work:
             for process in self.going.values():
                 process.wait()
         left = sum(not self.ledger.has(row) for row in self.rows)
-        print(f"{len(self.rows) - left} of {len(self.rows)} experiments are done", flush=True)
+        print(f"{len(self.rows) - left} of {len(self.rows)} experiments are done, in {self.ledger.folder}", flush=True)
+        if waiting := [row for row in self.rows if self.waits(row) and not self.ledger.has(row)]:
+            print(f"{len(waiting)} wait for --resnet56, the public weights", flush=True)
+        return not self.failed
 
     def next(self) -> Row | None:
         """A half-finished row, failing that the first of the plan; none that is done, failed or in other hands."""
         done = [line["row"] for line in self.ledger.lines()]
         passed = {*self.going, *self.failed}
         open_rows = [row for row in self.rows if row.name not in passed and row.to_json() not in done]
-        ready = [row for row in open_rows if row.network != "resnet56" or self.given.resnet56]
-        for row in sorted(ready, key=lambda row: not self.folder(row).is_dir()):
+        for row in sorted(
+            (row for row in open_rows if not self.waits(row)), key=lambda row: not self.folder(row).is_dir()
+        ):
             if not self.folder(row).is_dir() or not is_claimed(self.folder(row)):
                 return row
         return None
+
+    def waits(self, row: Row) -> bool:
+        return row.network == "resnet56" and not self.given.resnet56
 
     def folder(self, row: Row) -> Path:
         return self.given.work / row.name

@@ -7,11 +7,25 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ledger.book import Line
+from ledger.plan import COMPARED, EPOCH, HELD
 from sentei.comparison.statistics import Spread
+from sentei.methods.registry import METHODS, method_of
 
 Experiments = dict[str, list[Line]]
 """Lines by contender, one a seed."""
 Key = TypeVar("Key")
+CUTS = "*val, cut*: before fine-tuning."
+
+
+def compared(lines: Iterable[Line]) -> list[Line]:
+    """Those of contenders at equal cost."""
+    return [line for line in lines if line["table"] in COMPARED and not line["refused"]]
+
+
+def budget(line: Line) -> tuple[Any, ...]:
+    """Network, MACs and epochs, the largest budget first."""
+    row = line["row"]
+    return row["network"], -row["budget"].get("macs", 0), row["epochs"]
 
 
 def by_contender(lines: Iterable[Line]) -> Experiments:
@@ -64,3 +78,13 @@ def recipe(row: dict[str, Any]) -> str:
 def taught(row: dict[str, Any]) -> str:
     features = f", features x {row['hints']:g}" if row.get("hints") else ""
     return f"outputs{features}" if row["distill"] else "nothing"
+
+
+def judging(line: Line) -> float:
+    """Passes forward by which structures were judged, in epochs of training the dense network, which takes three passes
+    an image."""
+    row = line["row"]
+    images = line.get("judged")  # a peer's own count
+    if images is None and row["method"] in METHODS:
+        images = method_of(row["method"], row["options"])[1].judges_on(HELD)
+    return float((images or 0) * row["budget"].get("macs", 1) / (3 * EPOCH))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ SCORED = 2048
 """Training images for Taylor scores, as many as sentei takes."""
 
 
+Spent = dict[str, int]
+"""Images that were trained on, and those that structures were judged by."""
+
+
 class Refused(Exception):
     """The tool does not do it; the text says why."""
 
@@ -37,7 +41,7 @@ def cut_by_peer(
     torch.manual_seed(recipe.seed)
     try:
         tool = {"torch-pruning": torch_pruning, "modelopt": modelopt}[method]
-        small, images = tool(model, data, macs, folder, recipe, **options)
+        small, spent = tool(model, data, macs, folder, recipe, **options)
         small.eval()(torch.zeros(2, *data.input_shape, device=data.device))
     except (ImportError, OSError, SenteiError):  # not refused: not installed, a full disk, our own training
         raise
@@ -45,7 +49,7 @@ def cut_by_peer(
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         write_atomic(folder / "peer.json", json.dumps({"refused": reason}).encode())
         return
-    found = {"refused": None, "images": images, "seconds": round(time.perf_counter() - started, 1)}
+    found = {"refused": None, **spent, "seconds": round(time.perf_counter() - started, 1)}
     torch.save(small.cpu(), folder / "peer.tmp")
     (folder / "peer.tmp").replace(folder / "peer.pt")
     write_atomic(folder / "peer.json", json.dumps(found).encode())
@@ -57,7 +61,7 @@ def cut_by_peer(
 def torch_pruning(
     model: nn.Module, data: Data, macs: float, folder: Path, recipe: Recipe, *, importance: str,
     everywhere: bool = False, isomorphic: bool = False, sparse_epochs: int = 0,
-) -> tuple[nn.Module, int]:  # fmt: skip
+) -> tuple[nn.Module, Spent]:  # fmt: skip
     """Its pruners as in its examples; `everywhere` ranks over the whole network, sparse learning comes before."""
     import torch_pruning as tp
 
@@ -84,7 +88,7 @@ def torch_pruning(
         now, _ = tp.utils.count_ops_and_params(model, example)
         if now <= macs * full:
             model.zero_grad(set_to_none=True)
-            return model, images
+            return model, {"images": images, "judged": 0}
     raise Refused(f"{now / full:.1%} of the MACs after all steps")
 
 
@@ -132,7 +136,7 @@ def sparse_learning(model: nn.Module, data: Data, pruner: Any, epochs: int, fold
 
 def modelopt(
     model: nn.Module, data: Data, macs: float, folder: Path, recipe: Recipe, *, divisor: int
-) -> tuple[nn.Module, int]:
+) -> tuple[nn.Module, Spent]:
     """FastNAS. Its widths are multiples of 32 unless told otherwise, which leaves nothing to search in a network of 16,
     32 and 64 channels."""
     import modelopt.torch.prune as mtp
@@ -142,11 +146,16 @@ def modelopt(
     for kinds in config.values():
         kinds["*"].update((name, divisor) for name in ("channel_divisor", "feature_divisor") if name in kinds["*"])
     loader = [images for images, _ in data.train.batches(recipe.batch_size, train=True, limit=SCORED)]
-    score: Callable[[nn.Module], float] = lambda small: float(evaluate(small, data.val).value or 0)  # noqa: E731
+    spent = {"images": 0, "judged": 0}
+
+    def score(small: nn.Module) -> float:
+        spent["judged"] += len(data.val)
+        return float(evaluate(small, data.val).value or 0)
+
     small, _ = mtp.prune(
         model, mode=[("fastnas", config)], constraints={"flops": f"{macs:.0%}"},
         dummy_input=torch.zeros(1, *data.input_shape, device=data.device),
         config={"data_loader": loader, "collect_func": lambda images: images, "score_func": score,
                 "checkpoint": str(folder / "fastnas.pth")},
     )  # fmt: skip
-    return small, 0
+    return small, spent

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-EPOCH = 45_000
-"""Training images of CIFAR-10; 5,000 more are for validation."""
+EPOCH, HELD = 45_000, 5_000
+"""Images of CIFAR-10 for training and for validation."""
+COMPARED = ("half", "third", "long", "resnet56")
+"""Tables whose rows are held against each other at equal cost: contenders as they are."""
+TABLES = (*COMPARED, "settings", "points", "fidelity", "search")
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,14 @@ three epochs. All draw the same structures, which are trained once."""
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment: a network pruned by a contender, with everything that decides the result."""
+    """One experiment: a network pruned by a contender, with everything that decides the result.
+
+    Another experiment is one more of them in `_rows`; a way to prune that is new is a contender first. ValueError for a
+    table that is not printed, and for settings of a method in a table of contenders as they are.
+    """
 
     table: str
+    """One of TABLES."""
     network: str
     contender: str
     limits: Mapping[str, float]
@@ -112,6 +120,14 @@ class Row:
     """Settings of the method in place of the contender's own."""
     epoch: int = EPOCH
     """Images of an epoch; fewer for a trial."""
+
+    def __post_init__(self) -> None:
+        if self.table not in TABLES:
+            raise ValueError(f"table {self.table!r}; expected one of {', '.join(TABLES)}")
+        if self.options and self.table in COMPARED:
+            raise ValueError(
+                f"{dict(self.options)} in table {self.table!r}; make a contender of it, or a row of settings"
+            )
 
     @property
     def limit(self) -> int | None:

@@ -132,6 +132,7 @@ def by_peer(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, A
         "cut": cut, "val": evaluate(tuned.model, data.val).value, "test": tested.value,
         "answers": packed(tested.right),
         "macs": size.macs, "params": size.params, "refused": None, "evaluations": None,
+        "judged": told["judged"],
         "images": {"sparse": told["images"], "finetune": tuned.images, "total": told["images"] + tuned.images},
         "seconds": {"cut": told["seconds"], "finetune": round(tuned.seconds, 1)},
     }  # fmt: skip

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ledger.book import Line
-from ledger.comparisons import comparisons, defaults, recipes, settings
-from ledger.figures import by_contender, mean, share, spread, where_made
-from ledger.plan import CONTENDERS, EPOCH
+from ledger.comparisons import comparisons, defaults
+from ledger.figures import by_contender, judging, mean, share, spread, where_made
+from ledger.plan import CONTENDERS
 from ledger.proxies import fidelities
-from sentei.methods.common.searching import WidthSearch
+from ledger.variants import recipes, settings
 
 
 def tables(lines: Sequence[Line]) -> str:
@@ -38,7 +38,7 @@ def _searches(lines: Iterable[Line]) -> Iterable[str]:
         seconds = sum(line["seconds"]["search"] for line in same) / len(same)
         body.append(
             f"| {method} | {count} | {len(same)} | {mean(same, 'cut'):.2%} | {spread(same, 'val')} | "
-            f"{spread(same, 'test')} | {seconds:,.0f} | {_epochs_worth(same[0]):.1f} |"
+            f"{spread(same, 'test')} | {seconds:,.0f} | {judging(same[0]):.1f} |"
         )
     where = where_made(line for same in found.values() for line in same)
     worth = (
@@ -47,12 +47,6 @@ def _searches(lines: Iterable[Line]) -> Iterable[str]:
     )
     title = "**How many structures a search measures**"
     yield "\n".join([title, "", head, rule, *body, "", f"{where} {worth}"])
-
-
-def _epochs_worth(line: Line) -> float:
-    row, how = line["row"], WidthSearch
-    images = line["evaluations"] * (how.calibration_images + how.validation_images)
-    return float(images * row["budget"]["macs"] / (3 * EPOCH))
 
 
 # -- ISTA towards the paper's points

@@ -107,10 +107,11 @@ def test_tables_state_seeds_spread_images_and_ties():
     lines += [line(replace(ROW, contender="taylor"), 0.881), line(replace(ROW, contender="tp bn global"), 0.7)]
     lines.append(line(replace(ROW, contender="modelopt fastnas"), refused="ValueError: no"))
     found = tables(lines)
-    assert "50% of the MACs, 4 x 45,000 training images in all, the dense network as teacher" in found
-    assert "| uniform | 2 | 50.00% | 88.30% ± 0.42 | 88.30% ± 0.42 |  | +18.00 ± 0.56 | 50.0% | 50.0% |" in found
-    assert "| sparse 90,000 | 161 |" in found
+    assert "50% of the MACs, 4 epochs in all (180,000 training images), the dense network as teacher" in found
+    assert "| sparse 90,000 |  | 161 |" in found
+    assert "| sparse 90,000 | 2.2 | 161 |" in found, "200 structures of abc, 3,000 images each, at half the MACs"
     assert "| abc | 1 | 50.00% | 90.00% | 90.00% | +2.00 ± 0.44 | +20.00 ± 0.55 |" in found
+    assert "| uniform | 2 | 50.00% | 88.30% ± 0.42 | 88.30% ± 0.42 |  | +18.00 ± 0.56 (1 seed) |" in found
     assert "| taylor | 1 | 50.00% | 88.10% | 88.10% | +0.10 ± 0.46 (tie) |" in found
     assert "Seeds 0, 1; a processor (5), 1 threads, torch 2, Torch-Pruning 1.6.1, 2026-11-29 to 2026-11-29." in found
     assert "- modelopt fastnas on resnet20: ValueError: no" in found
@@ -126,6 +127,41 @@ def test_where_answers_are_known_the_tables_compare_image_by_image():
     assert "+1.00 ± 0.71 (tie)" in tables([told[0], line(replace(ROW, contender="abc"), 0.51)])
 
 
+def test_a_gap_of_few_seeds_is_a_tie_within_the_wider_interval_of_students_t():
+    apart = [0.9, 0.91, 0.9], [0.895, 0.89, 0.889]
+    told = [
+        line(replace(ROW, contender=label, seed=seed), test, answers=packed(np.arange(10_000) < 10_000 * test))
+        for label, tests in zip(("abc", "uniform"), apart, strict=True)
+        for seed, test in enumerate(tests)
+    ]
+    row = next(row for row in tables(told).splitlines() if row.startswith("| abc |"))
+    gap = row.split(" | ")[5]
+    mean, error = (float(part) for part in gap.partition(" (")[0].split(" ± "))
+    assert mean > 2 * error
+    assert gap.endswith("(tie)")
+
+
+@pytest.mark.parametrize("table", ["half", "nowhere"])
+def test_a_row_that_no_table_would_tell_from_another_is_refused(table):
+    with pytest.raises(ValueError, match="settings"):
+        Row(table, "resnet20", "abc", {"macs": 0.5}, 4, options={"evaluations": 20})
+
+
+def test_what_the_plan_does_not_have_is_said_with_the_nearest():
+    asked = [sys.executable, str(BENCHMARKS / "evidence.py"), "plan", "--only", "4x-unifrom-distilled-s0"]
+    told = subprocess.run(asked, capture_output=True, text=True)
+    assert told.returncode == 1
+    assert "resnet20-macs0.5-4x-uniform-distilled-s0" in told.stderr
+
+
+def test_an_experiment_that_fails_is_told_and_so_is_one_that_waits(tmp_path):
+    for only, code, expected in (("8x-uniform-hinted10-s0", 1, "failed, see"), ("resnet56", 0, "wait for --resnet56")):
+        asked = [sys.executable, str(BENCHMARKS / "evidence.py"), "run", "--trial", "--only", only]
+        asked += ["--data-root", str(tmp_path / "nothing"), "--work", str(tmp_path / "work")]
+        told = subprocess.run(asked, capture_output=True, text=True)
+        assert (told.returncode, expected in told.stdout) == (code, True), told.stdout
+
+
 def test_the_default_is_held_against_other_tools_with_and_without_a_teacher():
     default, peer = replace(ROW, contender="abc", hints=10.0), replace(ROW, contender="tp bn global")
     told = [line(default, 0.9), line(replace(default, seed=1), 0.91), line(peer, 0.88)]
@@ -137,7 +173,7 @@ def test_the_default_is_held_against_other_tools_with_and_without_a_teacher():
     assert f"a processor ({len(told)})" in table.partition("Seeds")[2].splitlines()[0]
     assert [row.split(" | ")[3:] for row in rows[:3]] == [
         ["abc", "outputs, features x 10", "2", "90.50% ± 0.71", "90.50% ± 0.71", " |"],
-        ["tp bn global", "outputs", "1", "88.00%", "88.00%", "+2.00 ± 0.44 |"],
+        ["tp bn global", "outputs", "1", "88.00%", "88.00%", "+2.00 ± 0.44 (1 seed) |"],
         ["tp bn global", "nothing", "2", "87.00% ± 0.00", "87.00% ± 0.00", "+3.50 ± 0.67 |"],
     ]
 
@@ -160,7 +196,8 @@ def test_other_settings_of_a_method_stand_beside_its_own():
     told = [line(own, 0.89), line(replace(own, seed=1), 0.8), line(other, 0.9)]
     found = tables([*told, line(replace(other, seed=2), 0.7)]).partition("beside those of the tables above")[2]
     assert [row for row in found.splitlines() if row.startswith("| ista")] == [
-        "| ista | growth 3.0 | 0 | 50.00% | 90.00% | 90.00% | 89.00% | 89.00% | +1.00 ± 0.43 |"
+        "| ista | growth 3.0 | 0 | 50.00% | 90.00% | 90.00% | 89.00% | 89.00% | +1.00 ± 0.43 |",
+        "| ista | sparse_epochs 8, growth 3.0 | 2 | 50.00% | 70.00% | 70.00% |  | | not made yet |",
     ]
 
 

@@ -21,7 +21,7 @@ def forecast(pruning: Pruning, method: Method) -> str:
     '450,000 training images, up to 600,000 more to judge structures by, about 40 minutes on this machine'
     """
     recipe, data = pruning.recipe, pruning.data
-    before, judged = sum(method.trains_on(data, recipe).values()), method.judges_on(data)
+    before, judged = sum(method.trains_on(data, recipe).values()), method.judges_on(len(data.val))
     total = pruning.total_images or before + recipe.epochs * data.epoch_images(recipe.batch_size, recipe.limit)
     step, forward = pace(pruning)
     parts = [f"{total:,} training images"]

@@ -80,8 +80,11 @@ class Method(ABC):
         """
         return {}
 
-    def judges_on(self, data: Data) -> int:
-        """Samples that go through structures to judge them, without training, at most; over all structures."""
+    def judges_on(self, held: int) -> int:
+        """Samples that go through structures to judge them, without training, at most; over all structures.
+
+        `held` are the validation samples that there are.
+        """
         return 0
 
     @abstractmethod

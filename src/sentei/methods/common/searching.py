@@ -133,8 +133,8 @@ class WidthSearch(InWorkers):
         epochs = self.most() * rounds + self.fitness_epochs
         return {"evaluations": epochs * data.epoch_images(recipe.batch_size, self.fitness_images)}
 
-    def judges_on(self, data: Data) -> int:
-        each = min(self.validation_images, len(data.val))
+    def judges_on(self, held: int) -> int:
+        each = min(self.validation_images, held)
         return self.most() * (each + (self.calibration_images if self.fitness != "train" else 0))
 
     def find(self, pruning: Pruning) -> Found:

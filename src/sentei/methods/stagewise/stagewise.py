@@ -147,11 +147,11 @@ class Stagewise(InWorkers):
         epochs = {} if self.supernet else {"full_epochs": self.full_epochs, "supernet_epochs": self.supernet_epochs}
         return {name: number * each for name, number in epochs.items() if number}
 
-    def judges_on(self, data: Data) -> int:
+    def judges_on(self, held: int) -> int:
         """For the tables, and for whole structures."""
-        whole = self.calibration_images + min(self.validation_images, len(data.val))
+        whole = self.calibration_images + min(self.validation_images, held)
         if self.search == "merge":
-            return self.evaluations * min(self.table_images, len(data.val)) + self.candidates * whole
+            return self.evaluations * min(self.table_images, held) + self.candidates * whole
         return self.evaluations * whole
 
     def find(self, pruning: Pruning) -> Found:
