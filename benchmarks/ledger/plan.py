@@ -195,6 +195,7 @@ RECIPES: tuple[dict[str, Any], ...] = (
     {"hints": 10.0, "recipe": {"batch_size": 64}},
     {"hints": 10.0, "recipe": {"distill_weight": 0.9}},
     {"hints": 10.0, "recipe": {"ema_decay": 0.998}},
+    {"hints": 10.0, "recipe": {"cutout": 8}},
 )
 """Ways to fine-tune beside that of the tables."""
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -227,6 +228,8 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", label, half, 4, seed=seed) for seed in (1, 2) for label in ENDS)
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
     yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, lr=0.05, hints=10.0) for seed in (0, 1, 2))
+    hidden = {"cutout": 8}
+    yield from (Row("long", "resnet20", DEFAULT, half, 8, seed=seed, hints=10.0, recipe=hidden) for seed in (0, 1, 2))
     for label in ("stagewise by block", REFERENCE):
         yield from (Row("long", "resnet20", label, half, 8, seed=seed, hints=10.0) for seed in (0, 1, 2))
     for epochs, table in ((4, "half"), (8, "long")):
