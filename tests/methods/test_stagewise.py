@@ -47,6 +47,7 @@ def same(a, b):
         {},
         {"interfaces": "searched", "evaluations": 36},
         {"stages": ("a",)},
+        {"split": "block", "interfaces": "searched"},
         {"rule": "sandwich", "search": "abc"},
         pytest.param({"rule": "random-path", "search": "evolution"}, marks=pytest.mark.slow),
         pytest.param({"search": "random", "start": "scratch"}, marks=pytest.mark.slow),
@@ -59,7 +60,8 @@ def test_the_result_is_within_the_budget_and_proved(options, three, data):
     assert 0.25 * full.macs < cost.macs <= 0.4 * full.macs
     assert result.summary["check"]["max_error"] < 1e-4
     told = result.summary["stagewise"]
-    assert told["stages"] == (["a", "output"] if "stages" in options else ["a", "b", "output"])
+    named, blocks = [*options.get("stages", ("a", "b")), "output"], ["a.5", "b.2", "b", "c.5", "output"]
+    assert told["stages"] == (blocks if "split" in options else named)
     widths = result.plan.widths(result.graph)
     assert (widths[result.graph.index("a.6")] < 8) == ("interfaces" in options)
     if told["search"]["strategy"] == "merge":
@@ -215,6 +217,7 @@ def guarded(test, batches):
         ({"macs": 0.4}, {"levels": 1}, ConfigError, "levels is 1; expected 2"),
         ({"macs": 0.4}, {"supernet_lr": 0.0}, ConfigError, "supernet_lr"),
         ({"macs": 0.4}, {"stages": "a"}, ConfigError, "expected several names"),
+        ({"macs": 0.4}, {"split": "size"}, ConfigError, "split is 'size'; expected 'resolution' or 'block'"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(budget, options, error, text, three, data, tmp_path, monkeypatch):

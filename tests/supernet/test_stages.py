@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import sentei
@@ -29,6 +30,15 @@ ZOO = {
 }  # fmt: skip
 
 
+BLOCKS = {
+    "resnet20": (32, 9, ("layer1.0", "layer1.1", "layer1"), {1}),
+    "vgg16": (32, 7, ("features.6", "features.13", "features.19"), {1}),
+    "densenet40": (32, 3, ("trans1", "trans2"), {12, 13}),
+    "torchvision:resnet50": (64, 16, ("layer1.0", "layer1.1", "layer1"), {2, 3}),
+    "torchvision:mobilenet_v2": (64, 18, ("features.1", "features.2", "features.3"), {1}),
+}
+
+
 def traced(name, size):
     model = build_model(name).eval()
     return model, sentei.trace(model, torch.zeros(1, 3, size, size))
@@ -48,6 +58,17 @@ def test_networks_come_apart_where_the_size_changes(name):
         assert stages.costs(graph, cost, graph.widths(plan)).sum() == getattr(graph.cost(plan), cost)
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_networks_come_apart_after_each_block(name):
+    size, count, first, genes = BLOCKS[name]
+    model, graph = traced(name, size)
+    stages = find_stages(model, graph, split="block")
+    assert (len(stages), stages.names[: len(first)]) == (count, first)
+    assert {len(groups) for groups in stages.inside} == genes
+    plan = random_plan(graph, 0)
+    assert stages.costs(graph, "macs", graph.widths(plan)).sum() == graph.cost(plan).macs
+
+
 @pytest.mark.parametrize("name", ["resnet56", "torchvision:mobilenet_v2"])
 def test_costs_of_a_stage_follow_from_its_own_widths(name):
     model, graph = traced(name, ZOO[name][0])
@@ -62,12 +83,13 @@ def test_costs_of_a_stage_follow_from_its_own_widths(name):
 
 
 @settings(max_examples=examples(10))
-@given(networks())
-def test_random_networks_run_on_from_every_boundary(network):
+@given(networks(), st.sampled_from(["resolution", "block"]))
+def test_random_networks_run_on_from_every_boundary(network, split):
     """The output follows from a boundary's features, whatever the image was; costs add up; features are untouched."""
     model = network.model
     graph = sentei.trace(model, network.inputs)
-    stages = find_stages(model, graph)
+    stages = find_stages(model, graph, split=split)
+    assert len(stages) == 1 or split == "resolution" or all(map(len, stages.inside))
     features = {}
     with torch.no_grad():
         plain = output_tensors(model(*network.inputs))

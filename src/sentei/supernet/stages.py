@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from sentei.graph.resize import carries_units, named_tensors
 from sentei.supernet.dataflow import Dataflow, Output, record
 
 Visit = Callable[[int, Tensor], Tensor | None]
+Split = Literal["resolution", "block"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,28 +80,25 @@ class Stages:
         return np.stack([parts[..., self.terms[name] == i].sum(-1) for i in range(len(self))], -1)
 
 
-def find_stages(model: nn.Module, graph: ChannelGraph, names: Sequence[str] = ()) -> Stages:
-    """Take a network apart where the spatial size changes, or after the modules that are named.
+def find_stages(
+    model: nn.Module, graph: ChannelGraph, names: Sequence[str] = (), split: Split = "resolution"
+) -> Stages:
+    """Take a network apart where the spatial size changes, after each block, or after the modules that are named.
 
     >>> find_stages(resnet20, graph).names
     ('layer1', 'layer2', 'output')
+    >>> find_stages(resnet20, graph, split="block").names
+    ('layer1.0', 'layer1.1', 'layer1', 'layer2.0', 'layer2.1', 'layer2', 'layer3.0', 'layer3.1', 'output')
 
-    `names` are modules, each of which ends a stage; what follows the last one joins it if nothing in there may
-    shrink. Automatic stages in which nothing may shrink join the next one. A network that cannot be taken apart is
-    one stage. Raises ConfigError, naming the module, for a name that does not exist, is not called exactly once, is
-    out of order, or whose output is not all that the rest of the network sees.
+    A block is the least part that can run by itself and in which something may shrink. `names` are modules, each of
+    which ends a stage; what follows the last one joins it if nothing in there may shrink. Automatic stages in which
+    nothing may shrink join the next one. A network that cannot be taken apart is one stage. Raises ConfigError, naming
+    the module, for a name that does not exist, is not called exactly once, is out of order, or whose output is not all
+    that the rest of the network sees.
     """
     flow = record(model, graph)
-    ends = _named(model, flow, names) if names else _automatic(flow)
-    while ends:
-        stages = _assemble(model, graph, flow, ends)
-        empty = [i for i in range(len(stages)) if not len(stages.inside[i])]
-        if names:
-            empty = [i for i in empty if i == len(ends)]
-        if not empty:
-            break
-        ends = [e for i, e in enumerate(ends) if i != min(empty[0], len(ends) - 1)]
-    stages = _assemble(model, graph, flow, ends)
+    ends = _named(model, flow, names) if names else _automatic(flow) if split == "resolution" else _finest(flow)
+    stages = _assemble(model, graph, flow, _worthwhile(model, graph, flow, ends, last_only=bool(names)))
     _prove(model, graph, stages)
     return stages
 
@@ -147,6 +145,11 @@ def _automatic(flow: Dataflow) -> list[Output]:
             ends.append(_outside(events[first:i], after, events))
             size, first = _size(after), i
     return ends
+
+
+def _finest(flow: Dataflow) -> list[Output]:
+    """The last single tensor before each layer."""
+    return list({out.layers: out for out in _events(flow)}.values())
 
 
 def _events(flow: Dataflow) -> list[Output]:
@@ -217,20 +220,60 @@ def _check_single(flow: Dataflow, out: Output) -> None:
 # -- what belongs to which stage
 
 
-def _assemble(model: nn.Module, graph: ChannelGraph, flow: Dataflow, ends: Sequence[Output]) -> Stages:
-    boundaries, positions = _boundaries(model, graph, [o.module for o in ends])
-    n = len(ends) + 1
+def _worthwhile(
+    model: nn.Module, graph: ChannelGraph, flow: Dataflow, ends: Sequence[Output], last_only: bool
+) -> list[Output]:
+    """Without the ends of stages in which nothing may shrink; with `last_only` that of the last stage alone may go."""
+    boundaries, _ = _boundaries(model, graph, [e.module for e in ends])
+    member, at, left = _members(graph, flow, ends), _crossing(graph, boundaries), list(ends)
+    while left:
+        inside = member & _alone(member, at)
+        empty = [i for i in range(len(member)) if not inside[i].any() and (i == len(left) or not last_only)]
+        if not empty:
+            break
+        gone = min(empty[0], len(left) - 1)
+        member[gone] |= member[gone + 1]
+        member, at = np.delete(member, gone + 1, 0), np.delete(at, gone, 0)
+        del left[gone]
+    return left
+
+
+def _parameters(flow: Dataflow, ends: Sequence[Output]) -> list[set[str]]:
+    """Of each stage."""
     starts = [[e.node] for e in ends] + [list(flow.roots)]
     stops = [None, *(e.node for e in ends)]
-    params = [flow.parameters(start, stop) for start, stop in zip(starts, stops, strict=True)]
-    member = np.zeros((n, len(graph.groups)), bool)
+    return [flow.parameters(start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+
+def _members(graph: ChannelGraph, flow: Dataflow, ends: Sequence[Output]) -> np.ndarray:
+    """Which groups that may shrink live in each stage [n_stages, n_groups]."""
+    params = _parameters(flow, ends)
+    member = np.zeros((len(params), len(graph.groups)), bool)
     for g, group in enumerate(graph.groups):
         places = {m.param for m in group.members}
         member[:, g] = [not group.frozen and bool(places & p) for p in params]
-    at = np.zeros((len(ends), len(graph.groups)), bool)
+    return member
+
+
+def _crossing(graph: ChannelGraph, boundaries: Sequence[Boundary]) -> np.ndarray:
+    """Which groups have units at each boundary [n_boundaries, n_groups]."""
+    at = np.zeros((len(boundaries), len(graph.groups)), bool)
     for i, b in enumerate(boundaries):
         at[i, graph.grouping.group_of[b.units[b.units >= 0]]] = True
-    alone = (member.sum(0) == 1) & ~at.any(0)
+    return at
+
+
+def _alone(member: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Groups that one stage sees, and no boundary."""
+    found: np.ndarray = (member.sum(0) == 1) & ~at.any(0)
+    return found
+
+
+def _assemble(model: nn.Module, graph: ChannelGraph, flow: Dataflow, ends: Sequence[Output]) -> Stages:
+    boundaries, positions = _boundaries(model, graph, [o.module for o in ends])
+    n = len(ends) + 1
+    params, member, at = _parameters(flow, ends), _members(graph, flow, ends), _crossing(graph, boundaries)
+    alone = _alone(member, at)
     inside = tuple(np.flatnonzero(member[i] & alone) for i in range(n))
     between = tuple(
         np.flatnonzero(at[i] & (at.sum(0) == 1) & (member.sum(0) == 2) & member[i] & member[i + 1])

@@ -28,7 +28,7 @@ from sentei.runs import Run
 from sentei.search import MEASURES, Evaluator, Train, budgeted
 from sentei.search.evaluators import check_validation
 from sentei.supernet.proxies import StageDistances
-from sentei.supernet.stages import find_stages
+from sentei.supernet.stages import Split, find_stages
 from sentei.supernet.training import Rule, SortedNet
 from sentei.tasks import Task, task_of
 from sentei.train import Recipe
@@ -68,7 +68,9 @@ class Fidelity(Workers):
     start: Literal["inherit", "scratch"] = "inherit"
     """Train structures from the network's weights or from random ones."""
     stages: tuple[str, ...] = ()
-    """Modules that end a stage; where the spatial size changes unless given."""
+    """Modules that end a stage; in place of `split`."""
+    split: Split = "resolution"
+    """Where stages end: where the spatial size changes, or after each block in which something may shrink."""
     supernet_epochs: int = 10
     """Epochs of each supernet."""
     supernet_lr: float = 0.02
@@ -97,8 +99,8 @@ class Fidelity(Workers):
     def supernet(self) -> Stagewise:
         """Settings of the supernets."""
         names = (
-            "stages", "supernet_epochs", "supernet_lr", "table_images", "calibration_images", "validation_images",
-            "executor", "processes", "worker_cpus", "worker_gpus",
+            "stages", "split", "supernet_epochs", "supernet_lr", "table_images", "calibration_images",
+            "validation_images", "executor", "processes", "worker_cpus", "worker_gpus",
         )  # fmt: skip
         return Stagewise(**{name: getattr(self, name) for name in names})
 
@@ -236,8 +238,9 @@ class _Comparison:
         return self.nets[rule]
 
     def untrained(self) -> SortedNet:
-        base, graph = self.context.base, self.context.graph
-        return self.how.supernet.sorted_net(self.context, find_stages(base, graph, self.how.stages), base)
+        context, how = self.context, self.how
+        stages = find_stages(context.base, context.graph, how.stages, how.split)
+        return how.supernet.sorted_net(context, stages, context.base)
 
     def measured(self, evaluator: Evaluator, widths: Sequence[np.ndarray], title: str) -> list[float]:
         context, how = self.context, self.how

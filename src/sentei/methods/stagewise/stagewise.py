@@ -34,7 +34,7 @@ from sentei.search.jobs import Where
 from sentei.search.view import SearchView
 from sentei.supernet.files import content_of_supernet, load_supernet, save_supernet
 from sentei.supernet.proxies import StageDistances, SubnetMetric
-from sentei.supernet.stages import Stages, find_stages
+from sentei.supernet.stages import Split, Stages, find_stages
 from sentei.supernet.training import RULES, Rule, SortedNet, SupernetLoss
 from sentei.surgery import cut
 from sentei.train import Recipe, fit
@@ -53,7 +53,9 @@ class Stagewise(InWorkers):
     """
 
     stages: tuple[str, ...] = ()
-    """Modules that end a stage, in order (give MODEL before them); where the spatial size changes unless given."""
+    """Modules that end a stage, in order (give MODEL before them); in place of `split`."""
+    split: Split = "resolution"
+    """Where stages end: where the spatial size changes, or after each block in which something may shrink."""
     interfaces: Interfaces = "whole"
     """Widths of the tensors between stages: kept whole, or searched too."""
     genes: Genes = "all"
@@ -109,7 +111,7 @@ class Stagewise(InWorkers):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected {least} or more")
         allowed = {
-            "interfaces": get_args(Interfaces), "genes": get_args(Genes), "rule": RULES,
+            "split": get_args(Split), "interfaces": get_args(Interfaces), "genes": get_args(Genes), "rule": RULES,
             "search": get_args(SearchName), "start": ("supernet", "scratch"), "executor": get_args(Where),
         }  # fmt: skip
         for name, values in allowed.items():
@@ -158,7 +160,7 @@ class Stagewise(InWorkers):
         check_validation(pruning.data, pruning.task, self.validation_images)
         if self.start == "scratch":
             resets(pruning.base)
-        stages = find_stages(pruning.base, pruning.graph, self.stages)
+        stages = find_stages(pruning.base, pruning.graph, self.stages, self.split)
         net = self.sorted_net(pruning, stages, pruning.base)
         self.refuse(pruning, net)
         tell_stages(pruning, net)

@@ -21,7 +21,7 @@ from sentei.plan import Budget, Constraints, Plan, note_on_use
 from sentei.plan.budget import refuse_other
 from sentei.search.evaluators import check_validation
 from sentei.supernet.proxies import StageDistances, SubnetMetric
-from sentei.supernet.stages import find_stages
+from sentei.supernet.stages import Split, find_stages
 from sentei.supernet.training import Rule, SortedNet, SupernetLoss
 from sentei.surgery.check import check
 from sentei.surgery.cut import cut
@@ -48,7 +48,8 @@ class Supernet(nn.Module):
     given model with units sorted by importance; the model itself is untouched. The `state_dict` holds weights and the
     order of units, so that a new Supernet of the same model and options goes on from it.
 
-    `stages`, `rule`, `interfaces`, `genes`, `levels`, `sort_by`, `subnets` and `constraints` are those of the method.
+    `stages`, `split`, `rule`, `interfaces`, `genes`, `levels`, `sort_by`, `subnets` and `constraints` are those of the
+    method.
 
     Args:
         budget: what `plan` will be asked for. Given here, one that no narrow network meets is refused before training.
@@ -72,6 +73,7 @@ class Supernet(nn.Module):
         task: Task | None = None,
         loss: Callable[[Any, Any], Tensor] | None = None,
         stages: Sequence[str] = (),
+        split: Split = "resolution",
         rule: Rule = "stagewise",
         interfaces: Interfaces = "whole",
         genes: Genes = "all",
@@ -89,7 +91,8 @@ class Supernet(nn.Module):
             raise ConfigError(f"subnets is {subnets}; expected 1 or more")
         self.budget, self.seed = budget, seed
         self._sorting = Sorting(constraints, interfaces, genes, levels, sort_by, seed)
-        net = self._sorting.sorted_net(model, graph, find_stages(model, graph, stages), _task(task, loss), batches)
+        parts = find_stages(model, graph, stages, split)
+        net = self._sorting.sorted_net(model, graph, parts, _task(task, loss), batches)
         if budget is not None:
             self._refuse(net, budget)
         self._net, self._objective = net, SupernetLoss(net, rule, subnets)
