@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from ledger.book import Line
-from ledger.figures import CUTS, budget, compared, recipe, taught, where_made
+from ledger.figures import CUTS, budget, compared, mean, recipe, seeds_by, spread, taught, where_made
 from ledger.gaps import GAPS, difference
+from ledger.plan import Row
+
+Way = tuple[str, str]
+"""What was taught, and the rest of the recipe."""
+PLAIN = "*to the first way*: that with outputs as teacher alone where there is one, else with features too."
 
 
 def recipes(lines: Iterable[Line]) -> Iterable[str]:
-    """Contenders of one seed that were fine-tuned in several ways; the best on validation images comes first."""
-    same = groupby(sorted(compared(lines), key=_cut), _cut)
-    found = {key: sorted(tried, key=lambda line: -line["val"]) for key, tried in same}
-    several = {key: tried for key, tried in found.items() if len(tried) > 1}
-    if not several:
-        return
-    head = "| network | MACs | epochs | contender | seed | taught | recipe | val | test |"
-    rule = "| --- | ---: | ---: | --- | ---: | --- | --- | ---: | ---: |"
-    body = [
-        f"| {network} | {-macs:.0%} | {epochs} | {label} | {seed} | {taught(line['row'])} | {recipe(line['row'])} | "
-        f"{line['val']:.2%} | {line['test']:.2%} |"
-        for (network, macs, epochs, label, seed), tried in several.items()
-        for line in tried
-    ]
-    where = where_made(line for tried in several.values() for line in tried)
-    yield "\n".join(["**The same cut, fine-tuned in several ways**", "", head, rule, *body, "", where])
+    """Contenders that were fine-tuned in several ways, over their seeds; the best on validation images comes first."""
+    found = {cut: seeds_by(same, _way) for cut, same in groupby(sorted(compared(lines), key=_cut), _cut)}
+    several = {cut: ways for cut, ways in found.items() if len(ways) > 1}
+    if several:
+        head = "| network | MACs | epochs | contender | taught | recipe | n | val | test | to the first way |"
+        rule = "| --- | ---: | ---: | --- | --- | --- | ---: | ---: | ---: | ---: |"
+        body = [row for cut, ways in several.items() for row in _ways(cut, ways)]
+        where = where_made(line for ways in several.values() for same in ways.values() for line in same)
+        title = "**The same contender, fine-tuned in several ways**"
+        yield "\n".join([title, "", head, rule, *body, "", f"{where} {GAPS} {PLAIN}"])
 
 
 def _cut(line: Line) -> tuple[Any, ...]:
-    return *budget(line), line["row"]["contender"], line["row"]["seed"]
+    return *budget(line), line["row"]["contender"]
+
+
+def _way(row: dict[str, Any]) -> Way:
+    return taught(row), recipe(row)
+
+
+def _ways(cut: tuple[Any, ...], ways: Mapping[Way, Sequence[Line]]) -> Iterable[str]:
+    network, macs, epochs, label = cut
+    usual = [way for way in ways if way[1] == recipe({"lr": Row.lr})]
+    first = min(usual or ways, key=lambda way: (way[0] != "outputs", not way[0].startswith("outputs")))
+    for way, same in sorted(ways.items(), key=lambda item: -mean(item[1], "val")):
+        gap = difference(same, ways[first]) if way != first else ""
+        yield (
+            f"| {network} | {-macs:.0%} | {epochs} | {label} | {' | '.join(way)} | {len(same)} | "
+            f"{spread(same, 'val')} | {spread(same, 'test')} | {gap} |"
+        )
 
 
 # -- settings of the methods

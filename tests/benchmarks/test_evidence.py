@@ -178,14 +178,19 @@ def test_the_default_is_held_against_other_tools_with_and_without_a_teacher():
     ]
 
 
-def test_one_cut_fine_tuned_in_several_ways_is_a_table_with_the_best_on_validation_first():
+def test_one_contender_fine_tuned_in_several_ways_is_a_table_with_the_best_on_validation_first():
     tried = [line(ROW, 0.88), line(replace(ROW, lr=0.1), 0.87), line(replace(ROW, distill=False), 0.89)]
-    tried.append(line(replace(ROW, recipe={"batch_size": 64}), 0.86))
+    tried += [line(replace(ROW, recipe={"batch_size": 64}), 0.86), line(replace(ROW, seed=1), 0.84)]
     found = tables([*tried, line(replace(ROW, contender="abc"), 0.9)]).partition("fine-tuned in several ways")[2]
     rows = [row for row in found.splitlines() if row.startswith("| resnet20")]
-    assert [row.split(" | ")[5:7] for row in rows] == [
-        ["nothing", "learning rate 0.02"], ["outputs", "learning rate 0.02"], ["outputs", "learning rate 0.1"],
-        ["outputs", "learning rate 0.02, batch_size 64"],
+    assert [row.split(" | ")[4:8] for row in rows] == [
+        ["nothing", "learning rate 0.02", "1", "89.00%"],
+        ["outputs", "learning rate 0.1", "1", "87.00%"],
+        ["outputs", "learning rate 0.02", "2", "86.00% ± 2.83"],
+        ["outputs", "learning rate 0.02, batch_size 64", "1", "86.00%"],
+    ]
+    assert [row.split(" | ")[-1] for row in rows] == [
+        "+1.00 ± 0.45 |", "-1.00 ± 0.47 |", " |", "-2.00 ± 0.48 |",
     ]  # fmt: skip
     assert "abc" not in found
 
