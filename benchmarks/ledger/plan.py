@@ -176,7 +176,9 @@ DEFAULT = "abc"
 FAST = ("l1", "fpgm")
 """The rankings between which `--fast` is decided; taylor is among the six."""
 BEST_PEER = "tp taylor global"
-"""The best of the other tools on validation images at half the MACs."""
+"""The best cut of Torch-Pruning on validation images at half the MACs."""
+BEST_PEERS = (BEST_PEER, "modelopt fastnas")
+"""The best cut of each other tool."""
 SIX = (REFERENCE, "taylor", DEFAULT, "stagewise", "ista", BEST_PEER)
 """Those that are repeated with other seeds: uniform, the best ranking, the three methods, the best peer."""
 THIRD = (*SIX[:-1], "tp bn global")
@@ -219,7 +221,9 @@ def _rows() -> Iterator[Row]:
     yield from (Row("half", "resnet20", label, half, 4) for label in ("l1", *PEERS))
     yield from (Row("third", "resnet20", label, third, 4) for label in (*ENDS, *PEERS))
     yield from (Row("half", "resnet20", label, half, 4, distill=False) for label in PEERS)
-    yield from (Row("half", "resnet20", BEST_PEER, half, 4, distill=False, seed=seed) for seed in (1, 2))
+    for peer in BEST_PEERS:
+        yield from (Row("half", "resnet20", peer, half, 4, distill=False, seed=seed) for seed in (1, 2))
+        yield from (Row("half", "resnet20", peer, half, 4, seed=seed) for seed in (1, 2))
     yield from (Row("resnet56", "resnet56", label, half, 6) for label in ENDS)
     for share in (0.63, 0.32):
         yield Row("points", "resnet20", "ista", {"params": share}, 25, options={"sparse_epochs": 40, "growth": 1.25})

@@ -32,10 +32,11 @@ ZOO = {
 
 BLOCKS = {
     "resnet20": (32, 9, ("layer1.0", "layer1.1", "layer1"), {1}),
-    "vgg16": (32, 7, ("features.6", "features.13", "features.19"), {1}),
+    "vgg16": (32, 5, ("features.6", "features.13", "features.23", "features.33"), {1, 2, 3}),
     "densenet40": (32, 3, ("trans1", "trans2"), {12, 13}),
     "torchvision:resnet50": (64, 16, ("layer1.0", "layer1.1", "layer1"), {2, 3}),
-    "torchvision:mobilenet_v2": (64, 18, ("features.1", "features.2", "features.3"), {1}),
+    "torchvision:mobilenet_v2": (64, 17, ("features.2", "features.3", "features.4"), {1, 3}),
+    "torchvision:efficientnet_b0": (64, 17, ("features.1", "features.2.0", "features.2", "features.3.0"), {1, 2}),
 }
 
 
@@ -103,6 +104,15 @@ def test_random_networks_run_on_from_every_boundary(network, split):
     plan = random_plan(graph, 1)
     parts = stages.costs(graph, "macs", graph.widths(plan))
     assert parts.sum() == pytest.approx(graph.cost(plan).macs)
+
+
+@pytest.mark.parametrize("split", ["blocks", None, ""])
+def test_a_split_that_does_not_exist_is_refused(split):
+    model, graph = traced("resnet20", 32)
+    with pytest.raises(ConfigError, match=f"split is {split!r}; expected 'resolution' or 'block'"):
+        find_stages(model, graph, split=split)
+    with pytest.raises(ConfigError, match="split is 'block' beside stages layer1"):
+        find_stages(model, graph, ("layer1",), "block")
 
 
 def test_named_stages_and_the_head_joins_the_last():

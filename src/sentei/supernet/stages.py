@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -90,14 +90,20 @@ def find_stages(
     >>> find_stages(resnet20, graph, split="block").names
     ('layer1.0', 'layer1.1', 'layer1', 'layer2.0', 'layer2.1', 'layer2', 'layer3.0', 'layer3.1', 'output')
 
-    A block is the least part that can run by itself and in which something may shrink. `names` are modules, each of
+    A block is a module in which something may shrink that no other module sees, and no two parts of which are blocks;
+    where there are not more of them than spatial sizes, those decide. `names` are modules in place of either, each of
     which ends a stage; what follows the last one joins it if nothing in there may shrink. Automatic stages in which
     nothing may shrink join the next one. A network that cannot be taken apart is one stage. Raises ConfigError, naming
     the module, for a name that does not exist, is not called exactly once, is out of order, or whose output is not all
     that the rest of the network sees.
     """
+    if split not in get_args(Split) or (names and split != "resolution"):
+        beside = f" beside stages {', '.join(names)}" if names else ""
+        raise ConfigError(f"split is {split!r}{beside}; expected 'resolution' or 'block', and 'resolution' with names")
     flow = record(model, graph)
-    ends = _named(model, flow, names) if names else _automatic(flow) if split == "resolution" else _finest(flow)
+    ends = _named(model, flow, names) if names else _automatic(flow)
+    if split == "block":
+        ends = max(ends, _blocks(graph, flow), key=len)
     stages = _assemble(model, graph, flow, _worthwhile(model, graph, flow, ends, last_only=bool(names)))
     _prove(model, graph, stages)
     return stages
@@ -147,19 +153,31 @@ def _automatic(flow: Dataflow) -> list[Output]:
     return ends
 
 
-def _finest(flow: Dataflow) -> list[Output]:
-    """The last single tensor before each layer."""
-    return list({out.layers: out for out in _events(flow)}.values())
+def _blocks(graph: ChannelGraph, flow: Dataflow) -> list[Output]:
+    """The outputs of blocks: with two blocks in it a module is none, with one it is that block with what is around."""
+    places = [{m.param for m in group.members} for group in graph.groups if not group.frozen]
+    single = {o.module: o.node for o in flow.outputs if _is_single(flow, o)}
+    found: list[str] = []
+    for name in sorted(single, key=lambda name: -name.count(".")):
+        parts = [block for block in found if block.startswith(f"{name}.")]
+        if len(parts) < 2 and any(all(p.startswith(f"{name}.") for p in params) for params in places):
+            found = [block for block in found if block not in parts] + [name]
+    ends = {single[name] for name in found}
+    return [out for out in _events(flow) if out.node in ends]
 
 
 def _events(flow: Dataflow) -> list[Output]:
     """Modules' outputs with a spatial size that are single tensors, as data flow; the outermost module of each."""
     seen: dict[Any, Output] = {}
     for out in flow.outputs:
-        fits = out.node in flow.cuts and flow.calls[out.module] == 1 and not out.overwritten and out.tensor.ndim > 2
-        if fits and (out.node not in seen or out.module.count(".") < seen[out.node].module.count(".")):
+        nested = out.node in seen and out.module.count(".") >= seen[out.node].module.count(".")
+        if _is_single(flow, out) and not nested:
             seen[out.node] = out
     return sorted(seen.values(), key=lambda o: -flow.order[o.node])
+
+
+def _is_single(flow: Dataflow, out: Output) -> bool:
+    return out.node in flow.cuts and flow.calls[out.module] == 1 and not out.overwritten and out.tensor.ndim > 2
 
 
 def _outside(candidates: Sequence[Output], after: Output, events: Sequence[Output]) -> Output:

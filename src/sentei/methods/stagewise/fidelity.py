@@ -23,6 +23,7 @@ from sentei.methods.common.method import Workers, deciding
 from sentei.methods.common.pruning import DEFAULT_CONSTRAINTS, Pruning, silent
 from sentei.methods.common.summary import measured_task
 from sentei.methods.stagewise import Stagewise, reinitialise, resets
+from sentei.methods.stagewise.stagewise import tell_stages
 from sentei.plan import Budget, Constraints
 from sentei.runs import Run
 from sentei.search import MEASURES, Evaluator, Train, budgeted
@@ -70,7 +71,7 @@ class Fidelity(Workers):
     stages: tuple[str, ...] = ()
     """Modules that end a stage; in place of `split`."""
     split: Split = "resolution"
-    """Where stages end: where the spatial size changes, or after each block in which something may shrink."""
+    """Where stages end: where the spatial size changes, or after each block."""
     supernet_epochs: int = 10
     """Epochs of each supernet."""
     supernet_lr: float = 0.02
@@ -233,8 +234,10 @@ class _Comparison:
     def net(self, rule: Rule) -> SortedNet:
         """The supernet of that rule, trained once."""
         if rule not in self.nets:
-            how = replace(self.how.supernet, rule=rule)
-            self.nets[rule] = how.trained(self.context, self.untrained())
+            how, net = replace(self.how.supernet, rule=rule), self.untrained()
+            if not self.nets:
+                tell_stages(self.context, net)
+            self.nets[rule] = how.trained(self.context, net)
         return self.nets[rule]
 
     def untrained(self) -> SortedNet:

@@ -74,6 +74,8 @@ class Sorting:
             hint += f"; {', '.join(kept[:4])} stay whole (constraints, genes, or more than two stages)"
         if between and self.interfaces == "whole":
             hint += f"; {', '.join(between[:4])} stay whole between stages: interfaces='searched' narrows them"
+        if len(net.stages) > 1:
+            hint += "; fewer stages leave fewer widths whole"
         return hint
 
 

@@ -55,7 +55,8 @@ class Stagewise(InWorkers):
     stages: tuple[str, ...] = ()
     """Modules that end a stage, in order (give MODEL before them); in place of `split`."""
     split: Split = "resolution"
-    """Where stages end: where the spatial size changes, or after each block in which something may shrink."""
+    """Where stages end: where the spatial size changes, or after each block. More stages are faster to search and leave
+    more widths whole."""
     interfaces: Interfaces = "whole"
     """Widths of the tensors between stages: kept whole, or searched too."""
     genes: Genes = "all"
@@ -297,9 +298,10 @@ class Stagewise(InWorkers):
 def tell_stages(pruning: Pruning, net: SortedNet) -> None:
     """One line on where the network was taken apart."""
     whole = net.stages.costs(net.graph, "macs", net.graph.widths())
+    genes = [int(np.isin(groups, net.space.genes).sum()) for groups in net.stages.inside]
     parts = [
-        f"{name} ({np.isin(groups, net.space.genes).sum()} genes, {share:.0%} of the MACs)"
-        for name, groups, share in zip(net.stages.names, net.stages.inside, whole / max(whole.sum(), 1), strict=True)
+        f"{name} ({count} gene{'s' * (count != 1)}, {share:.0%} of the MACs)"
+        for name, count, share in zip(net.stages.names, genes, whole / max(whole.sum(), 1), strict=True)
     ]
     count = f"{len(net.stages)} stage{'s' * (len(net.stages) > 1)}"
     pruning.say(f"{count}, up to the output of: {', '.join(parts)}")
