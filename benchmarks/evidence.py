@@ -8,9 +8,9 @@ Finished experiments are lines of benchmarks/ledger/*.jsonl, to be committed. `r
 the next of the plan; it may be killed at any point, and several may run at once: none does what another one is doing.
 Each experiment is a process of its own with the threads that OMP_NUM_THREADS allows; --workers says how many at once,
 which is for a GPU (--device cuda): on a CPU they only take the threads from each other. --trial makes every experiment
-with a hundredth of its images and keeps it apart, to try a command: `tables --trial` shows what came out. ResNet-56
-needs --resnet56, the public weights. The plan is benchmarks/ledger/plan.py, where another experiment is one more row.
-To make one again, remove its line from the ledger and its folder from --work.
+with a hundredth of its images and keeps it apart, to try a command; `tables --trial` with the same --work shows
+what came out. ResNet-56 needs --resnet56, the public weights. The plan is benchmarks/ledger/plan.py, where another
+experiment is one more row. To make one again, remove its line from the ledger and its folder from --work.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 from ledger.book import FOLDER, Ledger, claimed, is_claimed
 from ledger.plan import EPOCH, Row, plan
 
+FILES = "cifar-10-batches-py"
 TRIAL = 100
 """By what images are divided in a trial."""
 
@@ -42,6 +43,8 @@ def main() -> None:
     if given.verb == "tables":
         from ledger.tables import tables
 
+        if given.trial:
+            print(f"A trial, {ledger.folder}: with a hundredth of the images these figures mean nothing.\n")
         print(tables([line for line in ledger.lines() if given.only in line["name"]]))
     elif given.verb == "plan":
         show(rows, ledger, given.work)
@@ -55,16 +58,18 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=("run", "plan", "tables", "row"), help="row: the one named by --only, here")
     parser.add_argument("--minutes", type=float, default=60, help="what is not finished then goes on next time")
-    parser.add_argument("--data-root", help="folder that holds cifar-10-batches-py")
+    parser.add_argument("--data-root", help=f"folder that holds {FILES}")
     parser.add_argument("--resnet56", help="public weights of ResNet-56; without them its experiments wait")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folder of half-finished experiments")
-    parser.add_argument("--only", default="", help="experiments whose name has this in it")
+    parser.add_argument("--only", default="", help="experiments whose name has this in it, with every verb")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, help="experiments at once; 1, and 8 on a GPU")
     parser.add_argument("--trial", action="store_true", help="a hundredth of the images, kept apart")
     given = parser.parse_args()
-    if given.verb in ("run", "row") and not given.data_root:
-        parser.error("--data-root is missing: the folder that holds cifar-10-batches-py")
+    if given.verb in ("run", "row") and not (Path(given.data_root or "") / FILES).is_dir():
+        parser.error(f"--data-root is {given.data_root}; expected the folder that holds {FILES}")
+    if given.verb == "row" and given.only not in [row.name for row in plan()]:
+        parser.error(f"--only is {given.only!r}; row expected the whole name of an experiment of the plan")
     given.workers = given.workers or (8 if given.device == "cuda" else 1)
     return given
 

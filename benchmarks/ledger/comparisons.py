@@ -8,7 +8,6 @@ from typing import Any
 
 from ledger.book import Line
 from ledger.figures import (
-    CUTS,
     Experiments,
     budget,
     by_contender,
@@ -22,14 +21,9 @@ from ledger.figures import (
     taught,
     where_made,
 )
-from ledger.gaps import GAPS, difference
-from ledger.plan import DEFAULT, PEERS, REFERENCE, Row
+from ledger.gaps import difference
+from ledger.plan import CONTENDERS, DEFAULT, PEERS, REFERENCE, Row
 from sentei.train import Recipe
-
-COSTS = (
-    "*judging*: passes forward by which structures are judged, at most, which come on top of the training images, in "
-    "epochs of training the dense network."
-)
 
 
 def comparisons(lines: Iterable[Line]) -> Iterable[str]:
@@ -55,32 +49,33 @@ def comparison(key: tuple[Any, ...], experiments: Experiments) -> str:
     way = "without a teacher" if plain else teacher
     title = (
         f"**{network}, {-macs:.0%} of the MACs, {epochs} epochs in all ({images:,} training images), {way}** "
-        f"({trained}; "
-        f"dense {some['dense']['test']:.2%} test, {some['dense']['macs'] / 1e6:.2f} M MACs, "
+        f"({trained}; dense {some['dense']['test']:.2%} test, {some['dense']['macs'] / 1e6:.2f} M MACs, "
         f"{some['dense']['params']:,} parameters)"
     )
-    references = {label: experiments.get(label, []) for label in (REFERENCE, *_best_peer(experiments))}
+    references = {label: experiments.get(label, []) for label in (REFERENCE, *_best_peers(experiments))}
     gaps = "".join(f" to {label} |" for label in references)
     head = f"| | n | val, cut | val | test |{gaps} MACs | parameters | images before fine-tuning | judging | seconds |"
     rule = f"| --- | ---: | ---: | ---: | ---: |{' ---: |' * len(references)} ---: | ---: | --- | ---: | ---: |"
     body = [_row(label, experiments[label], references) for label in ordered]
     where = where_made(line for same in experiments.values() for line in same)
-    return "\n".join([title, "", head, rule, *body, "", f"{where} {GAPS} {CUTS} {COSTS}"])
+    return "\n".join([title, "", head, rule, *body, "", where])
 
 
-def _best_peer(experiments: Experiments) -> list[str]:
-    """The best of the other tools on validation images, if there is any."""
-    peers = [label for label in experiments if label in PEERS]
-    return [max(peers, key=lambda label: mean(experiments[label], "val"))] if peers else []
+def _best_peers(experiments: Experiments) -> list[str]:
+    """Of each other tool the best cut on validation images."""
+    peers = sorted(
+        (label for label in experiments if label in PEERS), key=lambda label: mean(experiments[label], "val")
+    )
+    return list({CONTENDERS[label].method: label for label in peers}.values())
 
 
 def _row(label: str, lines: Sequence[Line], references: Experiments) -> str:
-    seconds = [sum(s for name, s in line["seconds"].items() if name != "total") for line in lines]
+    seconds = min(sum(s for name, s in line["seconds"].items() if name != "total") for line in lines)
     cells = (
         label, len(lines), f"{mean(lines, 'cut'):.2%}", spread(lines, "val"), spread(lines, "test"),
         *("" if label == name else difference(lines, reference) for name, reference in references.items()),
         f"{share(lines, 'macs'):.1%}", f"{share(lines, 'params'):.1%}", _before_tuning(lines[0]),
-        f"{worth:.1f}" if (worth := judging(lines[0])) else "", f"{sum(seconds) / len(seconds):,.0f}",
+        f"{worth:.1f}" if (worth := judging(lines[0])) else "", f"{seconds:,.0f}",
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -110,7 +105,7 @@ def defaults(lines: Iterable[Line]) -> Iterable[str]:
         title = "**sentei as it is by default, less the cuts of other tools**"
         head = f"| network | MACs | epochs | | taught | n | val | test | {DEFAULT} less it |"
         rule = "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |"
-        yield "\n".join([title, "", head, rule, *body, "", f"{where_made(shown)} {GAPS}"])
+        yield "\n".join([title, "", head, rule, *body, "", where_made(shown)])
 
 
 def _is_usual(row: dict[str, Any]) -> bool:

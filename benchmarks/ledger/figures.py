@@ -14,7 +14,8 @@ from sentei.methods.registry import METHODS, method_of
 Experiments = dict[str, list[Line]]
 """Lines by contender, one a seed."""
 Key = TypeVar("Key")
-CUTS = "*val, cut*: before fine-tuning."
+PACKAGES = {"torch-pruning": ("torch-pruning", "Torch-Pruning"), "modelopt": ("nvidia-modelopt", "ModelOpt")}
+"""By the method of a row: under which name the ledger has the version, and under which it is known."""
 
 
 def compared(lines: Iterable[Line]) -> list[Line]:
@@ -62,13 +63,19 @@ def where_made(lines: Iterable[Line]) -> str:
     threads = sorted({line["machine"]["threads"] for line in found})
     torch = sorted({line["versions"]["torch"] for line in found})
     days = sorted(line["when"] for line in found)
-    peers = {line["versions"].get("torch-pruning") for line in found if line["row"]["method"] == "torch-pruning"}
+    peers = sorted({(line["row"]["method"], _version(line)) for line in found if line["row"]["method"] in PACKAGES})
     return (
         f"Seeds {', '.join(map(str, seeds))}; {', '.join(f'{name} ({n})' for name, n in machines.items())}, "
         f"{' or '.join(map(str, threads))} threads, torch {', '.join(torch)}"
-        + "".join(f", Torch-Pruning {version}" for version in peers)
+        + "".join(f", {PACKAGES[method][1]} {version}" for method, version in peers)
         + f", {days[0]} to {days[-1]}."
     )
+
+
+def _version(line: Line) -> str:
+    """Of the other tool that made the cut."""
+    version: str = line["versions"][PACKAGES[line["row"]["method"]][0]]
+    return version
 
 
 def recipe(row: dict[str, Any]) -> str:

@@ -8,11 +8,6 @@ from ledger.book import Line
 from sentei.comparison.statistics import Difference, answers_of, paired
 
 TEST_IMAGES = 10_000
-GAPS = (
-    "*n*: seeds; ±: their standard deviation, in differences the standard error, over the seeds that both have and "
-    "over test images, image by image where it is known which ones are right. A tie lies within two standard errors "
-    "or, of several seeds, within the 95 % interval, which is wider; of one seed nothing is known but the test images."
-)
 
 
 def difference(lines: Sequence[Line], reference: Sequence[Line]) -> str:
@@ -25,7 +20,9 @@ def difference(lines: Sequence[Line], reference: Sequence[Line]) -> str:
     values = [[line["test"] for line in side] for side in (own, others)]
     found = paired(*values, images=TEST_IMAGES, answers=answers_of(own, others))
     remarks = ["tie"] if abs(found.mean) < _doubtful(found) else []
-    remarks += [f"{found.count} seed{'s' if found.count > 1 else ''}"] if found.count < len(lines) else []
+    remarks += (
+        [f"{found.count} seed{'s' if found.count > 1 else ''}"] if found.count < max(len(lines), len(reference)) else []
+    )
     told = f" ({', '.join(remarks)})" if remarks else ""
     return f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}{told}"
 

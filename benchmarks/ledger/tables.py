@@ -11,16 +11,30 @@ from ledger.plan import CONTENDERS
 from ledger.proxies import fidelities
 from ledger.variants import recipes, settings
 
+LEGEND = """\
+*n*: seeds; *±*: their standard deviation, in differences the standard error, over the seeds that both have (said
+where one has more) and over test images, image by image where it is known which ones are right. *tie*: within two
+standard errors or, of several seeds, within the 95 % interval of Student's t, which is wider; of one seed nothing is
+known but the test images. *val, cut*: validation accuracy before fine-tuning. *images before fine-tuning*: of those
+in the title. *judging*: passes forward by which structures are judged, on top of those, at most, in epochs of
+training the dense network (an image takes one pass at the budget's MACs against three at its own). *seconds*: of the
+fastest seed. *to the first way*: to outputs as teacher alone where that was tried, else to features too. At equal
+cost the best on test images come first, elsewhere the best on validation images.
+
+*abc reconstruct*: structures judged with weights that make up for the cut; *abc cold*: begun with random structures;
+*abc --paper*: the paper's own search, whose alpha decides the MACs; *sandwich*: a colony in a sandwich supernet;
+*stagewise by block*: with a stage for each block; *tp*: Torch-Pruning; *modelopt*: NVIDIA ModelOpt."""
+
 
 def tables(lines: Sequence[Line]) -> str:
-    """All tables that these lines give.
+    """All tables that these lines give, and how to read them.
 
     >>> tables([])
     'The ledger is empty.'
     """
     made = (comparisons, defaults, recipes, settings, _searches, _points, fidelities, _refusals)
     parts = [table for kind in made for table in kind(lines)]
-    return "\n\n".join(parts) if parts else "The ledger is empty."
+    return "\n\n".join([LEGEND, *parts]) if parts else "The ledger is empty."
 
 
 # -- evaluations against accuracy
@@ -30,7 +44,7 @@ def _searches(lines: Iterable[Line]) -> Iterable[str]:
     found = by_contender(line for line in lines if line["table"] == "search" and not line["refused"])
     if not found:
         return
-    head = "| search | structures | n | val, cut | val | test | seconds of search | epochs' worth |"
+    head = "| search | structures | n | val, cut | val | test | seconds of search | judging |"
     rule = "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     body = []
     for label, same in sorted(found.items(), key=lambda item: list(CONTENDERS).index(item[0])):
@@ -41,12 +55,9 @@ def _searches(lines: Iterable[Line]) -> Iterable[str]:
             f"{spread(same, 'test')} | {seconds:,.0f} | {judging(same[0]):.1f} |"
         )
     where = where_made(line for same in found.values() for line in same)
-    worth = (
-        "*epochs' worth*: the images that were measured, in epochs of training the dense network, a pass forward at "
-        "the budget's MACs against three at its own; ABCPruner trains structures for 30 to 34 epochs."
-    )
+    paper = "ABCPruner trains structures for 30 to 34 epochs."
     title = "**How many structures a search measures**"
-    yield "\n".join([title, "", head, rule, *body, "", f"{where} {worth}"])
+    yield "\n".join([title, "", head, rule, *body, "", f"{where} {paper}"])
 
 
 # -- ISTA towards the paper's points

@@ -8,13 +8,12 @@ from itertools import groupby
 from typing import Any
 
 from ledger.book import Line
-from ledger.figures import CUTS, budget, compared, mean, recipe, seeds_by, spread, taught, where_made
-from ledger.gaps import GAPS, difference
+from ledger.figures import budget, compared, mean, recipe, seeds_by, spread, taught, where_made
+from ledger.gaps import difference
 from ledger.plan import Row
 
 Way = tuple[str, str]
 """What was taught, and the rest of the recipe."""
-PLAIN = "*to the first way*: that with outputs as teacher alone where there is one, else with features too."
 
 
 def recipes(lines: Iterable[Line]) -> Iterable[str]:
@@ -27,7 +26,7 @@ def recipes(lines: Iterable[Line]) -> Iterable[str]:
         body = [row for cut, ways in several.items() for row in _ways(cut, ways)]
         where = where_made(line for ways in several.values() for same in ways.values() for line in same)
         title = "**The same contender, fine-tuned in several ways**"
-        yield "\n".join([title, "", head, rule, *body, "", f"{where} {GAPS} {PLAIN}"])
+        yield "\n".join([title, "", head, rule, *body, "", where])
 
 
 def _cut(line: Line) -> tuple[Any, ...]:
@@ -62,7 +61,7 @@ def settings(lines: Iterable[Line]) -> Iterable[str]:
         head = "| | setting | seed | val, cut | val | test | without it: val | test | to without |"
         rule = "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
         body = [_setting(line, usual.get(_without_options(line["row"]))) for line in found]
-        yield "\n".join([title, "", head, rule, *body, "", f"{where_made(found)} {GAPS} {CUTS}"])
+        yield "\n".join([title, "", head, rule, *body, "", where_made(found)])
 
 
 def _setting(line: Line, own: Line | None) -> str:

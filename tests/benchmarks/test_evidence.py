@@ -110,9 +110,9 @@ def test_tables_state_seeds_spread_images_and_ties():
     assert "50% of the MACs, 4 epochs in all (180,000 training images), the dense network as teacher" in found
     assert "| sparse 90,000 |  | 161 |" in found
     assert "| sparse 90,000 | 2.2 | 161 |" in found, "200 structures of abc, 3,000 images each, at half the MACs"
-    assert "| abc | 1 | 50.00% | 90.00% | 90.00% | +2.00 ± 0.44 | +20.00 ± 0.55 |" in found
+    assert "| abc | 1 | 50.00% | 90.00% | 90.00% | +2.00 ± 0.44 (1 seed) | +20.00 ± 0.55 |" in found
     assert "| uniform | 2 | 50.00% | 88.30% ± 0.42 | 88.30% ± 0.42 |  | +18.00 ± 0.56 (1 seed) |" in found
-    assert "| taylor | 1 | 50.00% | 88.10% | 88.10% | +0.10 ± 0.46 (tie) |" in found
+    assert "| taylor | 1 | 50.00% | 88.10% | 88.10% | +0.10 ± 0.46 (tie, 1 seed) |" in found
     assert "Seeds 0, 1; a processor (5), 1 threads, torch 2, Torch-Pruning 1.6.1, 2026-11-29 to 2026-11-29." in found
     assert "- modelopt fastnas on resnet20: ValueError: no" in found
     assert found.index("| abc |") < found.index("| uniform |") < found.index("| tp bn global |")
@@ -154,10 +154,27 @@ def test_what_the_plan_does_not_have_is_said_with_the_nearest():
     assert "resnet20-macs0.5-4x-uniform-distilled-s0" in told.stderr
 
 
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        (["run", "--data-root", "nowhere"], "--data-root is nowhere; expected the folder that holds"),
+        (["row", "--data-root", ".", "--only", "4x-uniform"], "row expected the whole name"),
+    ],
+)
+def test_what_cannot_be_begun_is_refused(asked, text, tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    command = [sys.executable, str(BENCHMARKS / "evidence.py"), *asked]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 2
+    assert text in told.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
+
+
 def test_an_experiment_that_fails_is_told_and_so_is_one_that_waits(tmp_path):
     for only, code, expected in (("8x-uniform-hinted10-s0", 1, "failed, see"), ("resnet56", 0, "wait for --resnet56")):
         asked = [sys.executable, str(BENCHMARKS / "evidence.py"), "run", "--trial", "--only", only]
-        asked += ["--data-root", str(tmp_path / "nothing"), "--work", str(tmp_path / "work")]
+        (tmp_path / "cifar-10-batches-py").mkdir(exist_ok=True)  # and nothing in it
+        asked += ["--data-root", str(tmp_path), "--work", str(tmp_path / "work")]
         told = subprocess.run(asked, capture_output=True, text=True)
         assert (told.returncode, expected in told.stdout) == (code, True), told.stdout
 
@@ -190,7 +207,7 @@ def test_one_contender_fine_tuned_in_several_ways_is_a_table_with_the_best_on_va
         ["outputs", "learning rate 0.02, batch_size 64", "1", "86.00%"],
     ]
     assert [row.split(" | ")[-1] for row in rows] == [
-        "+1.00 ± 0.45 |", "-1.00 ± 0.47 |", " |", "-2.00 ± 0.48 |",
+        "+1.00 ± 0.45 (1 seed) |", "-1.00 ± 0.47 (1 seed) |", " |", "-2.00 ± 0.48 (1 seed) |",
     ]  # fmt: skip
     assert "abc" not in found
 
