@@ -105,6 +105,7 @@ class Work:
 
     def run(self) -> bool:
         """Whether none of them failed."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that experiments end with it
         end = time.monotonic() + 60 * self.given.minutes
         try:
             while time.monotonic() < end:

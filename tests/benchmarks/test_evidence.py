@@ -251,6 +251,25 @@ def test_the_tables_of_the_documentation_are_those_of_the_ledger():
 
 
 @pytest.mark.slow
+def test_experiments_end_with_what_began_them(tmp_path):
+    root = os.environ.get("CIFAR10")
+    if not root:
+        pytest.skip("set CIFAR10 to the folder that holds cifar-10-batches-py")
+    only = "resnet20-macs0.5-8x-uniform-hinted10-s0"
+    command = [sys.executable, str(BENCHMARKS / "evidence.py"), "run", "--trial", "--data-root", root]
+    begun = subprocess.Popen(
+        [*command, "--work", str(tmp_path), "--only", only], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    folder = tmp_path / "trial" / only
+    while not folder.is_dir() or not is_claimed(folder):
+        time.sleep(0.1)
+    begun.terminate()
+    assert begun.wait(60) == 143
+    assert not is_claimed(folder)
+    assert Ledger(tmp_path / "trial/ledger").lines() == []
+
+
+@pytest.mark.slow
 def test_experiments_survive_kills_and_two_instances_share_them(tmp_path):
     """In a trial: three experiments, two instances, one of them and its experiment killed again and again."""
     root = os.environ.get("CIFAR10")
