@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.verb in ("run", "row") and not (Path(given.data_root or "") / FILES).is_dir():
         parser.error(f"--data-root is {given.data_root}; expected the folder that holds {FILES}")
-    if given.verb == "row" and given.only not in [row.name for row in plan()]:
+    if given.verb == "row" and wanted(given.only)[0].name != given.only:
         parser.error(f"--only is {given.only!r}; row expected the whole name of an experiment of the plan")
     given.workers = given.workers or (8 if given.device == "cuda" else 1)
     return given
@@ -122,10 +122,11 @@ class Work:
                 process.send_signal(signal.SIGTERM)
             for process in self.going.values():
                 process.wait()
-        left = sum(not self.ledger.has(row) for row in self.rows)
-        print(f"{len(self.rows) - left} of {len(self.rows)} experiments are done, in {self.ledger.folder}", flush=True)
-        if waiting := [row for row in self.rows if self.waits(row) and not self.ledger.has(row)]:
-            print(f"{len(waiting)} wait for --resnet56, the public weights", flush=True)
+        left = [row for row in self.rows if not self.ledger.has(row)]
+        done = len(self.rows) - len(left)
+        print(f"{done} of {len(self.rows)} experiments are done, in {self.ledger.folder}", flush=True)
+        if waiting := sum(map(self.waits, left)):
+            print(f"{waiting} wait for --resnet56, the public weights", flush=True)
         return not self.failed
 
     def next(self) -> Row | None:
@@ -133,9 +134,8 @@ class Work:
         done = [line["row"] for line in self.ledger.lines()]
         passed = {*self.going, *self.failed}
         open_rows = [row for row in self.rows if row.name not in passed and row.to_json() not in done]
-        for row in sorted(
-            (row for row in open_rows if not self.waits(row)), key=lambda row: not self.folder(row).is_dir()
-        ):
+        ready = [row for row in open_rows if not self.waits(row)]
+        for row in sorted(ready, key=lambda row: not self.folder(row).is_dir()):
             if not self.folder(row).is_dir() or not is_claimed(self.folder(row)):
                 return row
         return None

@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ledger.book import Line
-from ledger.plan import COMPARED, EPOCH, HELD
+from ledger.plan import COMPARED, EPOCH, HELD, TOOLS
 from sentei.comparison.statistics import Spread
 from sentei.methods.registry import METHODS, method_of
 
 Experiments = dict[str, list[Line]]
 """Lines by contender, one a seed."""
 Key = TypeVar("Key")
-PACKAGES = {"torch-pruning": ("torch-pruning", "Torch-Pruning"), "modelopt": ("nvidia-modelopt", "ModelOpt")}
-"""By the method of a row: under which name the ledger has the version, and under which it is known."""
 
 
 def compared(lines: Iterable[Line]) -> list[Line]:
@@ -63,19 +61,19 @@ def where_made(lines: Iterable[Line]) -> str:
     threads = sorted({line["machine"]["threads"] for line in found})
     torch = sorted({line["versions"]["torch"] for line in found})
     days = sorted(line["when"] for line in found)
-    peers = sorted({(line["row"]["method"], _version(line)) for line in found if line["row"]["method"] in PACKAGES})
+    tools = sorted({_tool(line) for line in found if line["row"]["method"] in TOOLS})
     return (
         f"Seeds {', '.join(map(str, seeds))}; {', '.join(f'{name} ({n})' for name, n in machines.items())}, "
         f"{' or '.join(map(str, threads))} threads, torch {', '.join(torch)}"
-        + "".join(f", {PACKAGES[method][1]} {version}" for method, version in peers)
+        + "".join(f", {tool}" for tool in tools)
         + f", {days[0]} to {days[-1]}."
     )
 
 
-def _version(line: Line) -> str:
-    """Of the other tool that made the cut."""
-    version: str = line["versions"][PACKAGES[line["row"]["method"]][0]]
-    return version
+def _tool(line: Line) -> str:
+    """The other tool that made the cut, with its version."""
+    package, name = TOOLS[line["row"]["method"]]
+    return f"{name} {line['versions'][package]}"
 
 
 def recipe(row: dict[str, Any]) -> str:

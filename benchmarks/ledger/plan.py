@@ -13,20 +13,23 @@ COMPARED = ("half", "third", "long", "resnet56")
 """Tables whose rows are held against each other at equal cost: contenders as they are."""
 TABLES = (*COMPARED, "settings", "points", "fidelity", "search")
 
+TOOLS = {"torch-pruning": ("torch-pruning", "Torch-Pruning"), "modelopt": ("nvidia-modelopt", "ModelOpt")}
+"""Other tools, by the method of a contender: package and name."""
+
 
 @dataclass(frozen=True)
 class Contender:
     """A way to prune: a method of sentei, or another tool."""
 
     method: str
-    """A name in `sentei.METHODS`, torch-pruning or modelopt, or fidelity."""
+    """A name in `sentei.METHODS` or of TOOLS, or fidelity."""
     options: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     """Images of an epoch, for methods whose rounds are epochs; the total stays what it is."""
 
     @property
     def is_peer(self) -> bool:
-        return self.method in ("torch-pruning", "modelopt")
+        return self.method in TOOLS
 
 
 def _torch_pruning(importance: str, **options: Any) -> Contender:

@@ -17,7 +17,7 @@ from torch import nn
 
 import sentei
 from ledger.peers import cut_by_peer
-from ledger.plan import Row
+from ledger.plan import TOOLS, Row
 from sentei.answers import packed
 from sentei.data import Data, load_data
 from sentei.machine import machine
@@ -33,7 +33,7 @@ from sentei.train.journal import Journal
 FINE = Constraints(round_to=1, max_ratio=0.9)
 """Steps of one channel for every contender: layers of 16 channels have few widths as it is."""
 NETWORKS = {"resnet20": "sentei:resnet20-cifar10", "resnet56": "resnet56"}
-PACKAGES = ("torch", "torch-pruning", "nvidia-modelopt")
+PACKAGES = ("torch", *(package for package, _ in TOOLS.values()))
 
 
 def made(row: Row, folder: Path, model: nn.Module, data: Data) -> dict[str, Any]:

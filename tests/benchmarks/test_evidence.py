@@ -154,6 +154,18 @@ def test_what_the_plan_does_not_have_is_said_with_the_nearest():
     assert "resnet20-macs0.5-4x-uniform-distilled-s0" in told.stderr
 
 
+def test_tables_of_a_trial_say_so_and_show_what_was_asked_for(tmp_path):
+    ledger = Ledger(tmp_path / "trial/ledger")
+    for row in (ROW, replace(ROW, table="third", limits={"macs": 0.3})):
+        for label in ("uniform", "l1"):
+            ledger.append(replace(row, contender=label), result())
+    asked = [sys.executable, str(BENCHMARKS / "evidence.py"), "tables", "--trial", "--work", str(tmp_path)]
+    told = subprocess.run([*asked, "--only", "macs0.3"], capture_output=True, text=True).stdout
+    assert "these figures mean nothing" in told
+    assert "resnet20, 30% of the MACs" in told
+    assert "resnet20, 50% of the MACs" not in told
+
+
 @pytest.mark.parametrize(
     ("asked", "text"),
     [

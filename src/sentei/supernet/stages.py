@@ -104,7 +104,9 @@ def find_stages(
     ends = _named(model, flow, names) if names else _automatic(flow)
     if split == "block":
         ends = max(ends, _blocks(graph, flow), key=len)
-    stages = _assemble(model, graph, flow, _worthwhile(model, graph, flow, ends, last_only=bool(names)))
+    boundaries, positions = _boundaries(model, graph, [o.module for o in ends])
+    left = _worthwhile(graph, flow, ends, boundaries, last_only=bool(names))
+    stages = _assemble(graph, flow, [ends[i] for i in left], [boundaries[i] for i in left], positions[left])
     _prove(model, graph, stages)
     return stages
 
@@ -239,11 +241,11 @@ def _check_single(flow: Dataflow, out: Output) -> None:
 
 
 def _worthwhile(
-    model: nn.Module, graph: ChannelGraph, flow: Dataflow, ends: Sequence[Output], last_only: bool
-) -> list[Output]:
-    """Without the ends of stages in which nothing may shrink; with `last_only` that of the last stage alone may go."""
-    boundaries, _ = _boundaries(model, graph, [e.module for e in ends])
-    member, at, left = _members(graph, flow, ends), _crossing(graph, boundaries), list(ends)
+    graph: ChannelGraph, flow: Dataflow, ends: Sequence[Output], boundaries: Sequence[Boundary], last_only: bool
+) -> list[int]:
+    """Which ends stay, where stages in which nothing may shrink join another; `last_only`: only the last one may."""
+    member, at = _members(graph, _parameters(flow, ends)), _crossing(graph, boundaries)
+    left = list(range(len(ends)))
     while left:
         inside = member & _alone(member, at)
         empty = [i for i in range(len(member)) if not inside[i].any() and (i == len(left) or not last_only)]
@@ -263,9 +265,8 @@ def _parameters(flow: Dataflow, ends: Sequence[Output]) -> list[set[str]]:
     return [flow.parameters(start, stop) for start, stop in zip(starts, stops, strict=True)]
 
 
-def _members(graph: ChannelGraph, flow: Dataflow, ends: Sequence[Output]) -> np.ndarray:
-    """Which groups that may shrink live in each stage [n_stages, n_groups]."""
-    params = _parameters(flow, ends)
+def _members(graph: ChannelGraph, params: Sequence[set[str]]) -> np.ndarray:
+    """Which groups that may shrink live in each stage [n_stages, n_groups], by the parameters of each."""
     member = np.zeros((len(params), len(graph.groups)), bool)
     for g, group in enumerate(graph.groups):
         places = {m.param for m in group.members}
@@ -287,10 +288,12 @@ def _alone(member: np.ndarray, at: np.ndarray) -> np.ndarray:
     return found
 
 
-def _assemble(model: nn.Module, graph: ChannelGraph, flow: Dataflow, ends: Sequence[Output]) -> Stages:
-    boundaries, positions = _boundaries(model, graph, [o.module for o in ends])
-    n = len(ends) + 1
-    params, member, at = _parameters(flow, ends), _members(graph, flow, ends), _crossing(graph, boundaries)
+def _assemble(
+    graph: ChannelGraph, flow: Dataflow, ends: Sequence[Output], boundaries: Sequence[Boundary], positions: np.ndarray
+) -> Stages:
+    """`positions`: how many contractions have run until each boundary."""
+    n, params = len(ends) + 1, _parameters(flow, ends)
+    member, at = _members(graph, params), _crossing(graph, boundaries)
     alone = _alone(member, at)
     inside = tuple(np.flatnonzero(member[i] & alone) for i in range(n))
     between = tuple(
@@ -305,7 +308,7 @@ def _assemble(model: nn.Module, graph: ChannelGraph, flow: Dataflow, ends: Seque
         "latency_ms": contraction,
         "params": np.array([stage_of.get(p, n - 1) for p in graph.params], np.int64),
     }
-    return Stages((*(b.module for b in boundaries), "output"), boundaries, inside, between, terms)
+    return Stages((*(b.module for b in boundaries), "output"), tuple(boundaries), inside, between, terms)
 
 
 def _boundaries(model: nn.Module, graph: ChannelGraph, ends: Sequence[str]) -> tuple[tuple[Boundary, ...], np.ndarray]:
